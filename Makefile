@@ -1,0 +1,99 @@
+# packshot: a folder of labelled product images in, a verified classification service out.
+#
+#   make train export serve              on a drawn sample catalogue
+#   make train export serve DATA=photos  on your own: one sub-folder a class
+
+PYTHON       ?= python3
+MODEL        ?= products
+DATA         ?= data/sample
+RUN          ?= runs/$(MODEL)
+ARCH         ?= resnet50
+EPOCHS       ?=
+PORT         ?= 8001
+METRICS_PORT ?= 8002
+IMAGE        ?= data/sample/test/mug/mug-074.jpg
+
+UV_VERSION           := 0.13.8
+GRPCIO_TOOLS_VERSION := 1.71.2
+
+BIN    := .venv/bin
+READY  := .venv/.installed
+PROTO  := packshot/v1/classifier.proto
+SAMPLE := data/sample
+
+export ORT_DISABLE_TELEMETRY = 1
+
+.NOTPARALLEL: # `make train export serve` is an order, not a set
+.PHONY: help setup sample train export serve classify load test lint proto lock bench clean
+.DEFAULT_GOAL := help
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  DATA=$(DATA) RUN=$(RUN) MODEL=$(MODEL) ARCH=$(ARCH) EPOCHS=$(or $(EPOCHS),<the recipe's>)"
+	@echo "  PORT=$(PORT) METRICS_PORT=$(METRICS_PORT) IMAGE=$(IMAGE)"
+
+setup: $(READY) ## create .venv and install the locked packages (other verbs do it when needed)
+
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "packshot needs Python 3.11 to 3.13; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.11 ..."; exit 1; }
+	@echo "setting up .venv: about 5 GB to download, most of it PyTorch"
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+sample: $(SAMPLE) ## draw the sample catalogue into data/sample
+$(SAMPLE): | $(READY)
+	$(BIN)/python -m trainer.sample $@
+
+train: $(READY) $(if $(filter $(SAMPLE),$(DATA)),$(SAMPLE)) ## fine-tune ARCH on DATA: checkpoint and report into RUN
+	$(BIN)/python -m trainer --data $(DATA) --run $(RUN) --arch $(ARCH) \
+	  $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(filter $(SAMPLE),$(DATA)),--without-weights scratch)
+
+export: $(READY) ## turn the checkpoint of RUN into the next version of models/MODEL, verified
+	$(BIN)/python -m exporters --run $(RUN) --models models --model $(MODEL)
+
+serve: $(READY) ## serve models/MODEL on PORT, Prometheus metrics on METRICS_PORT
+	$(BIN)/python -m serving --models models --model $(MODEL) --port $(PORT) --metrics-port $(METRICS_PORT)
+
+classify: $(READY) ## classify IMAGE (a file, folder or pattern) with the server on PORT
+	@$(BIN)/packshot classify --target 127.0.0.1:$(PORT) "$(IMAGE)"
+
+load: $(READY) ## load-test the server on PORT with the images of DATA
+	@$(BIN)/packshot load --target 127.0.0.1:$(PORT) $(DATA)
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## check style, types and generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(call protoc,.venv/proto)
+	@for file in $$(cd .venv/proto && find packshot -name '*.py*'); do \
+	  cmp $$file .venv/proto/$$file || { echo "$$file is not what $(PROTO) gives: run make proto"; exit 1; }; done
+
+proto: $(READY) ## regenerate packshot/v1 from proto/
+	$(call protoc,.)
+
+# An old generator on purpose: its output runs on old and new runtimes, today's only on new ones.
+define protoc
+	@mkdir -p $(1)
+	$(BIN)/uv run --quiet --isolated --no-project --python $(BIN)/python --with grpcio-tools==$(GRPCIO_TOOLS_VERSION) \
+	  python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) --pyi_out=$(1) proto/$(PROTO)
+endef
+
+lock: ## renew requirements.lock from pyproject.toml (needs uv)
+	uv pip compile pyproject.toml --extra train --extra export --extra serve --extra dev --universal \
+	  --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --upgrade \
+	  --custom-compile-command "make lock" --quiet --output-file requirements.lock
+
+bench: $(READY) ## measure speed (ratios of two things in one run)
+	$(BIN)/python -m benchmarks.preprocessing
+	$(BIN)/python -m benchmarks.serving --models models --model $(MODEL) --images $(DATA)
+
+clean: ## remove the environment and everything made by the other verbs, bundles included
+	rm -rf .venv data/sample runs models dist .mypy_cache .pytest_cache .ruff_cache

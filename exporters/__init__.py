@@ -1,0 +1,1 @@
+"""The exporters: a checkpoint in, a verified bundle out."""

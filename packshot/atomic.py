@@ -1,0 +1,67 @@
+"""Files and folders that appear whole or not at all.
+
+Everything is written under a hidden temporary name on the same file system, synced to disk and
+renamed. A reader never sees half of it; a killed writer leaves a hidden leftover, never a result.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yields an empty folder to fill; it becomes `target` when the block ends without an error.
+
+    Raises FileExistsError if `target` exists by then and is not an empty folder.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)
+        for path in sorted(unfinished.rglob("*")):
+            _sync(path)
+        _sync(unfinished)
+        _move_into_place(unfinished, target)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Replaces `target` by `content` in one step."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync(target.parent)
+
+
+def _move_into_place(unfinished: Path, target: Path) -> None:
+    try:
+        os.rename(unfinished, target)
+    except OSError as error:
+        raise FileExistsError(
+            f"{target} exists already: remove it or choose another place"
+        ) from error
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

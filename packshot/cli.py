@@ -1,0 +1,189 @@
+"""The `packshot` command: classify files, ask what is served, load-test a server."""
+
+import argparse
+import csv
+import glob
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import msgspec
+from tqdm import tqdm
+
+from packshot.client import DEFAULT_TARGET, Client, ImageSource, Result
+from packshot.errors import InvalidInput, PackshotError
+from packshot.load import LoadPlan, load_images, report_text, run_load
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+BAR_FROM = 20  # images: fewer are answered before a bar is of use
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 all well, 1 some image or request failed, 2 the command could not run."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except PackshotError as error:
+        print(f"packshot: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def classify(options: argparse.Namespace) -> int:
+    names = _expand(options.images)
+    sources: list[ImageSource] = [
+        sys.stdin.buffer.read() if name == "-" else name for name in names
+    ]
+    with _client(options) as client:
+        results = client.stream(sources, top_k=options.top_k)
+        shown = tqdm(results, total=len(sources), unit="image", disable=_no_bar(len(sources)))
+        named = (
+            msgspec.structs.replace(result, name=name)
+            for name, result in zip(names, shown, strict=True)
+        )
+        failures = FORMATTERS[options.format](named, sys.stdout)
+    return 1 if failures else 0
+
+
+def model(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        info = client.model()
+    print(msgspec.json.format(msgspec.json.encode(info)).decode())
+    return 0
+
+
+def load(options: argparse.Namespace) -> int:
+    plan = LoadPlan(
+        target=options.target,
+        rate=options.rate,
+        concurrency=options.concurrency,
+        seconds=options.seconds,
+        images_per_request=options.images_per_request,
+        timeout_seconds=options.timeout,
+    )
+    report = run_load(plan, load_images(_expand(options.images)))
+    print(msgspec.json.encode(report).decode() if options.json else report_text(report))
+    return 1 if report.errors else 0
+
+
+def _write_table(results: Iterator[Result], out: TextIO) -> int:
+    failures = 0
+    for result in results:
+        if result.error is not None:
+            failures += 1
+            print(f"{result.name}  ERROR {result.reason}: {result.error}", file=out)
+            continue
+        ranked = "  ".join(f"{p.label} {p.probability:.1%}" for p in result.predictions)
+        print(f"{result.name}  {ranked}", file=out)
+    return failures
+
+
+def _write_json(results: Iterator[Result], out: TextIO) -> int:
+    failures = 0
+    for result in results:
+        failures += result.error is not None
+        record = msgspec.to_builtins(result)
+        record.pop("logits")
+        print(msgspec.json.encode(record).decode(), file=out)
+    return failures
+
+
+def _write_csv(results: Iterator[Result], out: TextIO) -> int:
+    failures = 0
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["name", "rank", "label", "probability", "error"])
+    for result in results:
+        if result.error is not None:
+            failures += 1
+            writer.writerow([result.name, "", "", "", f"{result.reason}: {result.error}"])
+        for rank, p in enumerate(result.predictions, start=1):
+            writer.writerow([result.name, rank, p.label, f"{p.probability:.6f}", ""])
+    return failures
+
+
+FORMATTERS = {"table": _write_table, "json": _write_json, "csv": _write_csv}
+
+
+def _expand(patterns: Sequence[str]) -> list[str]:
+    """Files, folders (searched for images at any depth), globs and "-" as a flat list of names."""
+    names: list[str] = []
+    for given in patterns:
+        if given == "-" or Path(given).is_file():
+            names.append(given)
+        elif Path(given).is_dir():
+            found = (
+                p for p in sorted(Path(given).rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES
+            )
+            names += [str(path) for path in found]
+        else:
+            matches = sorted(glob.glob(given, recursive=True))
+            if not matches:
+                raise InvalidInput(f"{given}: no such file, folder or pattern with matches")
+            names += [match for match in matches if Path(match).is_file()]
+    if not names:
+        raise InvalidInput(f"no image in {', '.join(patterns)}")
+    return names
+
+
+def _no_bar(count: int) -> bool:
+    return count < BAR_FROM or not sys.stderr.isatty()
+
+
+def _client(options: argparse.Namespace) -> Client:
+    return Client(options.target, model=options.model, timeout_seconds=options.timeout)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="packshot", description=__doc__)
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    verb = _verb(verbs, "classify", classify, "classify images")
+    verb.add_argument(
+        "images", nargs="+", metavar="FILE|DIR|GLOB|-", help="image files; - reads one from stdin"
+    )
+    verb.add_argument(
+        "--top-k", type=int, default=5, help="labels per image (default: %(default)s)"
+    )
+    formats = verb.add_mutually_exclusive_group()
+    formats.add_argument(
+        "--json", dest="format", action="store_const", const="json", help="one JSON object a line"
+    )
+    formats.add_argument(
+        "--csv", dest="format", action="store_const", const="csv", help="one row per image and rank"
+    )
+    verb.set_defaults(format="table")
+
+    _verb(verbs, "model", model, "show what is being served, by which engine")
+
+    verb = _verb(verbs, "load", load, "send requests for a while and report latency and throughput")
+    verb.add_argument("images", nargs="+", metavar="FILE|DIR|GLOB", help="images to send in turn")
+    verb.add_argument("--seconds", type=float, default=10.0, help="default: %(default)s")
+    verb.add_argument(
+        "--rate", type=float, help="requests a second, sent on time however slow the answers are"
+    )
+    verb.add_argument(
+        "--concurrency", type=int, default=16, help="without --rate: requests kept in flight"
+    )
+    verb.add_argument("--images-per-request", type=int, default=1, help="default: %(default)s")
+    verb.add_argument("--json", action="store_true", help="print the report as JSON")
+    return parser
+
+
+def _verb(verbs: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
+    verb.set_defaults(run=run)
+    verb.add_argument("--target", default=DEFAULT_TARGET, help="host:port (default: %(default)s)")
+    verb.add_argument("--model", default="", help="name of the model (default: the server's)")
+    verb.add_argument(
+        "--timeout", type=float, default=30.0, help="seconds per request (default: %(default)s)"
+    )
+    return verb
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,133 @@
+"""The load tester: requests at a given rate, or a given number in flight, and what became of them.
+
+At a rate, each latency counts from the moment when the request was due, not when it was sent: a
+slow answer cannot hide by holding back the requests behind it (coordinated omission).
+"""
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import grpc
+import msgspec
+import numpy as np
+
+from packshot.client import MAX_MESSAGE_BYTES
+from packshot.errors import InvalidInput
+from packshot.v1 import classifier_pb2 as pb
+from packshot.v1.classifier_pb2_grpc import ClassifierStub
+
+PERCENTILES = (50, 90, 99, 100)
+
+
+class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """`rate` requests a second (open loop), or without it `concurrency` in flight (closed loop)."""
+
+    target: str
+    rate: float | None = None
+    concurrency: int = 16
+    seconds: float = 10.0
+    images_per_request: int = 1
+    timeout_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        limits = {
+            "rate": (self.rate, 0),
+            "concurrency": (self.concurrency, 0),
+            "seconds": (self.seconds, 0),
+            "images_per_request": (self.images_per_request, 0),
+        }
+        for name, (value, floor) in limits.items():
+            if value is not None and value <= floor:
+                raise InvalidInput(f"{name} is {value}; it must be above {floor}")
+
+
+class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Latencies of the answered requests; `errors` counts the others by status."""
+
+    plan: LoadPlan
+    answered: int
+    errors: dict[str, int]
+    images_per_second: float
+    latency_ms: dict[str, float]
+
+
+def load_images(names: Sequence[str]) -> list[bytes]:
+    """The files to send, in memory. Raises InvalidInput for one that cannot be read."""
+    try:
+        return [Path(name).read_bytes() for name in names]
+    except OSError as error:
+        raise InvalidInput(f"{error.filename}: {error.strerror}") from error
+
+
+def run_load(plan: LoadPlan, images: Sequence[bytes]) -> LoadReport:
+    """Runs the plan against a server. Raises InvalidInput for a plan that makes no sense."""
+    return asyncio.run(_run(plan, images))
+
+
+def report_text(report: LoadReport) -> str:
+    """A few lines for a terminal."""
+    plan = report.plan
+    mode = f"{plan.rate:g} requests/s" if plan.rate else f"{plan.concurrency} requests in flight"
+    latencies = "  ".join(f"{name} {ms:.1f}" for name, ms in report.latency_ms.items())
+    errors = ", ".join(f"{count} {code}" for code, count in report.errors.items()) or "none"
+    return (
+        f"{mode} of {plan.images_per_request} image(s) for {plan.seconds:g} s to {plan.target}\n"
+        f"  answered    {report.answered} requests, {report.images_per_second:.1f} images/s\n"
+        f"  latency ms  {latencies or 'no answer'}\n"
+        f"  errors      {errors}"
+    )
+
+
+async def _run(plan: LoadPlan, images: Sequence[bytes]) -> LoadReport:
+    endless = itertools.cycle(images)
+    latencies: list[float] = []
+    errors: Counter[str] = Counter()
+    options = [("grpc.max_send_message_length", MAX_MESSAGE_BYTES)]
+    async with grpc.aio.insecure_channel(plan.target, options=options) as channel:
+        stub = ClassifierStub(channel)
+
+        async def send(due: float) -> None:
+            chosen = itertools.islice(endless, plan.images_per_request)
+            request = pb.ClassifyRequest(images=[pb.Image(encoded=one) for one in chosen], top_k=1)
+            try:
+                await stub.Classify(request, timeout=plan.timeout_seconds)
+                latencies.append(time.perf_counter() - due)
+            except grpc.aio.AioRpcError as error:
+                errors[error.code().name] += 1
+
+        started = time.perf_counter()
+        if plan.rate:
+            async with asyncio.TaskGroup() as group:
+                async for due in _arrivals(plan.rate, started, plan.seconds):
+                    group.create_task(send(due))
+        else:
+            await asyncio.gather(
+                *(_repeat(send, started + plan.seconds) for _ in range(plan.concurrency))
+            )
+        elapsed = time.perf_counter() - started
+    milliseconds = np.array(latencies) * 1000
+    return LoadReport(
+        plan=plan,
+        answered=len(latencies),
+        errors=dict(errors),
+        images_per_second=len(latencies) * plan.images_per_request / elapsed,
+        latency_ms={f"p{p}": float(np.percentile(milliseconds, p)) for p in PERCENTILES}
+        if latencies
+        else {},
+    )
+
+
+async def _arrivals(rate: float, started: float, seconds: float) -> AsyncIterator[float]:
+    for number in range(int(rate * seconds)):
+        due = started + number / rate
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        yield due
+
+
+async def _repeat(send, until: float) -> None:  # type: ignore[no-untyped-def]
+    while (now := time.perf_counter()) < until:
+        await send(now)

@@ -1,0 +1,30 @@
+"""The one table between packshot's errors and gRPC status codes, used by server and client."""
+
+import grpc
+
+from packshot import errors
+
+CODES: dict[type[errors.PackshotError], grpc.StatusCode] = {
+    errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    # Never UNAVAILABLE for overload: clients and meshes retry that, which multiplies the load.
+    errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.ServiceFailed: grpc.StatusCode.INTERNAL,
+}
+_ERRORS = {code: error for error, code in CODES.items()}
+
+
+def status_code(error: Exception) -> grpc.StatusCode:
+    """The status for `error`; INTERNAL for what nobody foresaw."""
+    for kind in type(error).__mro__:
+        if kind in CODES:
+            return CODES[kind]
+    return grpc.StatusCode.INTERNAL
+
+
+def error_from_status(code: grpc.StatusCode, details: str) -> errors.PackshotError:
+    """The error that a client raises for a status."""
+    kind = _ERRORS.get(code, errors.ServiceFailed)
+    return kind(details if code in _ERRORS else f"{code.name}: {details}")

@@ -1,0 +1,147 @@
+"""The running server: wiring, and the order of start and drain."""
+
+import asyncio
+import logging
+import signal
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from packshot.errors import InvalidInput
+from packshot.v1 import classifier_pb2_grpc
+from serving.api.classifier import Classifier
+from serving.metrics import Metrics
+from serving.model import start_model, verify
+from serving.pipeline import Pipeline
+from serving.settings import Settings
+
+log = logging.getLogger("packshot.app")
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class App:
+    """One server process: gRPC, metrics, and the model behind them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._metrics = Metrics()
+        self._pipeline = Pipeline(settings, self._metrics)
+        self._health = HealthServicer()
+        self._server = _new_server(settings)
+
+    async def run(self) -> None:
+        """Serves until SIGTERM or SIGINT, then drains. Raises PackshotError if it cannot start."""
+        stop = _StopSignals()  # before the slow part: a stop while loading must not be lost
+        port, metrics_port = await self._listen()
+        loading = asyncio.create_task(self._load_model())
+        if await stop.before(loading):
+            loading.cancel()
+            log.info("stopped while loading")
+            await self._server.stop(None)
+            return
+        await loading
+        await self._set_ready(True)
+        self._log_ready(port, metrics_port)
+        await stop.wait()
+        await self._drain(stop)
+
+    async def _listen(self) -> tuple[int, int]:
+        """Takes the ports first: a taken one is found before seconds of loading."""
+        host, settings = self._settings.host, self._settings
+        metrics_port = self._metrics.serve(host, settings.metrics_port)
+        try:
+            port = self._server.add_insecure_port(f"{host}:{settings.port}")
+        except RuntimeError as error:
+            raise InvalidInput(
+                f"--port {settings.port} on {host} cannot be used: {error}"
+            ) from error
+        classifier = Classifier(self._pipeline, self._metrics, settings.max_images_per_request)
+        classifier_pb2_grpc.add_ClassifierServicer_to_server(classifier, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (Classifier.service, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        await self._health.set("", SERVING)  # alive, though not ready yet
+        await self._set_ready(False)
+        await self._server.start()
+        return port, metrics_port
+
+    async def _load_model(self) -> None:
+        verified = await asyncio.to_thread(verify, self._settings)
+        self._pipeline.model = start_model(verified, self._settings, self._metrics)
+
+    async def _set_ready(self, ready: bool) -> None:
+        self._metrics.ready.set(ready)
+        await self._health.set(Classifier.service, SERVING if ready else NOT_SERVING)
+
+    async def _drain(self, stop: "_StopSignals") -> None:
+        """Loses nothing: what was sent before the others know of the stop is answered too."""
+        settings = self._settings
+        log.info("draining")
+        await self._set_ready(False)
+        # Balancers and endpoints take seconds to notice: go on accepting meanwhile.
+        await stop.hurried(settings.drain_delay_seconds)
+        # Stop accepting before flushing: a late request would find no engine.
+        await self._server.stop(0 if stop.count > 1 else settings.drain_timeout_seconds)
+        if self._pipeline.model is not None:
+            await self._pipeline.model.scheduler.close()
+        self._pipeline.close()
+        log.info("drained")
+
+    def _log_ready(self, port: int, metrics_port: int) -> None:
+        model = self._pipeline.model
+        assert model is not None  # _load_model has just set it
+        log.info(
+            "ready: model %s version %d, engine %s, on %s:%d, metrics on http://%s:%d/metrics",
+            model.manifest.model, model.manifest.version, model.engine,
+            self._settings.host, port, self._settings.host, metrics_port,
+        )  # fmt: skip
+
+
+class _StopSignals:
+    """SIGTERM and SIGINT: the first asks for a drain, a second hurries it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first, self._second = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._received)
+
+    def _received(self) -> None:
+        self.count += 1
+        (self._first if self.count == 1 else self._second).set()
+
+    async def wait(self) -> None:
+        await self._first.wait()
+
+    async def before(self, task: "asyncio.Task[None]") -> bool:
+        """Whether a signal comes before `task` is done."""
+        signalled = asyncio.create_task(self.wait())
+        await asyncio.wait({signalled, task}, return_when=asyncio.FIRST_COMPLETED)
+        signalled.cancel()
+        return self._first.is_set()
+
+    async def hurried(self, seconds: float) -> bool:
+        """Waits for a second signal, at most `seconds`."""
+        try:
+            await asyncio.wait_for(self._second.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+
+def _new_server(settings: Settings) -> grpc.aio.Server:
+    return grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 0),  # else two servers would silently share the port
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+            # Clients that ping to keep idle connections open are welcome.
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ]
+    )

@@ -1,0 +1,82 @@
+"""Opens the first engine of the order that runs here and answers as the trained network did."""
+
+import logging
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from packshot.bundle import Bundle
+from packshot.errors import AnswersDiffer, EngineRefused
+from packshot.golden import GoldenSamples, check_answers
+from serving.engines import Engine
+from serving.engines.onnxruntime import OnnxRuntimeEngine
+
+log = logging.getLogger("packshot.engines")
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an engine of the order does not run here."""
+
+    engine: str
+    reason: str
+    message: str
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine in use and those that were tried before it."""
+
+    engine: Engine
+    refusals: tuple[Refusal, ...]
+
+
+def open_engine(bundle: Bundle, order: Sequence[str], *, lanes: int, max_batch: int) -> Opened:
+    """Tries the engines in order. Raises EngineRefused, with every reason, if none can be used."""
+    golden = bundle.golden()
+    refusals: list[Refusal] = []
+    for name in order:
+        try:
+            engine = _open(bundle, name, lanes)
+            _prove(engine, bundle, golden)
+            _warm_up(engine, golden, max_batch)
+        except EngineRefused as error:
+            log.warning("engine %s refused (%s): %s", name, error.reason, error)
+            refusals.append(Refusal(engine=name, reason=error.reason, message=str(error)))
+        else:
+            return Opened(engine=engine, refusals=tuple(refusals))
+    reasons = "; ".join(f"{r.engine}: {r.message}" for r in refusals)
+    raise EngineRefused("load_failed", f"none of the engines {list(order)} can be used: {reasons}")
+
+
+def _open(bundle: Bundle, name: str, lanes: int) -> Engine:
+    if name not in ("fp32", "int8"):
+        raise EngineRefused("unknown_engine", f"packshot has no engine {name!r}")
+    if name not in bundle.manifest.engines:
+        why = bundle.manifest.left_out.get(name, "it was not exported")
+        raise EngineRefused("not_in_bundle", f"not in the bundle: {why}")
+    return OnnxRuntimeEngine(bundle.engine_path(name), name=name, lanes=lanes)
+
+
+def _prove(engine: Engine, bundle: Bundle, golden: GoldenSamples) -> None:
+    """On the very engine and hardware that will serve: labels fit, answers are PyTorch's."""
+    manifest = bundle.manifest
+    width = engine.run(golden.pixels[:1]).logits.shape[1]
+    if width != len(manifest.labels):
+        raise EngineRefused(
+            "answers_differ", f"{width} logits for {len(manifest.labels)} labels: export again"
+        )
+    tolerance = manifest.engines[engine.name].tolerance
+    try:
+        difference = check_answers(golden, lambda images: engine.run(images).logits, tolerance)
+    except AnswersDiffer as error:
+        raise EngineRefused("answers_differ", str(error)) from error
+    log.info(
+        "engine %s agrees with PyTorch on %d golden samples: largest |logit difference| %.2g (at most %.2g)",
+        engine.name, len(golden.encoded), difference, tolerance,
+    )  # fmt: skip
+
+
+def _warm_up(engine: Engine, golden: GoldenSamples, max_batch: int) -> None:
+    """One run of every batch size that will be used: the first of a size allocates its memory."""
+    for size in range(1, max_batch + 1):
+        engine.run(np.resize(golden.pixels, (size, *golden.pixels.shape[1:])))

@@ -1,0 +1,105 @@
+"""Prometheus metrics. Labels come from closed sets; times are in seconds."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from packshot.errors import InvalidInput
+
+SECONDS = (
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,
+    1.0, 2.0, 5.0, 10.0,
+)  # fmt: skip
+STAGES = ("decode", "queue", "infer", "total")
+REFUSALS = ("queue_full", "expired", "cancelled")
+
+
+class Metrics:
+    """All metrics of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self._stage_seconds = Histogram(
+            "packshot_stage_seconds",
+            "Time per stage: decode and queue per image, infer per batch, total per request.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._stages = {stage: self._stage_seconds.labels(stage) for stage in STAGES}
+        self.batch_images = Histogram(
+            "packshot_batch_images",
+            "Images per run of the engine.",
+            buckets=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128),
+            registry=self.registry,
+        )
+        self.images = Counter(
+            "packshot_images_total",
+            "Images answered, by result: ok, or the reason why one could not be used.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.images_in_progress = Gauge(
+            "packshot_images_in_progress",
+            "Images admitted and not yet answered.",
+            registry=self.registry,
+        )
+        self._refusals = Counter(
+            "packshot_refusals_total",
+            "Requests refused (queue_full) and images dropped from the queue (expired, cancelled).",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in REFUSALS:
+            self._refusals.labels(reason)
+        self.engine_in_use = Gauge(
+            "packshot_engine_in_use",
+            "1 for the engine that answers.",
+            ["model", "version", "engine"],
+            registry=self.registry,
+        )
+        self.engine_refusals = Counter(
+            "packshot_engine_refusals_total",
+            "Engines of the order that could not be used, by reason.",
+            ["engine", "reason"],
+            registry=self.registry,
+        )
+        self.engine_failures = Counter(
+            "packshot_engine_failures_total",
+            "Batches on which the engine raised an error.",
+            ["engine"],
+            registry=self.registry,
+        )
+        self.ready = Gauge(
+            "packshot_ready", "1 while requests are accepted and answered.", registry=self.registry
+        )
+        self.top_probability = Histogram(
+            "packshot_top_probability",
+            "Probability of the best label: a shift means other images or another model.",
+            buckets=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0),
+            registry=self.registry,
+        )
+        self.handled = Counter(
+            "grpc_server_handled_total",
+            "RPCs completed, by status.",
+            ["grpc_service", "grpc_method", "grpc_code"],
+            registry=self.registry,
+        )
+
+    def stage(self, stage: str, seconds: float) -> None:
+        self._stages[stage].observe(seconds)
+
+    def refused(self, reason: str) -> None:
+        self._refusals.labels(reason).inc()
+
+    def serve(self, host: str, port: int) -> int:
+        """Serves /metrics from a thread of its own; returns the port. Raises InvalidInput."""
+        try:
+            server, _ = start_http_server(port, addr=host, registry=self.registry)
+        except OSError as error:
+            raise InvalidInput(
+                f"--metrics-port {port} on {host} cannot be used: {error.strerror}"
+            ) from error
+        return int(server.server_port)

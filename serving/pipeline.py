@@ -1,0 +1,123 @@
+"""One request from images to answers: admit, decode, queue and run, rank. Knows no wire format."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from packshot.errors import DeadlineExceeded, ImageError, InvalidInput, NotFound, Unavailable
+from packshot.image import ImageLimits, ImageSpec, Pixels, load_pixels, read_pixels
+from packshot.prediction import Logits, Prediction, top_predictions
+from serving.metrics import Metrics
+from serving.model import Model
+from serving.settings import Settings, available_cores
+
+DEFAULT_TOP_K = 5
+
+
+class SentImage(msgspec.Struct, frozen=True, kw_only=True):
+    """An image as it came: a file's bytes, or raw pixels."""
+
+    content: bytes
+    is_pixels: bool
+
+
+class Classified(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to one image."""
+
+    predictions: tuple[Prediction, ...]
+    logits: Logits
+
+
+class Pipeline:
+    """Answers requests with the model in place; `model` is None until one is loaded."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.model: Model | None = None
+        self._metrics = metrics
+        self._settings = settings
+        self._limits = ImageLimits(
+            max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels
+        )
+        self._decoders = ThreadPoolExecutor(available_cores(), thread_name_prefix="decode")
+
+    def model_named(self, name: str) -> Model:
+        """The model of that name; empty means the default. Raises Unavailable or NotFound."""
+        if self.model is None:
+            raise Unavailable("the model is still being loaded")
+        if name not in ("", self.model.manifest.model):
+            raise NotFound(f"no model {name!r}; this server has {self.model.manifest.model!r}")
+        return self.model
+
+    async def classify(
+        self,
+        model: Model,
+        images: Sequence[SentImage],
+        *,
+        top_k: int,
+        timeout_seconds: float | None,
+    ) -> list[Classified | ImageError]:
+        """One answer per image, in order; an image that cannot be used gets its ImageError.
+
+        Raises InvalidInput, Overloaded, DeadlineExceeded, Unavailable or ServiceFailed.
+        """
+        self._check(images, top_k)
+        if timeout_seconds is None:
+            timeout_seconds = self._settings.default_timeout_ms / 1000
+        started = time.monotonic()
+        deadline = started + timeout_seconds
+        with model.scheduler.admit(len(images)):
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    answers = await asyncio.gather(
+                        *(self._logits(model, image, deadline) for image in images)
+                    )
+            except TimeoutError as error:
+                raise DeadlineExceeded(f"no answer within {timeout_seconds:.3f} s") from error
+        results = [self._ranked(model, answer, top_k or DEFAULT_TOP_K) for answer in answers]
+        self._metrics.stage("total", time.monotonic() - started)
+        return results
+
+    def close(self) -> None:
+        self._decoders.shutdown()
+
+    def _check(self, images: Sequence[SentImage], top_k: int) -> None:
+        limit = self._settings.max_images_per_request
+        if not images:
+            raise InvalidInput("the request has no image; send 1 or more")
+        if len(images) > limit:
+            raise InvalidInput(f"the request has {len(images)} images; at most {limit} are taken")
+        if top_k < 0:
+            raise InvalidInput(f"top_k is {top_k}; it must be 0 (for {DEFAULT_TOP_K}) or more")
+
+    async def _logits(self, model: Model, image: SentImage, deadline: float) -> Logits | ImageError:
+        try:
+            pixels = await self._decode(image, model.manifest.image)
+        except ImageError as error:
+            return error
+        return await model.scheduler.submit(pixels, deadline)
+
+    async def _decode(self, image: SentImage, spec: ImageSpec) -> Pixels:
+        if image.is_pixels:
+            return read_pixels(image.content, spec)
+        started = time.monotonic()
+        loop = asyncio.get_running_loop()
+        pixels = await loop.run_in_executor(
+            self._decoders, load_pixels, image.content, spec, self._limits
+        )
+        self._metrics.stage("decode", time.monotonic() - started)
+        return pixels
+
+    def _ranked(
+        self, model: Model, answer: Logits | ImageError, top_k: int
+    ) -> Classified | ImageError:
+        if isinstance(answer, ImageError):
+            self._metrics.images.labels(answer.reason).inc()
+            return answer
+        manifest = model.manifest
+        predictions = top_predictions(answer, manifest.labels, top_k, manifest.temperature)
+        self._metrics.images.labels("ok").inc()
+        self._metrics.top_probability.observe(predictions[0].probability)
+        return Classified(predictions=predictions, logits=answer)

@@ -1,0 +1,101 @@
+"""A bundle made in milliseconds without torch: a real ONNX network that tells colours apart.
+
+Its embedding is the mean colour of the image, its logits the means over 25.5, so that a test can
+compute every answer by hand.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from packshot.bundle import (
+    EMBEDDING,
+    GOLDEN,
+    INPUT,
+    LOGITS,
+    EngineFile,
+    Manifest,
+    Measured,
+    write_bundle,
+)
+from packshot.golden import make_golden
+from packshot.image import ImageSpec
+from packshot.store import new_version
+
+LABELS = ("red", "green", "blue")
+SCALE = np.float32(1 / 25.5)
+PURE = {"red": (230, 20, 20), "green": (20, 230, 20), "blue": (20, 20, 230)}
+
+
+def jpeg(colour: tuple[int, int, int], size: tuple[int, int] = (300, 260)) -> bytes:
+    return encoded(Image.new("RGB", size, colour), "JPEG", quality=95)
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def reference(images: np.ndarray, sign: int = 1) -> np.ndarray:
+    """The network's logits, computed by NumPy."""
+    return images.astype(np.float32).mean(axis=(1, 2)) * SCALE * sign
+
+
+def colour_network(sign: int = 1) -> bytes:
+    """With `sign` -1 it prefers the wrong colours."""
+    constants = {
+        "space": np.array([1, 2], np.int64),
+        "scale": np.eye(3, dtype=np.float32) * SCALE * sign,
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", [INPUT], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["floats", "space"], [EMBEDDING], keepdims=0),
+            helper.make_node("MatMul", [EMBEDDING, "scale"], [LOGITS]),
+        ],
+        "colours",
+        [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["N", 224, 224, 3])],
+        [
+            helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["N", 3]),
+            helper.make_tensor_value_info(EMBEDDING, TensorProto.FLOAT, ["N", 3]),
+        ],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def engine_file(file: str, precision: str = "fp32") -> EngineFile:
+    measured = Measured(
+        images=3, agreement=1.0, accuracy=1.0, pytorch_accuracy=1.0,
+        max_logit_difference=0.0, mean_logit_difference=0.0,
+    )  # fmt: skip
+    return EngineFile(
+        file=file, precision=precision, tolerance=1e-3, measured=measured, made_with={}
+    )
+
+
+def tiny_bundle(store: Path, name: str = "colours", *, int8_sign: int | None = None) -> Path:
+    """Adds a version to the store and returns its folder. `int8_sign` -1 gives a wrong int8 engine."""
+    spec = ImageSpec()
+    engines = {"fp32": engine_file("model.onnx")}
+    with new_version(store / name) as (version, folder):
+        (folder / "model.onnx").write_bytes(colour_network())
+        if int8_sign is not None:
+            (folder / "model.int8.onnx").write_bytes(colour_network(int8_sign))
+            engines["int8"] = engine_file("model.int8.onnx", "int8")
+        golden = make_golden([jpeg(colour) for colour in PURE.values()], spec, reference)
+        (folder / GOLDEN).write_bytes(golden.to_bytes())
+        manifest = Manifest(
+            model=name, version=version, architecture="colours", labels=LABELS, image=spec,
+            embedding_width=3, temperature=1.0, engines=engines, left_out={}, files={},
+            provenance={}, created="2026-11-21T00:00:00Z",
+        )  # fmt: skip
+        write_bundle(folder, manifest)
+    return store / name / str(version)

@@ -1,0 +1,171 @@
+"""`python -m trainer --data DIR`: a folder of labelled images in, a checkpoint and a report out."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from packshot.errors import PackshotError
+from packshot.image import ImageSpec
+from trainer.data import Split, load_split
+from trainer.evaluate import Evaluation
+from trainer.loop import Interrupt, Log, finish, train
+from trainer.model import (
+    ARCHITECTURES,
+    PixelNetwork,
+    WeightsUnavailable,
+    architecture,
+    load_weights,
+    new_network,
+)
+from trainer.recipes import FINE_TUNE, RANGES, Options, recipe_for
+from trainer.report import write_report
+
+
+def main() -> int:
+    try:
+        return run(parse_options())
+    except PackshotError as error:
+        print(f"trainer: {error}", file=sys.stderr)
+        return 1
+
+
+def run(options: Options) -> int:
+    """Exit status 0, or 128 plus the number of the signal that interrupted training."""
+    architecture(options.arch)
+    interrupt = Interrupt()
+    spec = ImageSpec()
+    torch.manual_seed(options.seed)
+    split = load_split(options, spec)
+    describe(split)
+    network, weights_from = prepare_network(options, split, spec)
+    recipe = recipe_for(options, pretrained=not weights_from.startswith("random"))
+    options.run.mkdir(parents=True, exist_ok=True)
+    log = Log(options.run / "log.jsonl")
+    log.write(
+        "start", options=options, recipe=recipe, weights_from=weights_from, labels=split.labels
+    )
+    best = train(network, split, recipe, spec, options, weights_from, log, interrupt)
+    if best is None:
+        print(
+            "trainer: interrupted before the first evaluation: no checkpoint was written",
+            file=sys.stderr,
+        )
+        return 128 + (interrupt.signal or 0)
+    kept = finish(options.run, split, spec)
+    report = write_report(options.run, kept, split)
+    log.write(
+        "end",
+        interrupted=interrupt.signal is not None,
+        test=kept.test,
+        temperature=kept.temperature,
+    )
+    conclude(kept.test or kept.validation, options.run, report)
+    if interrupt.signal is not None:
+        print(f"interrupted: the checkpoint is that of epoch {kept.epoch}", file=sys.stderr)
+        return 128 + interrupt.signal
+    return 0
+
+
+def describe(split: Split) -> None:
+    counts = f"{len(split.train)} train, {len(split.val)} validation, {len(split.test)} test images"
+    print(
+        f"{split.folder}: {len(split.labels)} classes, {counts}, fingerprint {split.fingerprint[:12]}"
+    )
+
+
+def prepare_network(options: Options, split: Split, spec: ImageSpec) -> tuple[PixelNetwork, str]:
+    """The network and where its weights come from. Raises WeightsUnavailable unless told to go on."""
+    network = new_network(options.arch, len(split.labels), spec)
+    try:
+        return network, load_weights(network, options.arch, options.weights)
+    except WeightsUnavailable as error:
+        if options.without_weights == "stop":
+            raise
+        print(f"{FRAME}\n{error}\n\n{FALLBACK_WARNING}\n{FRAME}", file=sys.stderr, flush=True)
+        return network, "random (the ImageNet weights could not be had)"
+
+
+def conclude(result: Evaluation, run: Path, report: Path) -> None:
+    low, high = result.interval
+    print(
+        f"accuracy {result.accuracy:.1%} on {result.images} held-out images at {result.image_size} px "
+        f"(95 % interval {low:.1%} to {high:.1%}), macro-F1 {result.macro_f1:.3f}\n"
+        f"checkpoint in {run}, report in {report}"
+    )
+
+
+FRAME = "=" * 78
+FALLBACK_WARNING = (
+    "WARNING: training from RANDOM weights instead, with a recipe made for that. It will do for the\n"
+    "drawn sample catalogue; it will NOT do for photographs. The checkpoint and report say so."
+)
+
+
+def parse_options(arguments: list[str] | None = None) -> Options:
+    """Raises InvalidInput for a value out of its range."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer",
+        description="Fine-tune a classifier on a folder of labelled images.",
+    )
+    add = parser.add_argument
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder of class folders, or of train/, val/, test/",
+    )
+    add(
+        "--run",
+        type=Path,
+        default=Path("runs/products"),
+        help="folder for checkpoint, log and report",
+    )
+    add("--arch", default="resnet50", help=f"one of {', '.join(ARCHITECTURES)}")
+    add(
+        "--weights",
+        default="imagenet",
+        metavar="imagenet|none|PATH",
+        help="start from torchvision's ImageNet weights, random ones, or a .safetensors or .pth file",
+    )
+    add(
+        "--without-weights",
+        choices=("stop", "scratch"),
+        default="stop",
+        help="if the ImageNet weights cannot be had: stop, or train from scratch and say so",
+    )
+    for name in ("epochs", "batch_size", "learning_rate"):
+        low, high = RANGES[name]
+        default = getattr(FINE_TUNE, name)
+        add(
+            f"--{name.replace('_', '-')}",
+            type=type(default),
+            help=f"{low:g} to {high:g} (default: the recipe's; {default:g} for fine-tuning)",
+        )
+    add(
+        "--val-share",
+        type=float,
+        default=0.1,
+        help="split off for validation where no val/ is given",
+    )
+    add(
+        "--test-share",
+        type=float,
+        default=0.1,
+        help="split off for testing where no test/ is given",
+    )
+    add(
+        "--max-damaged-share",
+        type=float,
+        default=0.02,
+        help="files that cannot be used are named and left out up to this share, then refused",
+    )
+    add("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 1), help="loader processes")
+    add("--seed", type=int, default=0)
+    return Options(**vars(parser.parse_args(arguments)))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

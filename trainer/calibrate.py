@@ -1,0 +1,33 @@
+"""Temperature scaling: makes probabilities mean what they say (Guo et al., ICML 2017)."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from packshot.prediction import Logits, probabilities
+
+LIMITS = (0.2, 5.0)
+STEPS = 40
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+
+
+def fit_temperature(logits: Logits, truth: npt.NDArray[np.int64]) -> float:
+    """The temperature that minimises the negative log-likelihood of validation labels.
+
+    Golden-section search on a log scale: the likelihood has a single minimum in the temperature.
+    """
+    rows = np.arange(len(truth))
+
+    def loss(log_temperature: float) -> float:
+        shares = probabilities(logits, math.exp(log_temperature))[rows, truth]
+        return float(-np.log(np.maximum(shares, 1e-12)).mean())
+
+    low, high = (math.log(limit) for limit in LIMITS)
+    for _ in range(STEPS):
+        left, right = high - GOLDEN_RATIO * (high - low), low + GOLDEN_RATIO * (high - low)
+        if loss(left) < loss(right):
+            high = right
+        else:
+            low = left
+    return math.exp((low + high) / 2)

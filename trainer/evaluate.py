@@ -1,0 +1,98 @@
+"""Evaluation: the network's answers on the server's pixels, and what they are worth."""
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import nn
+
+from packshot.image import Pixels
+from packshot.prediction import Logits, probabilities
+
+EVALUATION_BATCH = 16
+
+
+class ClassScore(msgspec.Struct, frozen=True, kw_only=True):
+    label: str
+    images: int
+    precision: float
+    recall: float
+    f1: float
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures on one split. `interval`: Wilson's 95 % interval of the accuracy."""
+
+    images: int
+    image_size: int
+    loss: float
+    accuracy: float
+    interval: tuple[float, float]
+    macro_f1: float
+    classes: tuple[ClassScore, ...]
+    confusion: tuple[tuple[int, ...], ...]  # row: true class, column: predicted
+
+
+def predict(network: nn.Module, views: Pixels, device: torch.device) -> Logits:
+    """Logits float32 [N, classes] of views uint8 [N, side, side, 3], in evaluation mode."""
+    was_training = network.training
+    network.eval()
+    with torch.inference_mode():
+        chunks = [
+            network(torch.from_numpy(views[i : i + EVALUATION_BATCH]).to(device))[0].float().cpu()
+            for i in range(0, len(views), EVALUATION_BATCH)
+        ]
+    network.train(was_training)
+    logits: Logits = torch.cat(chunks).numpy()
+    return logits
+
+
+def resized(views: Pixels, size: int) -> Pixels:
+    """The same views at another size, to follow a training stage on smaller pictures."""
+    if views.shape[1] == size:
+        return views
+    side = (size, size)
+    return np.stack(
+        [np.asarray(Image.fromarray(v).resize(side, Image.Resampling.BILINEAR)) for v in views]
+    )
+
+
+def score(
+    logits: Logits, truth: npt.NDArray[np.int64], labels: tuple[str, ...], image_size: int
+) -> Evaluation:
+    """Figures from logits [N, classes] and true labels [N]."""
+    predicted = logits.argmax(axis=1)
+    confusion = np.zeros((len(labels), len(labels)), np.int64)
+    np.add.at(confusion, (truth, predicted), 1)
+    right = int((predicted == truth).sum())
+    likelihood = probabilities(logits)[np.arange(len(truth)), truth]
+    classes = tuple(_class_score(confusion, i, label) for i, label in enumerate(labels))
+    return Evaluation(
+        images=len(truth),
+        image_size=image_size,
+        loss=float(-np.log(np.maximum(likelihood, 1e-12)).mean()),
+        accuracy=right / len(truth),
+        interval=wilson_interval(right, len(truth)),
+        macro_f1=float(np.mean([one.f1 for one in classes if one.images])),
+        classes=classes,
+        confusion=tuple(tuple(row) for row in confusion.tolist()),
+    )
+
+
+def wilson_interval(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval of a share (E. B. Wilson, 1927); 95 % for z = 1.96."""
+    share = right / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * (share * (1 - share) / total + z * z / (4 * total**2)) ** 0.5
+    return (max(0.0, centre - half), min(1.0, centre + half))
+
+
+def _class_score(confusion: npt.NDArray[np.int64], i: int, label: str) -> ClassScore:
+    hits, images, predicted = confusion[i, i], confusion[i].sum(), confusion[:, i].sum()
+    precision = float(hits / predicted) if predicted else 0.0
+    recall = float(hits / images) if images else 0.0
+    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
+    return ClassScore(
+        label=label, images=int(images), precision=precision, recall=recall, f1=float(f1)
+    )
