@@ -114,7 +114,7 @@ def load_source(run: Path) -> Source:
     held_out = HeldOut(
         images=images,
         truth=np.array([example.label for example in examples], np.int64),
-        logits=predict(network, images, torch.device("cpu")),
+        logits=predict(network, images),
     )
     return Source(checkpoint=checkpoint, network=network, split=split, held_out=held_out)
 
@@ -126,7 +126,7 @@ def write_golden(source: Source, folder: Path) -> GoldenSamples:
     golden = make_golden(
         [source.split.read(example) for example in chosen],
         source.checkpoint.image,
-        lambda images: predict(source.network, images, torch.device("cpu")),
+        lambda images: predict(source.network, images),
     )
     (folder / GOLDEN).write_bytes(golden.to_bytes())
     return golden

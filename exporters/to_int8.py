@@ -5,8 +5,10 @@ CPUs with VNNI; a symmetric range leaves float islands and runs slower than fp32
 the 99.99th percentile of each tensor, on training images only.
 """
 
+import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -73,5 +75,14 @@ def _calibrate(model: Path, ranges: Path, images: Pixels, folder: Path) -> None:
     )
     chunks = range(0, len(images), CHUNK_IMAGES)
     for start in tqdm(chunks, desc="calibrating INT8", unit="chunk"):
-        calibrator.collect_data(PixelReader(images[start : start + CHUNK_IMAGES]))
-    save_tensors_data(calibrator.compute_data(), ranges)
+        with _silence():
+            calibrator.collect_data(PixelReader(images[start : start + CHUNK_IMAGES]))
+    with _silence():
+        save_tensors_data(calibrator.compute_data(), ranges)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """The calibrator prints its progress to standard output, which is ours."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield

@@ -25,7 +25,7 @@ def export_onnx(
     example = torch.zeros(2, *spec.shape, dtype=torch.uint8)
     _quiet_exporter()
     with warnings.catch_warnings():
-        # The exporter calls parts of torch that torch itself deprecates; nothing here can be changed.
+        # The exporter calls parts of torch that torch itself deprecates: not ours to mend.
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             network.cpu().eval(),

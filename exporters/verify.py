@@ -1,4 +1,4 @@
-"""The gates: an engine's answers on held-out images against PyTorch's, run by the server's own code."""
+"""The gates: an engine's answers on held-out images, run by the server's code, against PyTorch's."""
 
 from pathlib import Path
 

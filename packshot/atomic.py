@@ -41,8 +41,8 @@ def write_whole(target: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, target)
+        Path(name).chmod(0o644)
+        Path(name).replace(target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -51,7 +51,7 @@ def write_whole(target: Path, content: bytes) -> None:
 
 def _move_into_place(unfinished: Path, target: Path) -> None:
     try:
-        os.rename(unfinished, target)
+        unfinished.rename(target)
     except OSError as error:
         raise FileExistsError(
             f"{target} exists already: remove it or choose another place"

@@ -121,7 +121,7 @@ def _expand(patterns: Sequence[str]) -> list[str]:
             )
             names += [str(path) for path in found]
         else:
-            matches = sorted(glob.glob(given, recursive=True))
+            matches = sorted(glob.glob(given, recursive=True))  # noqa: PTH207  # Path.glob refuses absolute patterns
             if not matches:
                 raise InvalidInput(f"{given}: no such file, folder or pattern with matches")
             names += [match for match in matches if Path(match).is_file()]

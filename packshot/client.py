@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 import grpc
 import msgspec
@@ -26,6 +26,8 @@ from packshot.v1.classifier_pb2_grpc import ClassifierStub
 type_of_image = (str, Path, bytes, np.ndarray)
 ImageSource = str | Path | bytes | npt.NDArray[np.uint8]
 """A path, an encoded file's bytes, or RGB pixels uint8 [224, 224, 3] as preprocessed by the caller."""
+
+_Call: TypeAlias = "grpc.Future[pb.ClassifyResponse]"
 
 DEFAULT_TARGET = "127.0.0.1:8001"
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
@@ -158,7 +160,7 @@ class Client:
 
         Images are read as they are needed: a folder of any size fits.
         """
-        waiting: deque[tuple[list[_Loaded], grpc.Future | None]] = deque()
+        waiting: deque[tuple[list[_Loaded], _Call | None]] = deque()
         try:
             for group in self._groups(images):
                 waiting.append((group, self._send(group, top_k, include_logits)))
@@ -219,16 +221,18 @@ class Client:
         if group:
             yield group
 
-    def _send(self, group: list[_Loaded], top_k: int, include_logits: bool) -> grpc.Future | None:
+    def _send(self, group: list[_Loaded], top_k: int, include_logits: bool) -> "_Call | None":
         messages = [one.message for one in group if one.message is not None]
         if not messages:
             return None
         request = pb.ClassifyRequest(
             model=self._model, images=messages, top_k=top_k, include_logits=include_logits
         )
-        return self._stub.Classify.future(request, timeout=self._timeout_seconds)
+        call: _Call
+        call = self._stub.Classify.future(request, timeout=self._timeout_seconds)
+        return call
 
-    def _results(self, group: list[_Loaded], call: grpc.Future | None) -> Iterator[Result]:
+    def _results(self, group: list[_Loaded], call: "_Call | None") -> Iterator[Result]:
         reply = pb.ClassifyResponse()
         if call is not None:
             try:

@@ -1,4 +1,4 @@
-"""Golden samples: a few images with PyTorch's answers, so that any engine can be checked anywhere."""
+"""Golden samples: a few images with PyTorch's answers, to check any engine with, anywhere."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -19,14 +19,14 @@ PIXEL_TOLERANCE = 2
 
 
 class GoldenSamples(msgspec.Struct, frozen=True, kw_only=True):
-    """Images as encoded bytes, their pixels uint8 [N, crop, crop, 3], PyTorch's logits [N, classes]."""
+    """Encoded images, their pixels uint8 [N, crop, crop, 3], PyTorch's logits [N, classes]."""
 
     encoded: tuple[bytes, ...]
     pixels: npt.NDArray[np.uint8]
     logits: Logits
 
     def to_bytes(self) -> bytes:
-        """An .npz archive without pickled objects: the encoded images joined, with their lengths."""
+        """An .npz archive without pickled objects: encoded images joined, with their lengths."""
         file = io.BytesIO()
         joined = np.frombuffer(b"".join(self.encoded), np.uint8)
         lengths = np.array([len(one) for one in self.encoded], np.int64)

@@ -113,7 +113,7 @@ def read_pixels(raw: bytes, spec: ImageSpec) -> Pixels:
 
 
 def upright_rgb(image: Image.Image, spec: ImageSpec) -> Image.Image:
-    """The first frame, turned by its EXIF orientation, as 8-bit RGB, alpha laid over `alpha_over`."""
+    """The first frame, turned by its EXIF orientation, 8-bit RGB, alpha over `alpha_over`."""
     if orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:

@@ -56,7 +56,7 @@ def release(model: Path, version: int) -> None:
 
 @contextmanager
 def new_version(model: Path) -> Iterator[tuple[int, Path]]:
-    """Yields (version, folder to fill); the version appears when the block ends without an error."""
+    """Yields (version, folder to fill); the version appears if the block ends without an error."""
     version = max(versions(model), default=0) + 1
     with whole_folder(model / str(version)) as folder:
         yield version, folder

@@ -35,9 +35,9 @@ def jpeg(colour: tuple[int, int, int], size: tuple[int, int] = (300, 260)) -> by
     return encoded(Image.new("RGB", size, colour), "JPEG", quality=95)
 
 
-def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
-    image.save(file, format, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 

@@ -11,7 +11,7 @@ from packshot.errors import PackshotError
 from packshot.image import ImageSpec
 from trainer.data import Split, load_split
 from trainer.evaluate import Evaluation
-from trainer.loop import Interrupt, Log, finish, train
+from trainer.loop import Interrupt, Log, Training, finish, train
 from trainer.model import (
     ARCHITECTURES,
     PixelNetwork,
@@ -47,7 +47,10 @@ def run(options: Options) -> int:
     log.write(
         "start", options=options, recipe=recipe, weights_from=weights_from, labels=split.labels
     )
-    best = train(network, split, recipe, spec, options, weights_from, log, interrupt)
+    training = Training(
+        split=split, recipe=recipe, spec=spec, options=options, weights_from=weights_from
+    )
+    best = train(network, training, log, interrupt)
     if best is None:
         print(
             "trainer: interrupted before the first evaluation: no checkpoint was written",

@@ -6,6 +6,7 @@ DIR/{train,val,test}/<class>/*.jpg honoured; a missing val or test is split off 
 
 import hashlib
 import os
+import signal
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -213,11 +214,11 @@ def _fingerprint(parts: dict[str, list[Example]], hashes: dict[str, str]) -> str
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One training step: which images, drawn how often before, at which size."""
+    """One training step: which images, at which size. Epochs count from 1."""
 
+    epoch: int
     size: int
     examples: tuple[int, ...]
-    draw: int
 
 
 def plan_steps(recipe: Recipe, images: int, seed: int) -> list[Step]:
@@ -230,27 +231,27 @@ def plan_steps(recipe: Recipe, images: int, seed: int) -> list[Step]:
     total = recipe.epochs * per_epoch
     ends = np.cumsum([share for _, share in recipe.stages])
     steps = []
-    for epoch in range(recipe.epochs):
+    for epoch in range(1, recipe.epochs + 1):
         order = np.resize(
             np.random.default_rng([seed, epoch]).permutation(images), per_epoch * recipe.batch_size
         )
         for batch in order.reshape(per_epoch, recipe.batch_size):
             stage = int(np.searchsorted(ends, (len(steps) + 0.5) / total * ends[-1]))
             size = recipe.stages[stage][0]
-            steps.append(Step(size=size, examples=tuple(batch.tolist()), draw=epoch))
+            steps.append(Step(epoch=epoch, size=size, examples=tuple(batch.tolist())))
     return steps
 
 
 class TrainingViews(Dataset[tuple[Pixels, int]]):
-    """Augmented training images; the key (example, size, draw) fixes every random choice."""
+    """Augmented training images; the key (example, size, epoch) fixes every random choice."""
 
     def __init__(self, split: Split, recipe: Recipe, spec: ImageSpec, seed: int) -> None:
         self._split, self._recipe, self._spec, self._seed = split, recipe, spec, seed
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[Pixels, int]:
-        number, size, draw = key
+        number, size, epoch = key
         example = self._split.train[number]
-        rng = np.random.default_rng([self._seed, draw, number])
+        rng = np.random.default_rng([self._seed, epoch, number])
         view = training_view(self._split.read(example), size, self._recipe, self._spec, rng)
         return view, example.label
 
@@ -263,8 +264,20 @@ def training_batches(
     views: TrainingViews, steps: Sequence[Step], workers: int
 ) -> DataLoader[Batch]:
     """The batches of the steps, in order, made ahead by worker processes."""
-    keys = [[(number, step.size, step.draw) for number in step.examples] for step in steps]
-    return DataLoader(views, batch_sampler=keys, num_workers=workers, collate_fn=_collate)
+    keys = [[(number, step.size, step.epoch) for number in step.examples] for step in steps]
+    return DataLoader(
+        views,
+        batch_sampler=keys,
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=_ignore_interrupt,
+    )
+
+
+def _ignore_interrupt(_worker: int) -> None:
+    """Ctrl-C reaches the whole process group: the loop decides, and ends its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _collate(samples: list[tuple[Pixels, int]]) -> Batch:

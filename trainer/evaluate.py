@@ -5,10 +5,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import nn
 
 from packshot.image import Pixels
 from packshot.prediction import Logits, probabilities
+from trainer.model import PixelNetwork
 
 EVALUATION_BATCH = 16
 
@@ -34,8 +34,9 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     confusion: tuple[tuple[int, ...], ...]  # row: true class, column: predicted
 
 
-def predict(network: nn.Module, views: Pixels, device: torch.device) -> Logits:
+def predict(network: PixelNetwork, views: Pixels) -> Logits:
     """Logits float32 [N, classes] of views uint8 [N, side, side, 3], in evaluation mode."""
+    device = network.mean.device
     was_training = network.training
     network.eval()
     with torch.inference_mode():

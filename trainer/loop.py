@@ -21,7 +21,6 @@ from trainer.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, sav
 from trainer.data import (
     Example,
     Split,
-    Step,
     TrainingViews,
     plan_steps,
     served_views,
@@ -40,7 +39,7 @@ class Interrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._received)
 
-    def _received(self, number: int, frame: FrameType | None) -> None:
+    def _received(self, number: int, _frame: FrameType | None) -> None:
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
 
@@ -71,56 +70,51 @@ class Views(msgspec.Struct, frozen=True, kw_only=True):
         return cls(images=served_views(split, examples, spec), truth=truth)
 
 
+class Training(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run was asked to do: everything but the network itself."""
+
+    split: Split
+    recipe: Recipe
+    spec: ImageSpec
+    options: Options
+    weights_from: str
+
+
+class Moment(msgspec.Struct, frozen=True, kw_only=True):
+    """A point of the run at which the network is evaluated. `size`: image side in pixels."""
+
+    epoch: int
+    step: int
+    size: int
+    train_loss: float | None = None
+
+
 def train(
-    network: PixelNetwork,
-    split: Split,
-    recipe: Recipe,
-    spec: ImageSpec,
-    options: Options,
-    weights_from: str,
-    log: Log,
-    interrupt: Interrupt,
+    network: PixelNetwork, training: Training, log: Log, interrupt: Interrupt
 ) -> Checkpoint | None:
     """Trains and keeps the best checkpoint in the run folder; returns it, or None if there is none.
 
     The best is the one with the highest macro-F1, then the lowest loss, on validation images at the
     largest size reached: figures at different sizes do not compare.
     """
+    split, recipe, options = training.split, training.recipe, training.options
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device, memory_format=torch.channels_last)
     optimizer = new_optimizer(network, recipe)
-    validation = Views.of(split, split.val, spec)
+    validation = Views.of(split, split.val, training.spec)
     steps = plan_steps(recipe, len(split.train), options.seed)
-    done = np.cumsum([step.size**2 for step in steps])
-    views = TrainingViews(split, recipe, spec, options.seed)
-    bar = tqdm(total=int(done[-1]), unit="px", unit_scale=True, desc=f"training {options.arch}")
-    best: Checkpoint | None = None
-
-    def evaluate_and_keep(epoch: int, number: int, size: int, loss: float | None) -> None:
-        nonlocal best
-        evaluation = evaluate(network, validation, split.labels, size, device)
-        log.write("evaluation", epoch=epoch, step=number, train_loss=loss, validation=evaluation)
-        kept = best is None or rank(evaluation) > rank(best.validation)
-        tqdm.write(
-            f"epoch {epoch:3d}  {size:3d} px  train loss {'-----' if loss is None else f'{loss:.3f}'}  val loss {evaluation.loss:.3f}  "
-            f"val accuracy {evaluation.accuracy:.1%}{'  kept' if kept else ''}"
-        )
-        if kept:
-            best = save_checkpoint(options.run, record(epoch, number, evaluation), network, split)
-
-    def record(epoch: int, number: int, evaluation: Evaluation) -> Checkpoint:
-        return Checkpoint(
-            architecture=options.arch, labels=split.labels, image=spec, recipe=recipe,
-            weights_from=weights_from, seed=options.seed, epoch=epoch, step=number,
-            validation=evaluation, data_fingerprint=split.fingerprint, versions=versions(),
-        )  # fmt: skip
-
-    network.train()
-    losses: list[float] = []
+    pixels_done = np.cumsum([step.size**2 for step in steps])
+    views = TrainingViews(split, recipe, training.spec, options.seed)
     batches = training_batches(views, steps, options.workers)
+    bar = tqdm(
+        total=int(pixels_done[-1]), unit="px", unit_scale=True, desc=f"training {options.arch}"
+    )
+    best: Checkpoint | None = None
+    losses: list[float] = []
+    network.train()
     for number, (step, (images, labels)) in enumerate(zip(steps, batches, strict=True), start=1):
-        rate = learning_rate_share(recipe, number, len(steps), done[number - 1] / done[-1])
-        set_learning_rate(optimizer, rate)
+        progress = pixels_done[number - 1] / pixels_done[-1]
+        set_learning_rate(optimizer, learning_rate_share(recipe, number, len(steps), progress))
         logits, _ = network(images.to(device))
         loss = cross_entropy(logits, labels.to(device), label_smoothing=recipe.label_smoothing)
         loss.backward()
@@ -132,33 +126,74 @@ def train(
         bar.update(step.size**2)
         bar.set_postfix_str(f"loss {losses[-1]:.2f}")
         if interrupt.signal is not None:
-            break
-        if number == len(steps) or steps[number].draw != step.draw:
-            evaluate_and_keep(step.draw + 1, number, step.size, float(np.mean(losses)))
+            bar.close()
+            return best
+        if number == len(steps) or steps[number].epoch != step.epoch:
+            moment = Moment(
+                epoch=step.epoch, step=number, size=step.size, train_loss=float(np.mean(losses))
+            )
+            best = keep_best(best, network, training, validation, moment, log)
             losses.clear()
     bar.close()
 
-    if interrupt.signal is None and recipe.batchnorm_images:
-        sample = batchnorm_sample(split, recipe, options.seed)
-        reestimate_batchnorm(network, served_views(split, sample, spec), device)
-        tqdm.write(f"BatchNorm statistics re-estimated on {len(sample)} images at {spec.crop} px")
-        evaluate_and_keep(recipe.epochs, len(steps), spec.crop, None)
+    if recipe.batchnorm_images:
+        sample = batchnorm_sample(training)
+        reestimate_batchnorm(network, served_views(split, sample, training.spec), device)
+        print(f"BatchNorm statistics re-estimated on {len(sample)} images", flush=True)
+        moment = Moment(epoch=recipe.epochs, step=len(steps), size=training.spec.crop)
+        best = keep_best(best, network, training, validation, moment, log)
     return best
+
+
+def keep_best(
+    best: Checkpoint | None,
+    network: PixelNetwork,
+    training: Training,
+    validation: Views,
+    moment: Moment,
+    log: Log,
+) -> Checkpoint | None:
+    """Evaluates, logs, and writes a checkpoint if it is better than `best`; returns the better."""
+    split = training.split
+    evaluation = evaluate(network, validation, split.labels, moment.size)
+    log.write("evaluation", moment=moment, validation=evaluation)
+    kept = best is None or rank(evaluation) > rank(best.validation)
+    train_loss = "     " if moment.train_loss is None else f"{moment.train_loss:.3f}"
+    tqdm.write(
+        f"epoch {moment.epoch:3d}  {moment.size:3d} px  train loss {train_loss}  "
+        f"val loss {evaluation.loss:.3f}  val accuracy {evaluation.accuracy:.1%}"
+        f"{'  kept' if kept else ''}"
+    )
+    if not kept:
+        return best
+    record = Checkpoint(
+        architecture=training.options.arch,
+        labels=split.labels,
+        image=training.spec,
+        recipe=training.recipe,
+        weights_from=training.weights_from,
+        seed=training.options.seed,
+        epoch=moment.epoch,
+        step=moment.step,
+        validation=evaluation,
+        data_fingerprint=split.fingerprint,
+        versions=versions(),
+    )
+    return save_checkpoint(training.options.run, record, network, split)
 
 
 def finish(run: Path, split: Split, spec: ImageSpec) -> Checkpoint:
     """Measures the kept checkpoint on the test images, at the size served, and its temperature."""
     kept, network = load_checkpoint(run)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device, memory_format=torch.channels_last)
+    network.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
     validation = Views.of(split, split.val, spec)
-    logits = predict(network, validation.images, device)
+    logits = predict(network, validation.images)
     test = Views.of(split, split.test, spec) if split.test else None
     kept = msgspec.structs.replace(
         kept,
         validation=score(logits, validation.truth, split.labels, spec.crop),
         temperature=fit_temperature(logits, validation.truth),
-        test=evaluate(network, test, split.labels, spec.crop, device) if test else None,
+        test=evaluate(network, test, split.labels, spec.crop) if test else None,
     )
     save_record(run, kept)
     return kept
@@ -192,10 +227,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
         group["lr"] = group["peak_lr"] * share
 
 
-def evaluate(
-    network: nn.Module, views: Views, labels: tuple[str, ...], size: int, device: torch.device
-) -> Evaluation:
-    logits = predict(network, resized(views.images, size), device)
+def evaluate(network: PixelNetwork, views: Views, labels: tuple[str, ...], size: int) -> Evaluation:
+    logits = predict(network, resized(views.images, size))
     return score(logits, views.truth, labels, size)
 
 
@@ -203,10 +236,11 @@ def rank(evaluation: Evaluation) -> tuple[float, ...]:
     return (evaluation.image_size, evaluation.macro_f1, -evaluation.loss)
 
 
-def batchnorm_sample(split: Split, recipe: Recipe, seed: int) -> list[Example]:
-    count = min(recipe.batchnorm_images, len(split.train))
-    chosen = np.random.default_rng([seed, 1]).choice(len(split.train), count, replace=False)
-    return [split.train[i] for i in chosen]
+def batchnorm_sample(training: Training) -> list[Example]:
+    examples = training.split.train
+    count = min(training.recipe.batchnorm_images, len(examples))
+    rng = np.random.default_rng([training.options.seed, 1])
+    return [examples[i] for i in rng.choice(len(examples), count, replace=False)]
 
 
 def reestimate_batchnorm(network: nn.Module, views: Pixels, device: torch.device) -> None:

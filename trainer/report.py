@@ -12,13 +12,15 @@ from trainer.data import Split
 from trainer.evaluate import Evaluation
 
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1d2330;max-width:960px;margin:2.5rem auto;padding:0 1rem}
+body{font:15px/1.5 system-ui,sans-serif;color:#1d2330}
+body{max-width:960px;margin:2.5rem auto;padding:0 1rem}
 h1{font-size:1.6rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .5rem}
 .lead{color:#5a6376;margin:.2rem 0 1.5rem}.figures{display:flex;gap:1rem;flex-wrap:wrap}
 .figure{border:1px solid #dde2ea;border-radius:8px;padding:.7rem 1rem;min-width:9rem}
 .figure b{display:block;font-size:1.5rem}.figure span{color:#5a6376;font-size:.85rem}
 .warning{background:#fff4d6;border-left:4px solid #e0a100;padding:.6rem 1rem;margin:1rem 0}
-table{border-collapse:collapse}td,th{padding:.25rem .6rem;text-align:right;font-variant-numeric:tabular-nums}
+table{border-collapse:collapse}
+td,th{padding:.25rem .6rem;text-align:right;font-variant-numeric:tabular-nums}
 th{font-weight:600;color:#5a6376}td:first-child,th:first-child{text-align:left}
 .confusion td{width:2.4rem;text-align:center}.charts{display:flex;gap:2rem;flex-wrap:wrap}
 .rows tr{border-top:1px solid #eef1f5}svg text{font:11px system-ui,sans-serif;fill:#5a6376}
@@ -49,7 +51,8 @@ def report_html(record: Checkpoint, split: Split, evaluations: Sequence[dict[str
         _figures(record, final, which, split),
         "<h2>Training</h2>",
         _charts(evaluations),
-        f"<h2>Confusion on {final.images} {which}</h2><p>Row: the true class. Column: the answer.</p>",
+        f"<h2>Confusion on {final.images} {which}</h2>",
+        "<p>Row: the true class. Column: the answer.</p>",
         _confusion(final, record.labels),
         f"<h2>Classes, on {which}</h2>",
         _class_table(final),
@@ -97,7 +100,7 @@ def _figures(record: Checkpoint, final: Evaluation, which: str, split: Split) ->
 
 def _charts(evaluations: Sequence[dict[str, Any]]) -> str:
     losses = {
-        "train": [e["train_loss"] for e in evaluations],
+        "train": [e["moment"]["train_loss"] for e in evaluations],
         "validation": [e["validation"]["loss"] for e in evaluations],
     }
     accuracies = {"validation": [e["validation"]["accuracy"] for e in evaluations]}

@@ -9,10 +9,10 @@ posed, set on a studio background with a soft shadow, and saved as JPEG of 300 t
 
 import argparse
 import math
-import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -166,7 +166,6 @@ def box(
     corners = ((x1, y0, -90), (x1, y1, 0), (x0, y1, 90), (x0, y0, 180))
     points = []
     for x, y, start in corners:
-        cx, cy = x + math.copysign(radius, 0.5 - x), y + math.copysign(radius, 0.5 - y)
         cx = x - radius if x == x1 else x + radius
         cy = y - radius if y == y1 else y + radius
         points += arc(cx, cy, radius, radius, start, start + 90)
@@ -195,10 +194,10 @@ def mirrored(right_side: Points) -> list[tuple[float, float]]:
 # The products. Each draws itself into the unit box.
 
 
-def any_material(rng: Random, **fixed: object) -> Material:
+def any_material(rng: Random) -> Material:
     colour, accent = (DYES[i] for i in rng.choice(len(DYES), 2, replace=False))
-    drawn = {"colour": colour, "accent": accent, "gloss": rng.uniform(0, 0.7)}
-    return Material(**{**drawn, "pattern": str(rng.choice(PATTERNS)), **fixed})  # type: ignore[arg-type]  # a record of mixed types
+    gloss, pattern_name = rng.uniform(0, 0.7), str(rng.choice(PATTERNS))
+    return Material(colour=colour, accent=accent, gloss=gloss, pattern=pattern_name)
 
 
 def shaded(colour: Colour, factor: float) -> Colour:
@@ -211,16 +210,16 @@ def pick(rng: Random, colours: Sequence[Colour]) -> Colour:
 
 
 def bottle(easel: Easel, rng: Random) -> None:
-    glass = any_material(rng, pattern="plain", gloss=rng.uniform(0.4, 1))
+    glass = replace(any_material(rng), pattern="plain", gloss=rng.uniform(0.4, 1))
     half, neck = rng.uniform(0.13, 0.19), rng.uniform(0.045, 0.07)
     shoulder, neck_top = rng.uniform(0.3, 0.42), rng.uniform(0.08, 0.12)
     body = [(0.5 + neck, neck_top), (0.5 + neck, shoulder - 0.08), (0.5 + half * 0.75, shoulder)]
     body += [(0.5 + half, shoulder + 0.08), (0.5 + half, 0.96), (0.5 + half - 0.03, 0.99)]
     easel.fill(mirrored(body), glass, "round")
-    cap = any_material(rng, pattern="plain")
+    cap = replace(any_material(rng), pattern="plain")
     easel.fill(box(0.49 - neck, 0.02, 0.51 + neck, neck_top + 0.02, 0.012), cap, "round")
     top, bottom = shoulder + rng.uniform(0.12, 0.18), rng.uniform(0.78, 0.9)
-    label = any_material(rng, colour=pick(rng, PAPERS), gloss=0.1)
+    label = replace(any_material(rng), colour=pick(rng, PAPERS), gloss=0.1)
     easel.fill(box(0.5 - half, top, 0.5 + half, bottom), label, "round")
     for row in range(3):
         y = top + 0.06 + 0.05 * row
@@ -256,7 +255,7 @@ def chair(easel: Easel, rng: Random) -> None:
 
 def glasses(easel: Easel, rng: Random) -> None:
     frame = pick(rng, DYES + METALS)
-    tint = any_material(rng, pattern="plain", gloss=0.9)
+    tint = replace(any_material(rng), pattern="plain", gloss=0.9)
     tint = Material(
         colour=shaded(tint.colour, 1.3) if rng.random() < 0.6 else (205, 222, 230), gloss=0.9
     )
@@ -282,7 +281,7 @@ def glasses(easel: Easel, rng: Random) -> None:
 
 def lamp(easel: Easel, rng: Random) -> None:
     metal = Material(colour=pick(rng, METALS + WOODS + DYES), gloss=0.8)
-    shade = any_material(rng, gloss=0.1)
+    shade = replace(any_material(rng), gloss=0.1)
     bottom = rng.uniform(0.38, 0.48)
     easel.stroke([(0.5, bottom - 0.04), (0.5, 0.94)], rng.uniform(0.02, 0.045), metal.colour)
     if rng.random() < 0.5:
@@ -297,7 +296,7 @@ def lamp(easel: Easel, rng: Random) -> None:
 
 
 def mug(easel: Easel, rng: Random) -> None:
-    clay = any_material(rng, gloss=rng.uniform(0.2, 0.9))
+    clay = replace(any_material(rng), gloss=rng.uniform(0.2, 0.9))
     half, top, taper = rng.uniform(0.27, 0.34), rng.uniform(0.1, 0.22), rng.uniform(0.0, 0.07)
     reach = rng.uniform(0.13, 0.19)
     handle = arc(0.44 + half, 0.53, reach, 0.21, -80, 80)
@@ -339,7 +338,7 @@ def shoe(easel: Easel, rng: Random) -> None:
 
 
 def tshirt(easel: Easel, rng: Random) -> None:
-    cloth = any_material(rng, gloss=0.0)
+    cloth = replace(any_material(rng), gloss=0.0)
     sleeve, hem = rng.uniform(0.34, 0.46), rng.uniform(0.2, 0.24)
     right = [(0.62, 0.06), (0.76, 0.1), (0.97, sleeve), (0.84, sleeve + 0.09), (0.73, 0.32)]
     right += [(0.5 + hem, 0.95)]
@@ -488,25 +487,21 @@ def draw_catalogue(
         for split in counts:
             for category in CATALOGUE:
                 (unfinished / split / category).mkdir(parents=True)
-        with ProcessPoolExecutor(
-            os.process_cpu_count() if hasattr(os, "process_cpu_count") else None
-        ) as pool:
+        with ProcessPoolExecutor() as pool:
             drawn = pool.map(partial(save_picture, unfinished, seed), todo, chunksize=8)
-            for _ in tqdm(
-                drawn, total=len(todo), desc="drawing the sample catalogue", unit="image"
-            ):
-                pass
+            deque(tqdm(drawn, total=len(todo), desc="drawing the sample", unit="image"), maxlen=0)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m trainer.sample", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.sample", description="Draw a catalogue of product pictures."
+    )
     parser.add_argument("folder", type=Path, help="folder to create")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     draw_catalogue(options.folder, seed=options.seed)
-    print(
-        f"{options.folder}: {sum(IMAGES_PER_CATEGORY.values())} pictures of each of {', '.join(CATALOGUE)}"
-    )
+    counts = ", ".join(f"{count} {split}" for split, count in IMAGES_PER_CATEGORY.items())
+    print(f"{options.folder}: {counts} pictures of each of {', '.join(CATALOGUE)}")
 
 
 if __name__ == "__main__":
