@@ -1,4 +1,4 @@
-"""The gates: an engine's answers on held-out images, run by the server's code, against PyTorch's."""
+"""The gates: answers of the server's own engines on held-out images, against PyTorch's."""
 
 from pathlib import Path
 

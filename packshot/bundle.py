@@ -45,7 +45,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class EngineFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One form of the model. `tolerance`: largest |logit difference| allowed on the golden samples."""
+    """One form of the model. `tolerance`: the largest |logit difference| on golden samples."""
 
     file: str
     precision: str

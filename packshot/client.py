@@ -25,7 +25,7 @@ from packshot.v1.classifier_pb2_grpc import ClassifierStub
 
 type_of_image = (str, Path, bytes, np.ndarray)
 ImageSource = str | Path | bytes | npt.NDArray[np.uint8]
-"""A path, an encoded file's bytes, or RGB pixels uint8 [224, 224, 3] as preprocessed by the caller."""
+"""A path, an encoded file's bytes, or pixels: RGB, uint8, of the shape that `model()` tells."""
 
 _Call: TypeAlias = "grpc.Future[pb.ClassifyResponse]"
 

@@ -20,7 +20,7 @@ from packshot.errors import ImageError
 Pixels = npt.NDArray[np.uint8]
 """uint8 [height, width, 3], RGB."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 EXIF_ORIENTATION = 0x0112
 
 
@@ -65,14 +65,16 @@ def load_pixels(encoded: bytes, spec: ImageSpec, limits: ImageLimits = ImageLimi
     Raises ImageError for bytes that are no image, damaged, too large or of an unsupported kind.
     """
     with open_image(encoded, limits) as image:
-        try:
-            return _pixels(image, spec)
-        except (ImageError, MemoryError):
-            raise
-        except Exception as error:
-            # Decoders raise whatever their parsing runs into (OSError, SyntaxError, struct.error,
-            # zlib.error, ...): each means the same to the sender of these bytes.
-            raise ImageError("damaged", f"damaged {image.format} image: {error}") from error
+        turned = orientation(image) >= 5
+        upright_size = image.size[::-1] if turned else image.size
+        _decode(image, spec.draft_short_side)
+        rgb = upright_rgb(image, spec)
+    # The box comes from the original size: a drafted one is rounded up and would shift the view.
+    across, down = rgb.width / upright_size[0], rgb.height / upright_size[1]
+    left, top, right, bottom = view_box(upright_size, spec)
+    box = (left * across, top * down, right * across, bottom * down)
+    view = rgb.resize((spec.crop, spec.crop), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(view)
 
 
 def open_image(encoded: bytes, limits: ImageLimits = ImageLimits()) -> Image.Image:
@@ -158,24 +160,19 @@ def view_box(size: tuple[int, int], spec: ImageSpec) -> tuple[float, float, floa
     return (left * across, top * down, (left + spec.crop) * across, (top + spec.crop) * down)
 
 
-def _pixels(image: Image.Image, spec: ImageSpec) -> Pixels:
-    turned = orientation(image) >= 5
-    upright_size = image.size[::-1] if turned else image.size
-    if spec.draft_short_side is not None:
-        _draft(image, spec.draft_short_side)
-    rgb = upright_rgb(image, spec)
-    # The box comes from the original size: a drafted size is rounded up, which would shift the view.
-    across, down = rgb.width / upright_size[0], rgb.height / upright_size[1]
-    left, top, right, bottom = view_box(upright_size, spec)
-    box = (left * across, top * down, right * across, bottom * down)
-    view = rgb.resize((spec.crop, spec.crop), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(view)
-
-
-def _draft(image: Image.Image, short_side: int) -> None:
-    width, height = image.size
-    scale = short_side / min(width, height)
-    image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
+def _decode(image: Image.Image, draft_short_side: int | None) -> None:
+    try:
+        if draft_short_side is not None and image.format in ("JPEG", "MPO"):
+            width, height = image.size
+            scale = draft_short_side / min(width, height)
+            image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Decoders raise whatever their parsing runs into (OSError, SyntaxError, struct.error,
+        # zlib.error, ...): each means the same to the sender of these bytes.
+        raise ImageError("damaged", f"damaged {image.format} image: {error}") from error
 
 
 def _eight_bits(values: npt.NDArray[np.generic]) -> Pixels:

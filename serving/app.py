@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import signal
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -16,6 +15,7 @@ from serving.metrics import Metrics
 from serving.model import start_model, verify
 from serving.pipeline import Pipeline
 from serving.settings import Settings
+from serving.signals import StopSignals
 
 log = logging.getLogger("packshot.app")
 
@@ -35,19 +35,22 @@ class App:
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT, then drains. Raises PackshotError if it cannot start."""
-        stop = _StopSignals()  # before the slow part: a stop while loading must not be lost
+        stop = StopSignals()
         port, metrics_port = await self._listen()
-        loading = asyncio.create_task(self._load_model())
-        if await stop.before(loading):
-            loading.cancel()
-            log.info("stopped while loading")
-            await self._server.stop(None)
-            return
-        await loading
-        await self._set_ready(True)
-        self._log_ready(port, metrics_port)
-        await stop.wait()
-        await self._drain(stop)
+        try:
+            if not await stop.run_until(self._load_model()):
+                log.info("stopped while loading")
+                return
+            await self._set_ready(True)
+            self._log_ready(port, metrics_port)
+            await stop.wait()
+            log.info("draining")
+            await self._set_ready(False)
+            # Balancers and endpoints take seconds to notice: go on accepting meanwhile.
+            await stop.sleep(self._settings.drain_delay_seconds)
+        finally:
+            await self._close(stop)
+        log.info("drained")
 
     async def _listen(self) -> tuple[int, int]:
         """Takes the ports first: a taken one is found before seconds of loading."""
@@ -77,19 +80,12 @@ class App:
         self._metrics.ready.set(ready)
         await self._health.set(Classifier.service, SERVING if ready else NOT_SERVING)
 
-    async def _drain(self, stop: "_StopSignals") -> None:
-        """Loses nothing: what was sent before the others know of the stop is answered too."""
-        settings = self._settings
-        log.info("draining")
-        await self._set_ready(False)
-        # Balancers and endpoints take seconds to notice: go on accepting meanwhile.
-        await stop.hurried(settings.drain_delay_seconds)
+    async def _close(self, stop: StopSignals) -> None:
         # Stop accepting before flushing: a late request would find no engine.
-        await self._server.stop(0 if stop.count > 1 else settings.drain_timeout_seconds)
+        await self._server.stop(None if stop.hurried else self._settings.drain_timeout_seconds)
         if self._pipeline.model is not None:
             await self._pipeline.model.scheduler.close()
         self._pipeline.close()
-        log.info("drained")
 
     def _log_ready(self, port: int, metrics_port: int) -> None:
         model = self._pipeline.model
@@ -99,39 +95,6 @@ class App:
             model.manifest.model, model.manifest.version, model.engine,
             self._settings.host, port, self._settings.host, metrics_port,
         )  # fmt: skip
-
-
-class _StopSignals:
-    """SIGTERM and SIGINT: the first asks for a drain, a second hurries it."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._first, self._second = asyncio.Event(), asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._received)
-
-    def _received(self) -> None:
-        self.count += 1
-        (self._first if self.count == 1 else self._second).set()
-
-    async def wait(self) -> None:
-        await self._first.wait()
-
-    async def before(self, task: "asyncio.Task[None]") -> bool:
-        """Whether a signal comes before `task` is done."""
-        signalled = asyncio.create_task(self.wait())
-        await asyncio.wait({signalled, task}, return_when=asyncio.FIRST_COMPLETED)
-        signalled.cancel()
-        return self._first.is_set()
-
-    async def hurried(self, seconds: float) -> bool:
-        """Waits for a second signal, at most `seconds`."""
-        try:
-            await asyncio.wait_for(self._second.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
 
 
 def _new_server(settings: Settings) -> grpc.aio.Server:

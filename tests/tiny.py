@@ -82,7 +82,7 @@ def engine_file(file: str, precision: str = "fp32") -> EngineFile:
 
 
 def tiny_bundle(store: Path, name: str = "colours", *, int8_sign: int | None = None) -> Path:
-    """Adds a version to the store and returns its folder. `int8_sign` -1 gives a wrong int8 engine."""
+    """Adds a version to the store; returns its folder. `int8_sign` -1: a wrong int8 engine."""
     spec = ImageSpec()
     engines = {"fp32": engine_file("model.onnx")}
     with new_version(store / name) as (version, folder):

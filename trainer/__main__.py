@@ -75,12 +75,13 @@ def run(options: Options) -> int:
 def describe(split: Split) -> None:
     counts = f"{len(split.train)} train, {len(split.val)} validation, {len(split.test)} test images"
     print(
-        f"{split.folder}: {len(split.labels)} classes, {counts}, fingerprint {split.fingerprint[:12]}"
+        f"{split.folder}: {len(split.labels)} classes, {counts}, "
+        f"fingerprint {split.fingerprint[:12]}"
     )
 
 
 def prepare_network(options: Options, split: Split, spec: ImageSpec) -> tuple[PixelNetwork, str]:
-    """The network and where its weights come from. Raises WeightsUnavailable unless told to go on."""
+    """The network, and where its weights come from. Raises WeightsUnavailable."""
     network = new_network(options.arch, len(split.labels), spec)
     try:
         return network, load_weights(network, options.arch, options.weights)
@@ -94,16 +95,18 @@ def prepare_network(options: Options, split: Split, spec: ImageSpec) -> tuple[Pi
 def conclude(result: Evaluation, run: Path, report: Path) -> None:
     low, high = result.interval
     print(
-        f"accuracy {result.accuracy:.1%} on {result.images} held-out images at {result.image_size} px "
-        f"(95 % interval {low:.1%} to {high:.1%}), macro-F1 {result.macro_f1:.3f}\n"
+        f"accuracy {result.accuracy:.1%} on {result.images} held-out images at "
+        f"{result.image_size} px (95 % interval {low:.1%} to {high:.1%}), "
+        f"macro-F1 {result.macro_f1:.3f}\n"
         f"checkpoint in {run}, report in {report}"
     )
 
 
 FRAME = "=" * 78
 FALLBACK_WARNING = (
-    "WARNING: training from RANDOM weights instead, with a recipe made for that. It will do for the\n"
-    "drawn sample catalogue; it will NOT do for photographs. The checkpoint and report say so."
+    "WARNING: training from RANDOM weights instead, with a recipe made for that.\n"
+    "It will do for the drawn sample catalogue; it will NOT do for photographs.\n"
+    "The checkpoint and the report say so."
 )
 
 
@@ -131,7 +134,7 @@ def parse_options(arguments: list[str] | None = None) -> Options:
         "--weights",
         default="imagenet",
         metavar="imagenet|none|PATH",
-        help="start from torchvision's ImageNet weights, random ones, or a .safetensors or .pth file",
+        help="start from torchvision's ImageNet weights, random ones, or a file of weights",
     )
     add(
         "--without-weights",

@@ -17,8 +17,9 @@ def training_view(
     """A random view of one image, uint8 [size, size, 3]. Raises ImageError."""
     with open_image(encoded) as image:
         # Decoding at 1/2, 1/4 or 1/8 scale is enough as long as the smallest crop keeps `size`.
-        needed = math.ceil(size / math.sqrt(recipe.crop_area[0]))
-        image.draft(None, (needed, needed))
+        if image.format in ("JPEG", "MPO"):
+            needed = math.ceil(size / math.sqrt(recipe.crop_area[0]))
+            image.draft(None, (needed, needed))
         rgb = upright_rgb(image, spec)
         box = random_box(rgb.size, recipe, rng)
         view = rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
@@ -33,7 +34,7 @@ def training_view(
 def random_box(
     size: tuple[int, int], recipe: Recipe, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """A crop of random area and aspect inside `size` (Inception's; torchvision RandomResizedCrop)."""
+    """A crop of random area and aspect inside `size`, as torchvision's RandomResizedCrop."""
     width, height = size
     for _ in range(TRIES):
         area = width * height * rng.uniform(*recipe.crop_area)

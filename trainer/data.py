@@ -35,7 +35,7 @@ class Example(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Split(msgspec.Struct, frozen=True, kw_only=True):
-    """The verified data of a run. `fingerprint`: sha256 over every file's name, split and content."""
+    """The verified data of a run. `fingerprint`: sha256 over names, splits and contents."""
 
     folder: str
     labels: tuple[str, ...]

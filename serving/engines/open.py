@@ -71,7 +71,7 @@ def _prove(engine: Engine, bundle: Bundle, golden: GoldenSamples) -> None:
     except AnswersDiffer as error:
         raise EngineRefused("answers_differ", str(error)) from error
     log.info(
-        "engine %s agrees with PyTorch on %d golden samples: largest |logit difference| %.2g (at most %.2g)",
+        "engine %s answers %d golden samples as PyTorch did: |logit difference| up to %.2g of %.2g",
         engine.name, len(golden.encoded), difference, tolerance,
     )  # fmt: skip
 

@@ -1,0 +1,49 @@
+"""SIGTERM and SIGINT: the first asks the server to drain, a second hurries it."""
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from typing import Any
+
+
+class StopSignals:
+    """Made before the slow part of starting: a stop that comes meanwhile must not be lost."""
+
+    def __init__(self) -> None:
+        self._first, self._second = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._received)
+
+    @property
+    def asked(self) -> bool:
+        return self._first.is_set()
+
+    @property
+    def hurried(self) -> bool:
+        return self._second.is_set()
+
+    async def wait(self) -> None:
+        """Until the first signal."""
+        await self._first.wait()
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleeps, unless hurried."""
+        try:
+            await asyncio.wait_for(self._second.wait(), seconds)
+        except TimeoutError:
+            return
+
+    async def run_until(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Runs `work`, unless a signal comes first; returns whether it was finished."""
+        working, signalled = asyncio.create_task(work), asyncio.create_task(self.wait())
+        await asyncio.wait({working, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        signalled.cancel()
+        if not working.done():
+            working.cancel()
+            return False
+        await working
+        return True
+
+    def _received(self) -> None:
+        (self._second if self.asked else self._first).set()

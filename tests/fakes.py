@@ -1,0 +1,41 @@
+"""An engine that a test holds in its hand: it waits, fails and remembers as it is told."""
+
+import threading
+
+import numpy as np
+
+from serving.engines import Answer
+
+
+class FakeEngine:
+    """Answers each image with its first pixel, so that a mix-up of rows shows.
+
+    While `gate` is closed, runs wait in it; `entered` counts those that have begun.
+    """
+
+    def __init__(self, *, lanes: int = 1, name: str = "fake") -> None:
+        self.name = name
+        self.lanes = lanes
+        self.batches: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Semaphore(0)
+        self.fail_next = False
+        self.closed = False
+
+    def run(self, images: np.ndarray) -> Answer:
+        self.batches.append(len(images))
+        self.entered.release()
+        assert self.gate.wait(timeout=30)
+        if self.fail_next:
+            self.fail_next = False
+            raise RuntimeError("the fake engine was told to fail")
+        logits = images[:, 0, 0, :].astype(np.float32)
+        return Answer(logits, logits)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def image_of(value: int) -> np.ndarray:
+    return np.full((2, 2, 3), value, np.uint8)

@@ -1,0 +1,85 @@
+"""Real processes for tests: a server with its address, and any of the programs."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT = 60
+READY = re.compile(r"on ([\d.]+:\d+), metrics on (http://\S+)")
+
+
+def program(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m ...` to its end."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", *map(str, arguments)],
+        cwd=ROOT, text=True, capture_output=True, timeout=600, env=environment(), **options,
+    )  # fmt: skip
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "ORT_DISABLE_TELEMETRY": "1", **more}
+
+
+class Server:
+    """`python -m serving` on free ports of 127.0.0.1; its log is read by a thread."""
+
+    def __init__(self, *options: object) -> None:
+        command = [sys.executable, "-W", "error", "-m", "serving", "--port", "0"]
+        command += ["--metrics-port", "0", *map(str, options)]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, text=True, stderr=subprocess.PIPE, env=environment()
+        )
+        self.lines: list[str] = []
+        self._ready = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        assert self._ready.wait(TIMEOUT), self.log
+        found = READY.search(self.log)
+        assert found, self.log
+        self.target, self.metrics_url = found.groups()
+
+    @property
+    def log(self) -> str:
+        return "".join(self.lines)
+
+    def metric(self, sample: str) -> float:
+        """The value of one sample of /metrics, such as 'packshot_ready'; 0 if it is not there."""
+        text = urllib.request.urlopen(self.metrics_url, timeout=TIMEOUT).read().decode()
+        values = [line.split()[-1] for line in text.splitlines() if line.startswith(f"{sample} ")]
+        return float(values[0]) if values else 0.0
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.end()
+
+    def end(self) -> int:
+        code = self.process.wait(TIMEOUT)
+        self._reader.join(TIMEOUT)
+        return code
+
+    def _read(self) -> None:
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if READY.search(line):
+                self._ready.set()
+        self._ready.set()
+
+
+@contextmanager
+def serving(*options: object) -> Iterator[Server]:
+    server = Server(*options)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.end()
+        server.process.stderr.close()

@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+from tiny import PURE, jpeg, reference
+
+from packshot.errors import AnswersDiffer, DamagedFile
+from packshot.golden import check_answers, check_pixels, make_golden, read_golden
+from packshot.image import ImageSpec
+
+SPEC = ImageSpec()
+
+
+@pytest.fixture
+def golden():
+    return make_golden([jpeg(colour) for colour in PURE.values()], SPEC, reference)
+
+
+def test_survive_the_file(golden):
+    again = read_golden(golden.to_bytes())
+    assert again.encoded == golden.encoded
+    assert np.array_equal(again.pixels, golden.pixels)
+    assert np.array_equal(again.logits, golden.logits)
+
+
+def test_a_damaged_file_is_named_so(golden):
+    with pytest.raises(DamagedFile):
+        read_golden(golden.to_bytes()[:500])
+
+
+def test_the_right_engine_passes(golden):
+    assert check_answers(golden, reference, tolerance=0.0) == 0.0
+    assert check_pixels(golden, SPEC) == 0
+
+
+def test_wrong_answers_are_refused(golden):
+    with pytest.raises(AnswersDiffer, match=r"differ by 0\.5"):
+        check_answers(golden, lambda images: reference(images) + 0.5, tolerance=0.4)
+    with pytest.raises(AnswersDiffer):
+        check_answers(golden, lambda images: reference(images) * np.nan, tolerance=1e9)
+    with pytest.raises(AnswersDiffer, match="golden samples have"):
+        check_answers(golden, lambda images: reference(images)[:, :2], tolerance=1e9)
+
+
+def test_another_preprocessing_is_refused(golden):
+    crooked = make_golden([jpeg((200, 20, 20)), *golden.encoded[1:]], SPEC, reference)
+    samples = type(golden)(encoded=golden.encoded, pixels=crooked.pixels, logits=golden.logits)
+    with pytest.raises(AnswersDiffer, match="30 grey levels"):
+        check_pixels(samples, SPEC)

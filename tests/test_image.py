@@ -1,0 +1,159 @@
+"""Preprocessing: equal to torchvision's, and every kind of image that photographers send."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import encoded, jpeg
+from torchvision.transforms import v2
+
+from packshot.errors import ImageError
+from packshot.image import ImageLimits, ImageSpec, load_pixels, read_pixels, view_box
+
+SPEC = ImageSpec()
+RED = (230, 20, 20)
+
+
+def photo(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    """Smooth structure and fine noise: what resampling errors show on."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 255, (9, 11, 3), np.uint8)).resize(size)
+    noise = rng.integers(-20, 20, (size[1], size[0], 3))
+    return Image.fromarray((np.asarray(coarse) + noise).clip(0, 255).astype(np.uint8))
+
+
+def reference(content: bytes) -> np.ndarray:
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    return np.asarray(v2.CenterCrop(224)(v2.Resize(256)(image)))
+
+
+def differences(content: bytes) -> np.ndarray:
+    return np.abs(load_pixels(content, SPEC).astype(int) - reference(content).astype(int))
+
+
+SIZES = [(224, 224), (300, 260), (257, 801), (640, 480), (333, 500), (1000, 999), (20, 31)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_is_torchvisions_resize_and_crop_within_one_level(size):
+    assert differences(encoded(photo(size), "PNG")).max() <= 1
+    assert differences(encoded(photo(size), "JPEG", quality=90)).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1100, 1500), (2600, 1801)])
+def test_decoding_large_jpegs_at_half_scale_stays_close(size):
+    content = encoded(photo(size), "JPEG", quality=90)
+    assert differences(content).mean() < 1
+    assert differences(content).max() <= 30
+
+
+def test_view_box_is_that_of_the_original_size():
+    assert view_box((256, 256), SPEC) == (16, 16, 240, 240)
+    left, top, right, bottom = view_box((512, 1000), SPEC)
+    assert (left, right) == (32, 480)
+    assert top == pytest.approx(138 * 2) and bottom == pytest.approx(362 * 2)
+
+
+def colour_of(content: bytes) -> tuple[int, ...]:
+    return tuple(load_pixels(content, SPEC)[112, 112].tolist())
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        ("RGB", "JPEG"), ("RGB", "PNG"), ("RGB", "WEBP"), ("RGB", "BMP"), ("RGB", "TIFF"),
+        ("P", "GIF"), ("P", "PNG"), ("CMYK", "JPEG"), ("CMYK", "TIFF"), ("RGBA", "PNG"),
+    ],
+)  # fmt: skip
+def test_kinds_of_colour_images(mode, kind):
+    image = Image.new("RGB", (300, 300), RED).convert(mode, palette=Image.Palette.ADAPTIVE)
+    assert np.abs(np.array(colour_of(encoded(image, kind))) - RED).max() <= 4
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("L", "JPEG"), ("L", "PNG"), ("1", "PNG"), ("LA", "PNG")])
+def test_grey_images(mode, kind):
+    image = Image.new("L", (300, 300), 255).convert(mode)
+    assert colour_of(encoded(image, kind)) == (255, 255, 255)
+
+
+def test_16_bit_grey_keeps_its_brightness():
+    image = Image.fromarray(np.full((300, 300), 128 * 257, np.uint16))
+    assert colour_of(encoded(image, "PNG")) == (128, 128, 128)
+    assert colour_of(encoded(image, "TIFF")) == (128, 128, 128)
+
+
+def test_32_bit_integer_grey_is_read_as_16_bit():
+    image = Image.fromarray(np.full((300, 300), 128 * 257, np.int32))
+    assert colour_of(encoded(image, "TIFF")) == (128, 128, 128)
+
+
+def test_transparency_is_laid_over_white():
+    clear = Image.new("RGBA", (300, 300), (0, 0, 0, 0))
+    assert colour_of(encoded(clear, "PNG")) == (255, 255, 255)
+    half = Image.new("RGBA", (300, 300), (0, 0, 0, 128))
+    assert colour_of(encoded(half, "PNG")) == (127, 127, 127)
+    palette = Image.new("P", (300, 300), 0)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    assert colour_of(encoded(palette, "PNG", transparency=0)) == (255, 255, 255)
+
+
+def test_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (300, 300), colour) for colour in (RED, (20, 20, 230))]
+    content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert np.abs(np.array(colour_of(content)) - RED).max() <= 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+    upright = Image.new("RGB", (300, 400), (255, 255, 255))
+    upright.paste((255, 0, 0), (0, 0, 300, 120))  # red on top
+    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # what undoes each orientation
+    stored = upright.transpose(turn[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = load_pixels(encoded(stored, "JPEG", quality=95, exif=exif), SPEC)
+    assert pixels[10, 112, 1] < 40
+    assert pixels[200, 112, 1] > 215
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_malformed_exif_is_ignored():
+    content = encoded(Image.new("RGB", (300, 300), RED), "JPEG", exif=b"Exif\0\0MM\0*garbage")
+    assert np.abs(np.array(colour_of(content)) - RED).max() <= 4
+
+
+def refusal(content: bytes, **limits: int) -> ImageError:
+    with pytest.raises(ImageError) as caught:
+        load_pixels(content, SPEC, ImageLimits(**limits))
+    return caught.value
+
+
+def test_refusals_name_the_fault():
+    assert refusal(b"").reason == "empty"
+    assert refusal(b"hello, I am a text file").reason == "not_an_image"
+    assert refusal(encoded(photo((300, 300)), "JPEG")[:5000]).reason == "damaged"
+    assert refusal(jpeg(RED), max_bytes=100).reason == "too_many_bytes"
+    assert "90000" in str(refusal(jpeg(RED, (300, 301)), max_pixels=90000))
+    assert refusal(encoded(Image.new("F", (300, 300)), "TIFF")).reason == "unsupported"
+
+
+@pytest.mark.parametrize("side", [10_000, 40_000])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(side):
+    """A few kB that would unpack to 300 MB or 4.8 GB; Pillow warns of one, raises at the other."""
+    bomb = encoded(Image.new("1", (side, 1)), "PNG")
+    width_at, height_at = 16, 20
+    header = bomb[:height_at] + side.to_bytes(4, "big") + bomb[height_at + 4 :]
+    assert header[width_at:height_at] == side.to_bytes(4, "big")
+    crc = __import__("zlib").crc32(header[12:29]).to_bytes(4, "big")
+    assert refusal(header[:29] + crc + header[33:]).reason == "too_many_pixels"
+
+
+def test_raw_pixels():
+    pixels = np.arange(224 * 224 * 3, dtype=np.uint8).reshape(224, 224, 3)
+    assert np.array_equal(read_pixels(pixels.tobytes(), SPEC), pixels)
+    with pytest.raises(ImageError, match=r"100 bytes.*expected 150528") as caught:
+        read_pixels(bytes(100), SPEC)
+    assert caught.value.reason == "wrong_size"
+
+

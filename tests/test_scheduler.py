@@ -1,0 +1,212 @@
+"""Batching, fairness, and that no waiter is ever forgotten."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+from fakes import FakeEngine, image_of
+
+from packshot.errors import DeadlineExceeded, Overloaded, ServiceFailed, Unavailable
+from serving.metrics import Metrics
+from serving.scheduler import Scheduler
+
+LATER = time.monotonic() + 3600
+
+
+@asynccontextmanager
+async def scheduling(engine: FakeEngine, *, max_batch: int = 4, max_queued_images: int = 100):
+    scheduler = Scheduler(
+        engine, max_batch=max_batch, max_queued_images=max_queued_images, metrics=Metrics()
+    )
+    try:
+        yield scheduler
+    finally:
+        engine.gate.set()
+        await scheduler.close()
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+async def entered(engine: FakeEngine) -> None:
+    """Until the engine is inside one more run."""
+    await asyncio.to_thread(engine.entered.acquire)
+
+
+async def queued(scheduler: Scheduler, values: list[int]) -> list[asyncio.Task]:
+    tasks = [asyncio.create_task(scheduler.submit(image_of(v), LATER)) for v in values]
+    await asyncio.sleep(0)  # each task runs up to its wait for an answer
+    return tasks
+
+
+def test_everyone_gets_the_answer_to_his_own_image():
+    async def test():
+        async with scheduling(FakeEngine()) as scheduler:
+            answers = await asyncio.gather(*await queued(scheduler, list(range(50))))
+        assert [answer[0] for answer in answers] == list(range(50))
+
+    run(test)
+
+
+def test_what_waits_while_the_engine_is_busy_becomes_one_batch():
+    async def test():
+        engine = FakeEngine()
+        engine.gate.clear()
+        async with scheduling(engine, max_batch=4) as scheduler:
+            tasks = await queued(scheduler, [0])
+            await entered(engine)
+            tasks += await queued(scheduler, [1, 2, 3, 4, 5])
+            engine.gate.set()
+            await asyncio.gather(*tasks)
+        assert engine.batches == [1, 4, 1]
+
+    run(test)
+
+
+def test_idle_lanes_share_what_waits():
+    async def test():
+        engine = FakeEngine(lanes=2)
+        async with scheduling(engine, max_batch=8) as scheduler:
+            await asyncio.gather(*await queued(scheduler, list(range(6))))
+        assert sorted(engine.batches) == [3, 3]
+
+    run(test)
+
+
+def test_the_earliest_deadline_goes_first():
+    async def test():
+        engine = FakeEngine()
+        engine.gate.clear()
+        finished: list[int] = []
+
+        async def waiter(value: int, deadline: float) -> None:
+            await scheduler.submit(image_of(value), deadline)
+            finished.append(value)
+
+        async with scheduling(engine, max_batch=1) as scheduler:
+            tasks = await queued(scheduler, [0])
+            await entered(engine)
+            tasks += [asyncio.create_task(waiter(v, LATER - v)) for v in (1, 3, 2)]
+            await asyncio.sleep(0)
+            engine.gate.set()
+            await asyncio.gather(*tasks)
+        assert finished == [3, 2, 1]
+
+    run(test)
+
+
+def test_cancelling_one_of_three_leaves_the_others_their_answers():
+    async def test():
+        engine = FakeEngine()
+        engine.gate.clear()
+        async with scheduling(engine) as scheduler:
+            first = await queued(scheduler, [9])
+            await entered(engine)
+            in_queue = await queued(scheduler, [1, 2, 3])
+            in_queue[1].cancel()
+            engine.gate.set()
+            await asyncio.gather(*first, in_queue[0], in_queue[2])
+            assert (in_queue[0].result()[0], in_queue[2].result()[0]) == (1, 3)
+            assert in_queue[1].cancelled()
+        assert engine.batches == [1, 2], "the cancelled image never reached the engine"
+
+    run(test)
+
+
+def test_cancelling_inside_a_running_batch_leaves_the_others_their_answers():
+    async def test():
+        engine = FakeEngine()
+        engine.gate.clear()
+        async with scheduling(engine) as scheduler:
+            tasks = await queued(scheduler, [1, 2, 3])
+            await entered(engine)
+            tasks[0].cancel()
+            engine.gate.set()
+            assert [(await task)[0] for task in tasks[1:]] == [2, 3]
+
+    run(test)
+
+
+def test_expired_images_never_reach_the_engine():
+    async def test():
+        engine = FakeEngine()
+        engine.gate.clear()
+        async with scheduling(engine) as scheduler:
+            tasks = await queued(scheduler, [0])
+            await entered(engine)
+            late = asyncio.create_task(scheduler.submit(image_of(1), time.monotonic()))
+            await asyncio.sleep(0)
+            engine.gate.set()
+            with pytest.raises(DeadlineExceeded):
+                await late
+            await asyncio.gather(*tasks)
+        assert engine.batches == [1]
+
+    run(test)
+
+
+def test_a_failing_engine_fails_its_batch_and_nothing_else():
+    async def test():
+        engine = FakeEngine()
+        engine.gate.clear()
+        engine.fail_next = True
+        async with scheduling(engine) as scheduler:
+            doomed = await queued(scheduler, [1, 2])
+            await entered(engine)
+            fine = await queued(scheduler, [3])
+            engine.gate.set()
+            for task in doomed:
+                with pytest.raises(ServiceFailed):
+                    await task
+            assert (await fine[0])[0] == 3
+
+    run(test)
+
+
+def test_no_more_images_are_taken_in_than_allowed():
+    async def test():
+        async with scheduling(FakeEngine(), max_queued_images=3) as scheduler:
+            with scheduler.admit(2):
+                with pytest.raises(Overloaded, match="2 images are in progress and at most 3"):
+                    scheduler.admit(2).__enter__()
+                with scheduler.admit(1):
+                    pass
+            with scheduler.admit(3):
+                pass
+
+    run(test)
+
+
+def test_closing_answers_what_is_queued_and_then_refuses():
+    async def test():
+        engine = FakeEngine()
+        engine.gate.clear()
+        scheduler = Scheduler(engine, max_batch=2, max_queued_images=10, metrics=Metrics())
+        tasks = await queued(scheduler, [1, 2, 3, 4, 5])
+        closing = asyncio.create_task(scheduler.close())
+        await entered(engine)
+        with pytest.raises(Unavailable):
+            scheduler.admit(1).__enter__()
+        assert not engine.closed
+        engine.gate.set()
+        await closing
+        assert [task.result()[0] for task in tasks] == [1, 2, 3, 4, 5]
+        assert engine.closed
+
+    run(test)
+
+
+def test_a_batch_keeps_the_engines_rows():
+    async def test():
+        engine = FakeEngine()
+        async with scheduling(engine) as scheduler:
+            (task,) = await queued(scheduler, [7])
+            answer = await task
+        assert answer.dtype == np.float32
+        assert answer.tolist() == [7, 7, 7]
+
+    run(test)

@@ -1,0 +1,294 @@
+"""The server as a process of its own, on a bundle that needs no torch, over real sockets."""
+
+import socket
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+from PIL import Image
+from processes import TIMEOUT, Server, program, serving
+from tiny import PURE, encoded, jpeg, reference, tiny_bundle
+
+from packshot import Client
+from packshot.bundle import sha256_of
+from packshot.errors import DeadlineExceeded, InvalidInput, NotFound, Unavailable
+from packshot.image import ImageSpec, load_pixels
+from packshot.v1 import classifier_pb2 as pb
+from packshot.v1.classifier_pb2_grpc import ClassifierStub
+
+RED = PURE["red"]
+
+
+@pytest.fixture
+def client(server):
+    with Client(server.target, timeout_seconds=TIMEOUT) as client:
+        yield client
+
+
+@pytest.fixture
+def stub(server):
+    with grpc.insecure_channel(server.target) as channel:
+        yield ClassifierStub(channel)
+
+
+def status(call, *arguments) -> grpc.RpcError:
+    with pytest.raises(grpc.RpcError) as caught:
+        call(*arguments, timeout=TIMEOUT)
+    return caught.value
+
+
+def test_answers_with_the_right_labels(client):
+    results = client.classify([jpeg(colour) for colour in PURE.values()])
+    assert [result.label for result in results] == ["red", "green", "blue"]
+    assert {(r.model, r.version, r.engine) for r in results} == {("colours", 1, "fp32")}
+    assert all(sum(p.probability for p in r.predictions) == pytest.approx(1) for r in results)
+
+
+def test_logits_are_those_of_the_network_on_packshots_pixels(client):
+    rng = np.random.default_rng(0)
+    photos = [
+        encoded(Image.fromarray(rng.integers(0, 255, (300, 400, 3), np.uint8)), "JPEG")
+        for _ in range(20)
+    ]
+    expected = reference(np.stack([load_pixels(photo, ImageSpec()) for photo in photos]))
+    results = client.classify(photos, include_logits=True)
+    assert np.allclose([result.logits for result in results], expected, atol=1e-3)
+
+
+def test_raw_pixels_skip_the_decoder(client):
+    pixels = load_pixels(jpeg(RED), ImageSpec())
+    by_file, by_pixels = client.classify([jpeg(RED), pixels], include_logits=True)
+    assert by_pixels.logits == by_file.logits
+
+
+def test_bad_images_get_errors_of_their_own_while_the_others_are_answered(client, tmp_path):
+    text = tmp_path / "notes.txt"
+    text.write_text("not a picture")
+    good = jpeg(RED)
+    results = client.classify(
+        [
+            good, b"", text, good[: len(good) // 2], encoded(Image.new("1", (3000, 1000)), "PNG"),
+            np.zeros((10, 10, 3), np.uint8), tmp_path / "missing.jpg", good,
+        ]
+    )  # fmt: skip
+    assert [result.reason for result in results] == [
+        None, "empty", "not_an_image", "damaged", "too_many_pixels", "wrong_size", "unreadable", None,
+    ]  # fmt: skip
+    assert results[0].label == results[-1].label == "red"
+    assert "3000x1000 pixels; the limit is 2000000" in results[4].error
+    with pytest.raises(InvalidInput, match="not an image"):
+        _ = results[2].label
+
+
+def test_bad_requests_are_refused_with_the_reason(stub):
+    image = pb.Image(encoded=jpeg(RED))
+    empty = status(stub.Classify, pb.ClassifyRequest())
+    assert (empty.code(), empty.details()) == (
+        grpc.StatusCode.INVALID_ARGUMENT, "the request has no image; send 1 or more",
+    )  # fmt: skip
+    many = status(stub.Classify, pb.ClassifyRequest(images=[image] * 33))
+    assert many.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "33 images; at most 32" in many.details()
+    negative = status(stub.Classify, pb.ClassifyRequest(images=[image], top_k=-1))
+    assert "top_k is -1" in negative.details()
+    unknown = status(stub.Classify, pb.ClassifyRequest(images=[image], model="shoes"))
+    assert unknown.code() is grpc.StatusCode.NOT_FOUND
+    assert "'shoes'" in unknown.details()
+
+
+def test_an_image_without_content_is_an_empty_image(stub):
+    reply = stub.Classify(pb.ClassifyRequest(images=[pb.Image()]), timeout=TIMEOUT)
+    assert reply.results[0].error.reason == "empty"
+
+
+def test_top_k(client):
+    assert len(client.classify(jpeg(RED), top_k=2)[0].predictions) == 2
+    assert len(client.classify(jpeg(RED), top_k=9)[0].predictions) == 3
+
+
+def test_a_deadline_that_cannot_be_met_is_said_so(server):
+    with (
+        Client(server.target, timeout_seconds=1e-6) as client,
+        pytest.raises(DeadlineExceeded, match=server.target),
+    ):
+        client.classify(jpeg(RED))
+
+
+def test_the_model_says_which_engine_answers_and_why_not_a_better_one(client, server):
+    model = client.model()
+    assert (model.model, model.version, model.engine) == ("colours", 1, "fp32")
+    assert model.labels == ("red", "green", "blue")
+    assert model.input_shape == (224, 224, 3)
+    assert model.refused.keys() == {"int8"}
+    assert model.refused["int8"].startswith("answers_differ: logits of the golden samples differ")
+    assert "engine int8 refused" in server.log
+    assert "engine fp32, on" in server.log
+    refusals = 'packshot_engine_refusals_total{engine="int8",reason="answers_differ"}'
+    assert server.metric(refusals) == 1
+    in_use = 'packshot_engine_in_use{engine="fp32",model="colours",version="1"}'
+    assert server.metric(in_use) == 1
+
+
+def test_metrics_count_what_was_done(client, server):
+    def counts() -> tuple[float, ...]:
+        return tuple(
+            server.metric(sample)
+            for sample in (
+                'packshot_images_total{result="ok"}',
+                'packshot_images_total{result="not_an_image"}',
+                'packshot_stage_seconds_count{stage="decode"}',
+                'packshot_stage_seconds_count{stage="total"}',
+                "packshot_batch_images_sum",
+                'grpc_server_handled_total{grpc_code="OK",grpc_method="Classify",'
+                'grpc_service="packshot.v1.Classifier"}',
+            )
+        )
+
+    before = counts()
+    client.classify([jpeg(RED), jpeg(RED), b"text"])
+    gained = tuple(now - then for now, then in zip(counts(), before, strict=True))
+    assert gained == (2, 1, 2, 1, 2, 1)
+    assert server.metric("packshot_ready") == 1
+    assert server.metric("packshot_images_in_progress") == 0
+
+
+def health(target: str, service: str) -> int:
+    with grpc.insecure_channel(target) as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        return health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT).status
+
+
+def test_health(server):
+    serving_status = health_pb2.HealthCheckResponse.SERVING
+    assert health(server.target, "") == serving_status
+    assert health(server.target, "packshot.v1.Classifier") == serving_status
+
+
+def test_reflection_tells_the_api(server):
+    with grpc.insecure_channel(server.target) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        assert set(database.get_services()) == {
+            "packshot.v1.Classifier", "grpc.health.v1.Health",
+            "grpc.reflection.v1alpha.ServerReflection",
+        }  # fmt: skip
+        service = DescriptorPool(database).FindServiceByName("packshot.v1.Classifier")
+        assert [method.name for method in service.methods] == ["Classify", "GetModel"]
+
+
+def test_sigterm_answers_what_was_sent_and_exits_0(store):
+    with serving("--models", store, "--drain-delay-seconds", 1) as server:
+        answered: list[str] = []
+        refused: list[Exception] = []
+        sending = threading.Event()
+
+        def send() -> None:
+            with Client(server.target, timeout_seconds=TIMEOUT) as client:
+                try:
+                    while server.process.poll() is None:
+                        answered.append(client.classify(jpeg(RED))[0].label)
+                        sending.set()
+                except Unavailable as error:
+                    refused.append(error)
+
+        senders = [threading.Thread(target=send) for _ in range(4)]
+        for sender in senders:
+            sender.start()
+        assert sending.wait(TIMEOUT)
+        assert server.stop() == 0
+        for sender in senders:
+            sender.join(TIMEOUT)
+        assert set(answered) == {"red"}
+        assert len(refused) <= len(senders), "only requests after the drain may be refused"
+        assert "draining" in server.log
+        assert server.log.rstrip().endswith("drained")
+
+
+def test_a_draining_server_says_it_is_not_ready_but_still_answers(store):
+    with serving("--models", store, "--drain-delay-seconds", 60) as server:
+        server.process.terminate()
+        until = time.monotonic() + TIMEOUT
+        while health(server.target, "packshot.v1.Classifier") == 1 and time.monotonic() < until:
+            pass
+        assert health(server.target, "packshot.v1.Classifier") == 2
+        assert health(server.target, "") == 1
+        assert server.metric("packshot_ready") == 0
+        with Client(server.target) as client:
+            assert client.classify(jpeg(RED))[0].label == "red"
+        assert server.stop() == 0, "a second signal hurries the drain"
+
+
+def refused_to_start(*options: object) -> str:
+    done = program("serving", "--port", 0, "--metrics-port", 0, *options)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_start_without_a_bundle(tmp_path):
+    assert "run `make export`" in refused_to_start("--models", tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    assert "--model must name one" in refused_to_start("--models", tmp_path / "empty")
+
+
+def test_start_with_an_unknown_model(store):
+    message = refused_to_start("--models", store, "--model", "shoes")
+    assert "no model 'shoes'" in message
+    assert "colours" in message
+
+
+def test_start_with_a_damaged_bundle(store):
+    model = store / "colours" / "1" / "model.onnx"
+    before = sha256_of(model)
+    model.write_bytes(model.read_bytes() + b"!")
+    assert before[:12] in refused_to_start("--models", store)
+
+
+def test_start_with_no_usable_engine(tmp_path):
+    tiny_bundle(tmp_path, int8_sign=-1)
+    message = refused_to_start("--models", tmp_path, "--engines", "int8,tensorrt")
+    assert "golden samples differ" in message
+    assert "no engine 'tensorrt'" in message
+
+
+@pytest.mark.parametrize("option", ["--port", "--metrics-port"])
+def test_start_on_a_taken_port(store, option):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        message = refused_to_start("--models", store, option, port)
+    assert f"{option} {port}" in message
+
+
+def test_start_with_values_out_of_range(store):
+    assert "--max-batch is 0; it must be from 1 to 256" in refused_to_start(
+        "--models", store, "--max-batch", 0
+    )
+    assert "could never be taken" in refused_to_start("--models", store, "--max-queued-images", 8)
+
+
+def test_the_released_version_is_served(tmp_path: Path):
+    tiny_bundle(tmp_path)
+    tiny_bundle(tmp_path)
+    (tmp_path / "colours" / "released").write_text("1\n")
+    with serving("--models", tmp_path) as server, Client(server.target) as client:
+        assert client.model().version == 1
+        assert server.stop() == 0
+
+
+def test_an_unreachable_server_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        target = f"127.0.0.1:{unused.getsockname()[1]}"
+    with Client(target) as client, pytest.raises(Unavailable, match=target):
+        client.classify(jpeg(RED))
+
+
+def test_unknown_model_through_the_client(server: Server):
+    with Client(server.target, model="shoes") as client, pytest.raises(NotFound, match="shoes"):
+        client.classify(jpeg(RED))
