@@ -12,8 +12,8 @@ from packshot.golden import GoldenSamples
 from packshot.image import Pixels
 from packshot.prediction import Logits
 from serving.engines import Engine
+from serving.engines.cores import available_cores
 from serving.engines.onnxruntime import OnnxRuntimeEngine
-from serving.settings import available_cores
 
 BATCH = 8
 

@@ -9,10 +9,11 @@ from packshot.bundle import Manifest, open_bundle
 from packshot.errors import NotFound
 from packshot.golden import check_pixels
 from packshot.store import current_version, model_names
+from serving.engines.cores import available_cores
 from serving.engines.open import Opened, open_engine
 from serving.metrics import Metrics
 from serving.scheduler import Scheduler
-from serving.settings import Settings, available_cores
+from serving.settings import Settings
 
 log = logging.getLogger("packshot.model")
 

@@ -10,9 +10,10 @@ import msgspec
 from packshot.errors import DeadlineExceeded, ImageError, InvalidInput, NotFound, Unavailable
 from packshot.image import ImageLimits, ImageSpec, Pixels, load_pixels, read_pixels
 from packshot.prediction import Logits, Prediction, top_predictions
+from serving.engines.cores import available_cores
 from serving.metrics import Metrics
 from serving.model import Model
-from serving.settings import Settings, available_cores
+from serving.settings import Settings
 
 DEFAULT_TOP_K = 5
 

@@ -1,7 +1,6 @@
 """What the server is told: flags become one record, checked once, where the program starts."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,13 +77,6 @@ HELP = {
     "drain_delay_seconds": "on SIGTERM, go on accepting this long after reporting not ready",
     "drain_timeout_seconds": "then wait at most this long for requests in flight",
 }
-
-
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def parse_settings(arguments: Sequence[str] | None = None) -> Settings:

@@ -71,7 +71,9 @@ def test_kinds_of_colour_images(mode, kind):
     assert np.abs(np.array(colour_of(encoded(image, kind))) - RED).max() <= 4
 
 
-@pytest.mark.parametrize(("mode", "kind"), [("L", "JPEG"), ("L", "PNG"), ("1", "PNG"), ("LA", "PNG")])
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("L", "JPEG"), ("L", "PNG"), ("1", "PNG"), ("LA", "PNG")]
+)
 def test_grey_images(mode, kind):
     image = Image.new("L", (300, 300), 255).convert(mode)
     assert colour_of(encoded(image, kind)) == (255, 255, 255)
@@ -155,5 +157,3 @@ def test_raw_pixels():
     with pytest.raises(ImageError, match=r"100 bytes.*expected 150528") as caught:
         read_pixels(bytes(100), SPEC)
     assert caught.value.reason == "wrong_size"
-
-

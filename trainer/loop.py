@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,12 @@ class Log:
         line = {"event": event, "seconds": seconds, **msgspec.to_builtins(facts, enc_hook=str)}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+
+
+def say(text: str) -> None:
+    """Prints a line above the progress bar, at once also into a pipe."""
+    tqdm.write(text)
+    sys.stdout.flush()
 
 
 class Views(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,7 +146,7 @@ def train(
     if recipe.batchnorm_images:
         sample = batchnorm_sample(training)
         reestimate_batchnorm(network, served_views(split, sample, training.spec), device)
-        print(f"BatchNorm statistics re-estimated on {len(sample)} images", flush=True)
+        say(f"BatchNorm statistics re-estimated on {len(sample)} images")
         moment = Moment(epoch=recipe.epochs, step=len(steps), size=training.spec.crop)
         best = keep_best(best, network, training, validation, moment, log)
     return best
@@ -159,7 +166,7 @@ def keep_best(
     log.write("evaluation", moment=moment, validation=evaluation)
     kept = best is None or rank(evaluation) > rank(best.validation)
     train_loss = "     " if moment.train_loss is None else f"{moment.train_loss:.3f}"
-    tqdm.write(
+    say(
         f"epoch {moment.epoch:3d}  {moment.size:3d} px  train loss {train_loss}  "
         f"val loss {evaluation.loss:.3f}  val accuracy {evaluation.accuracy:.1%}"
         f"{'  kept' if kept else ''}"

@@ -1,0 +1,100 @@
+"""The import arrows of the design, and what is in the wheel."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from processes import ROOT
+
+PROGRAMS = {"trainer", "exporters", "serving"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "prometheus_client",
+    "safetensors",
+}
+ALLOWED = {
+    "packshot": {"packshot"},
+    "trainer": {"packshot", "trainer"},
+    "serving": {"packshot", "serving"},
+    "exporters": {"packshot", "exporters", "trainer", "serving"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of the modules that a file imports anywhere."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_arrows(package):
+    for path in (ROOT / package).rglob("*.py"):
+        for name in imports(path):
+            top = name.split(".")[0]
+            if top in PROGRAMS | {"packshot"}:
+                assert top in ALLOWED[package], f"{path} imports {name}"
+            if package == "packshot":
+                assert top not in HEAVY, f"{path} imports {name}"
+            if package == "serving":
+                assert top not in {"torch", "torchvision", "onnx"}, f"{path} imports {name}"
+            if package == "exporters" and top == "serving":
+                assert name.startswith("serving.engines"), f"{path} imports {name}: engines only"
+
+
+def test_importing_the_server_loads_nothing_heavy():
+    script = (
+        "import sys, serving.app, serving.__main__\n"
+        "print([n for n in ('torch', 'onnx', 'onnxruntime', 'tensorrt') if n in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_importing_the_client_loads_no_server():
+    script = (
+        "import sys, packshot, packshot.cli; print(sorted({n.split('.')[0] for n in sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, check=True
+    )
+    loaded = set(ast.literal_eval(done.stdout))
+    assert not loaded & (HEAVY | PROGRAMS)
+
+
+def test_the_wheel_holds_packshot_only(tmp_path):
+    script = "import os, sys\nfrom hatchling.build import build_wheel\nbuild_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", script, tmp_path], cwd=ROOT, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"packshot"}
+    assert "packshot/v1/classifier_pb2.py" in names
+    assert not any("tests" in name for name in names)
+
+
+def test_nothing_unpickles():
+    for package in ALLOWED:
+        for path in (ROOT / package).rglob("*.py"):
+            names = imports(path)
+            assert not any(name.split(".")[0] in {"pickle", "joblib", "dill"} for name in names), (
+                path
+            )
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                    options = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                    assert options.get("weights_only") == "True", path

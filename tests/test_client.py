@@ -1,0 +1,155 @@
+"""The client and the `packshot` command against a real server."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from processes import ROOT, TIMEOUT
+from tiny import PURE, encoded, jpeg
+
+from packshot import Client
+from packshot.errors import InvalidInput
+from packshot.load import LoadPlan, run_load
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """30 pictures in two sub-folders, colours in turn, and a file that is no picture."""
+    colours = list(PURE.items())
+    for number in range(30):
+        label, colour = colours[number % 3]
+        path = tmp_path / "shop" / ("a" if number < 15 else "b") / f"{number:02d}-{label}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(colour))
+    (tmp_path / "shop" / "prices.csv").write_text("mug,3\n")
+    return tmp_path / "shop"
+
+
+def packshot(server, *arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    verb, *rest = arguments
+    return subprocess.run(
+        [sys.executable, "-m", "packshot.cli", verb, "--target", server.target, *map(str, rest)],
+        cwd=ROOT, input=stdin, capture_output=True, timeout=TIMEOUT, check=False,
+    )  # fmt: skip
+
+
+def test_one_image_or_many(server):
+    with Client(server.target) as client:
+        assert [r.label for r in client.classify(jpeg(PURE["blue"]))] == ["blue"]
+        assert client.classify([]) == []
+
+
+def test_many_files_travel_in_few_requests_and_come_back_in_order(server, folder):
+    paths = sorted(folder.rglob("*.jpg"))
+    sample = (
+        'grpc_server_handled_total{grpc_code="OK",grpc_method="Classify",'
+        'grpc_service="packshot.v1.Classifier"}'
+    )
+    before = server.metric(sample)
+    with Client(server.target, images_per_request=8) as client:
+        results = client.classify(paths)
+    assert server.metric(sample) - before == 4
+    assert [result.name for result in results] == [str(path) for path in paths]
+    assert all(result.name.endswith(f"{result.label}.jpg") for result in results)
+
+
+def test_a_stream_reads_only_what_it_needs(server):
+    read = []
+
+    def endless():
+        while True:
+            read.append(1)
+            yield jpeg(PURE["green"])
+
+    with Client(server.target, images_per_request=2, requests_in_flight=2) as client:
+        stream = client.stream(endless())
+        assert [next(stream).label for _ in range(3)] == ["green"] * 3
+        stream.close()
+    assert len(read) <= 12
+
+
+def test_arrays_must_be_uint8(server):
+    with Client(server.target) as client, pytest.raises(InvalidInput, match="float64"):
+        client.classify(np.zeros((224, 224, 3)))
+
+
+def test_options_are_checked():
+    with pytest.raises(InvalidInput, match="timeout_seconds is 0"):
+        Client("127.0.0.1:1", timeout_seconds=0)
+
+
+def test_classify_prints_a_line_a_file(server, folder):
+    done = packshot(server, "classify", "--top-k", 2, folder)
+    lines = done.stdout.decode().splitlines()
+    assert done.returncode == 0, done.stderr
+    assert len(lines) == 30
+    assert lines[0].startswith(f"{folder}/a/00-red.jpg  red ")
+    assert "blue" not in lines[0] or "green" not in lines[0], "two labels only"
+
+
+def test_classify_globs_and_csv(server, folder):
+    done = packshot(server, "classify", "--csv", "--top-k", 1, f"{folder}/**/*-blue.jpg")
+    rows = list(csv.DictReader(io.StringIO(done.stdout.decode())))
+    assert len(rows) == 10
+    assert {row["label"] for row in rows} == {"blue"}
+    assert all(float(row["probability"]) > 0.9 for row in rows)
+
+
+def test_classify_json_from_stdin(server):
+    done = packshot(server, "classify", "--json", "-", stdin=jpeg(PURE["red"]))
+    (line,) = done.stdout.splitlines()
+    answer = json.loads(line)
+    assert (answer["name"], answer["predictions"][0]["label"]) == ("-", "red")
+    assert (answer["model"], answer["version"], answer["engine"]) == ("colours", 1, "fp32")
+
+
+def test_classify_reports_bad_files_beside_good_ones(server, folder):
+    done = packshot(server, "classify", folder / "prices.csv", folder / "a" / "00-red.jpg")
+    bad, good = done.stdout.decode().splitlines()
+    assert done.returncode == 1
+    assert "ERROR not_an_image" in bad
+    assert "  red " in good
+
+
+def test_classify_says_what_is_missing(server, tmp_path):
+    done = packshot(server, "classify", tmp_path / "no*.jpg")
+    assert done.returncode == 2
+    assert b"no such file" in done.stderr
+    (tmp_path / "empty").mkdir()
+    assert b"no image in" in packshot(server, "classify", tmp_path / "empty").stderr
+
+
+def test_model_command(server):
+    model = json.loads(packshot(server, "model").stdout)
+    assert model["engine"] == "fp32"
+    assert "answers_differ" in model["refused"]["int8"]
+
+
+def test_load_command_counts_every_request(server, folder):
+    done = packshot(server, "load", "--seconds", 1, "--rate", 20, "--json", folder)
+    report = json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert report["answered"] == 20
+    assert report["errors"] == {}
+    assert report["latency_ms"].keys() == {"p50", "p90", "p99", "p100"}
+
+
+def test_load_in_closed_loop_and_with_errors(server):
+    big = encoded(Image.new("RGB", (224, 224)), "PNG")
+    plan = LoadPlan(target=server.target, concurrency=4, seconds=0.5, images_per_request=2)
+    report = run_load(plan, [big])
+    assert report.answered >= 4
+    assert report.images_per_second > 0
+    too_many = LoadPlan(target=server.target, rate=10, seconds=0.5, images_per_request=33)
+    report = run_load(too_many, [big])
+    assert (report.answered, report.errors) == (0, {"INVALID_ARGUMENT": 5})
+
+
+def test_load_refuses_a_plan_without_sense():
+    with pytest.raises(InvalidInput, match="seconds is 0"):
+        LoadPlan(target="127.0.0.1:1", seconds=0)

@@ -1,0 +1,185 @@
+"""The main job on the real network: folder, training, export, server, client, metrics, SIGTERM."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from processes import ROOT, TIMEOUT, environment, program, serving
+from tiny import colour_network, reference
+
+from exporters.verify import GATES, HeldOut, check_gate, measure, open_onnx
+from packshot import Client
+from packshot.bundle import open_bundle
+from packshot.errors import AnswersDiffer
+from packshot.store import versions
+from trainer.checkpoint import load_checkpoint, load_split_of
+from trainer.data import served_views
+from trainer.evaluate import predict
+from trainer.sample import draw_catalogue
+
+LABELS = ("glasses", "tshirt")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A real ResNet-50 after a few steps on two kinds of drawn products."""
+    folder = tmp_path_factory.mktemp("end-to-end")
+    draw_catalogue(folder / "all", counts={"train": 32, "val": 4, "test": 12})
+    for path in (folder / "all").glob("*/*"):
+        if path.name not in LABELS:
+            shutil.rmtree(path)
+    done = program(
+        "trainer", "--data", folder / "all", "--run", folder / "run", "--weights", "none",
+        "--epochs", 6, "--batch-size", 16,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def store(run: Path) -> Path:
+    store = run.parent / "models"
+    done = program(
+        "exporters", "--run", run, "--models", store, "--model", "shop", "--calibration-images", 16
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith(f"bundle in {store / 'shop' / '1'}")
+    return store
+
+
+def test_the_checkpoint_is_a_resnet50_and_its_report_tells_how_it_was_made(run):
+    record, network = load_checkpoint(run)
+    assert record.architecture == "resnet50"
+    assert record.labels == LABELS
+    assert record.weights_from == "random"
+    assert sum(p.numel() for p in network.backbone.parameters()) == 23_508_032
+    assert record.test.images == 24
+    report = (run / "report.html").read_text()
+    assert "Trained from random" in report
+    assert f"{record.test.accuracy:.1%}" in report
+
+
+def test_the_bundle_carries_measured_proof(store):
+    bundle = open_bundle(store / "shop" / "1")
+    fp32 = bundle.manifest.engines["fp32"].measured
+    assert fp32.images == 32
+    assert fp32.agreement == 1.0
+    assert 0 < fp32.max_logit_difference <= 1e-3
+    assert bundle.manifest.provenance["weights_from"] == "random"
+    assert ("int8" in bundle.manifest.engines) != ("int8" in bundle.manifest.left_out)
+    assert (bundle.folder / "report.html").is_file()
+
+
+def test_the_onnx_file_takes_pixels_of_any_number_of_images(store):
+    model = onnx.load(store / "shop" / "1" / "model.onnx")
+    (images,) = model.graph.input
+    assert images.name == "images"
+    assert images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    sizes = [dim.dim_param or dim.dim_value for dim in images.type.tensor_type.shape.dim]
+    assert sizes == ["N", 224, 224, 3]
+    assert [output.name for output in model.graph.output] == ["logits", "embedding"]
+    assert {p.key for p in model.metadata_props} >= {"packshot.labels", "packshot.image"}
+
+
+@pytest.mark.parametrize("engine", ["fp32", "int8"])
+def test_what_is_served_is_what_was_trained(run, store, engine):
+    record, network = load_checkpoint(run)
+    split = load_split_of(run, record)
+    views = served_views(split, split.held_out, record.image)
+    expected = predict(network, views)
+    files = [Path(split.folder, example.file) for example in split.held_out]
+    manifest = open_bundle(store / "shop" / "1").manifest
+    if engine not in manifest.engines:
+        pytest.skip(f"left out: {manifest.left_out[engine]}")
+    with (
+        serving("--models", store, "--engines", engine) as server,
+        Client(server.target, timeout_seconds=TIMEOUT) as client,
+    ):
+        results = client.classify(files, include_logits=True)
+        served = np.array([result.logits for result in results])
+        assert {result.engine for result in results} == {engine}
+        ok = server.metric('packshot_images_total{result="ok"}')
+        assert ok == len(files)
+        assert server.metric('packshot_stage_seconds_count{stage="infer"}') > 0
+        assert server.stop(signal.SIGTERM) == 0
+    measured = manifest.engines[engine].measured
+    agreement = (served.argmax(axis=1) == expected.argmax(axis=1)).mean()
+    assert agreement >= GATES[engine].min_agreement
+    assert agreement == pytest.approx(measured.agreement)
+    if engine == "fp32":
+        assert np.abs(served - expected).max() <= 1e-3
+    assert all(
+        result.label == manifest.labels[row.argmax()]
+        for result, row in zip(results, served, strict=True)
+    )
+
+
+def exporter(run: Path, store: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "exporters", "--run", run, "--models", store, "--model", "m"]
+    return subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_an_exporter_killed_while_writing_leaves_no_version(run, tmp_path):
+    exporting = exporter(run, tmp_path)
+    until = time.monotonic() + TIMEOUT
+    while not list(tmp_path.glob("m/.1-*/golden.npz")) and time.monotonic() < until:
+        assert exporting.poll() is None, exporting.stderr.read()
+    exporting.kill()
+    exporting.communicate()
+    assert list(tmp_path.glob("m/.1-*/golden.npz"))
+    assert versions(tmp_path / "m") == []
+
+
+def test_an_exporter_on_a_full_disk_says_so_and_leaves_nothing(run, tmp_path):
+    script = (
+        "import resource, runpy, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))\n"
+        "sys.argv = ['exporters', *sys.argv[1:]]\n"
+        "runpy.run_module('exporters', run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--run", run, "--models", tmp_path, "--model", "m"],
+        cwd=ROOT, env=environment(), text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "nothing was written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "m").iterdir()) == []
+
+
+def test_an_exporter_without_a_checkpoint_says_what_to_do(tmp_path):
+    done = program("exporters", "--run", tmp_path / "none", "--models", tmp_path / "models")
+    assert done.returncode == 1
+    assert "run `make train`" in done.stderr
+    assert not (tmp_path / "models").exists()
+
+
+def test_gates_refuse_answers_that_are_not_pytorchs(tmp_path):
+    """On the tiny network: the gate sees what the server's engine answers."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 224, 224, 3), np.uint8)
+    logits = reference(images)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(colour_network())
+    engine = open_onnx(path, "fp32")
+    truth = logits.argmax(axis=1)
+    right = measure(engine, HeldOut(images=images, truth=truth, logits=logits))
+    assert (right.agreement, right.accuracy) == (1.0, 1.0)
+    check_gate("fp32", right, GATES["fp32"])
+    off = measure(engine, HeldOut(images=images, truth=truth, logits=logits + np.float32(0.01)))
+    with pytest.raises(AnswersDiffer, match=r"largest \|logit difference\| 0\.01"):
+        check_gate("fp32", off, GATES["fp32"])
+    check_gate("int8", off, GATES["int8"])
+    wrong = logits.copy()
+    wrong[:2] = -wrong[:2]
+    changed = measure(engine, HeldOut(images=images, truth=wrong.argmax(axis=1), logits=wrong))
+    with pytest.raises(AnswersDiffer, match=r"top-1 agreement 95\.00%.*accuracy drop 5\.00%"):
+        check_gate("int8", changed, GATES["int8"])
