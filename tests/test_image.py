@@ -52,7 +52,7 @@ def test_view_box_is_that_of_the_original_size():
     assert view_box((256, 256), SPEC) == (16, 16, 240, 240)
     left, top, right, bottom = view_box((512, 1000), SPEC)
     assert (left, right) == (32, 480)
-    assert top == pytest.approx(138 * 2) and bottom == pytest.approx(362 * 2)
+    assert (top, bottom) == (pytest.approx(138 * 2), pytest.approx(362 * 2))
 
 
 def colour_of(content: bytes) -> tuple[int, ...]:

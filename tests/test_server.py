@@ -80,7 +80,8 @@ def test_bad_images_get_errors_of_their_own_while_the_others_are_answered(client
         ]
     )  # fmt: skip
     assert [result.reason for result in results] == [
-        None, "empty", "not_an_image", "damaged", "too_many_pixels", "wrong_size", "unreadable", None,
+        None, "empty", "not_an_image", "damaged", "too_many_pixels", "wrong_size", "unreadable",
+        None,
     ]  # fmt: skip
     assert results[0].label == results[-1].label == "red"
     assert "3000x1000 pixels; the limit is 2000000" in results[4].error

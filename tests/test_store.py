@@ -1,6 +1,5 @@
 """Bundles and their store: whole or not there, right or refused."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -107,7 +106,7 @@ def test_a_killed_writer_leaves_no_version(tmp_path):
     )
     killed = subprocess.run([sys.executable, "-c", script, tmp_path / "m"], cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert len(os.listdir(tmp_path / "m")) == 1, "its leftover, hidden"
+    assert len(list((tmp_path / "m").iterdir())) == 1, "its leftover, hidden"
     assert versions(tmp_path / "m") == []
     with new_version(tmp_path / "m") as (version, _):
         assert version == 1
@@ -149,4 +148,4 @@ def test_a_full_disk_keeps_the_old_file(tmp_path):
     assert failed.returncode == 1
     assert b"OSError" in failed.stderr
     assert target.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["weights"]
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]

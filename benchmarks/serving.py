@@ -1,0 +1,104 @@
+"""Served against the floor: the same engine and decoder in a bare loop, in alternating rounds.
+
+The floor is one thread a core, each decoding its own images and running them through one shared
+session: no queue, no sockets, no protobuf. What the server reaches of that is its efficiency.
+
+    python -m benchmarks.serving --models models --model products --images data/sample
+"""
+
+import argparse
+import itertools
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from packshot.bundle import Bundle, open_bundle
+from packshot.image import load_pixels, stack
+from packshot.load import LoadPlan, run_load
+from packshot.store import current_version
+from serving.engines.cores import available_cores
+from serving.engines.onnxruntime import OnnxRuntimeEngine
+
+FLOOR_BATCH = 4
+CONCURRENCY = 16
+READY = re.compile(r"engine (\w+), on ([\d.]+:\d+),")
+
+
+def floor(bundle: Bundle, engine_name: str, images: Sequence[bytes], seconds: float) -> float:
+    """Images a second of one decode-and-run loop a core."""
+    cores = available_cores()
+    engine = OnnxRuntimeEngine(bundle.engine_path(engine_name), name=engine_name, lanes=cores)
+    spec = bundle.manifest.image
+    engine.run(stack([load_pixels(images[0], spec)] * FLOOR_BATCH))
+    counts = [0] * cores
+    until = time.perf_counter() + seconds
+
+    def lane(number: int) -> None:
+        endless = itertools.cycle(images[number:] + images[:number])
+        while time.perf_counter() < until:
+            engine.run(stack([load_pixels(next(endless), spec) for _ in range(FLOOR_BATCH)]))
+            counts[number] += FLOOR_BATCH
+
+    started = time.perf_counter()
+    lanes = [threading.Thread(target=lane, args=(number,)) for number in range(cores)]
+    for thread in lanes:
+        thread.start()
+    for thread in lanes:
+        thread.join()
+    return sum(counts) / (time.perf_counter() - started)
+
+
+@contextmanager
+def server(models: Path, model: str) -> Iterator[tuple[str, str]]:
+    """A server of its own process on free ports: (engine, target)."""
+    command = [sys.executable, "-m", "serving", "--models", str(models), "--model", model]
+    command += ["--port", "0", "--metrics-port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        for line in process.stderr or ():
+            if found := READY.search(line):
+                yield found[1], found[2]
+                break
+        else:
+            raise SystemExit("the server did not start")
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.serving")
+    parser.add_argument("--models", type=Path, default=Path("models"))
+    parser.add_argument("--model", default="products")
+    parser.add_argument("--images", type=Path, default=Path("data/sample"))
+    parser.add_argument("--seconds", type=float, default=8.0, help="per round")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    folder = options.models / options.model
+    bundle = open_bundle(folder / str(current_version(folder)))
+    images = [path.read_bytes() for path in sorted(options.images.rglob("*.jpg"))[:64]]
+    with server(options.models, options.model) as (engine, target):
+        plan = LoadPlan(target=target, concurrency=CONCURRENCY, seconds=options.seconds)
+        run_load(plan, images)  # warm
+        ratios = []
+        for number in range(1, options.rounds + 1):
+            served = run_load(plan, images)
+            bare = floor(bundle, engine, images, options.seconds)
+            ratios.append(served.images_per_second / bare)
+            print(
+                f"round {number}: {engine} served {served.images_per_second:.1f} images/s (p99 "
+                f"{served.latency_ms['p99']:.0f} ms, {CONCURRENCY} in flight), floor {bare:.1f}, "
+                f"ratio {ratios[-1]:.2f}",
+                flush=True,
+            )
+    print(f"median ratio {statistics.median(ratios):.2f} on {available_cores()} cores")
+
+
+if __name__ == "__main__":
+    main()
