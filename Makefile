@@ -95,5 +95,5 @@ bench: $(READY) ## measure speed (ratios of two things in one run)
 	$(BIN)/python -m benchmarks.preprocessing
 	$(BIN)/python -m benchmarks.serving --models models --model $(MODEL) --images $(DATA)
 
-clean: ## remove the environment and everything made by the other verbs, bundles included
-	rm -rf .venv data/sample runs models dist .mypy_cache .pytest_cache .ruff_cache
+clean: ## remove .venv, the drawn sample and caches; runs and models stay
+	rm -rf .venv $(SAMPLE) dist .mypy_cache .pytest_cache .ruff_cache
