@@ -53,6 +53,8 @@ def _move_into_place(unfinished: Path, target: Path) -> None:
     try:
         unfinished.rename(target)
     except OSError as error:
+        if not target.exists():
+            raise
         raise FileExistsError(
             f"{target} exists already: remove it or choose another place"
         ) from error

@@ -91,20 +91,28 @@ def open_bundle(folder: Path) -> Bundle:
     Raises NotFound if there is no bundle in `folder`, DamagedFile if it is not what it says.
     """
     manifest = read_manifest(folder)
+    _check_listed(folder, manifest)
     for name, expected in manifest.files.items():
         path = folder / name
         if not path.is_file():
             raise DamagedFile(f"{path} is missing: copy the bundle again or export a new version")
-        actual = sha256_of(path)
+        try:
+            actual = sha256_of(path)
+        except OSError as error:
+            raise DamagedFile(f"{path} cannot be read: {error.strerror}") from error
         if actual != expected:
             raise DamagedFile(
                 f"{path} has sha256 {actual[:12]}, the manifest says {expected[:12]}: "
                 "copy the bundle again or export a new version"
             )
-    unlisted = [e.file for e in manifest.engines.values() if e.file not in manifest.files]
-    if unlisted:
-        raise DamagedFile(f"{folder / MANIFEST} names engine files without a hash: {unlisted}")
     return Bundle(folder=folder, manifest=manifest)
+
+
+def _check_listed(folder: Path, manifest: Manifest) -> None:
+    """Every file that will be read has a hash."""
+    needed = {GOLDEN, LABELS, *(engine.file for engine in manifest.engines.values())}
+    if unlisted := sorted(needed - manifest.files.keys()):
+        raise DamagedFile(f"{folder / MANIFEST} has no hash of {', '.join(unlisted)}: export again")
 
 
 def read_manifest(folder: Path) -> Manifest:

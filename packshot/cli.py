@@ -4,18 +4,18 @@ import argparse
 import csv
 import glob
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import msgspec
 from tqdm import tqdm
 
 from packshot.client import DEFAULT_TARGET, Client, ImageSource, Result
 from packshot.errors import InvalidInput, PackshotError
+from packshot.image import SUFFIXES
 from packshot.load import LoadPlan, load_images, report_text, run_load
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 BAR_FROM = 20  # images: fewer are answered before a bar is of use
 
 
@@ -42,12 +42,30 @@ def classify(options: argparse.Namespace) -> int:
     with _client(options) as client:
         results = client.stream(sources, top_k=options.top_k)
         shown = tqdm(results, total=len(sources), unit="image", disable=_no_bar(len(sources)))
-        named = (
-            msgspec.structs.replace(result, name=name)
-            for name, result in zip(names, shown, strict=True)
-        )
-        failures = FORMATTERS[options.format](named, sys.stdout)
-    return 1 if failures else 0
+        answers = Answers(names, shown)
+        FORMATTERS[options.format](iter(answers), AboveBar())
+    return 1 if answers.failures else 0
+
+
+class AboveBar:
+    """Standard output that does not run into the progress bar below it on a terminal."""
+
+    def write(self, text: str) -> int:
+        tqdm.write(text, end="")
+        return len(text)
+
+
+class Answers:
+    """Results under the names that the user gave; counts the images that could not be used."""
+
+    def __init__(self, names: Sequence[str], results: Iterable[Result]) -> None:
+        self._names, self._results = names, results
+        self.failures = 0
+
+    def __iter__(self) -> Iterator[Result]:
+        for name, result in zip(self._names, self._results, strict=True):
+            self.failures += result.error is not None
+            yield msgspec.structs.replace(result, name=name)
 
 
 def model(options: argparse.Namespace) -> int:
@@ -60,6 +78,7 @@ def model(options: argparse.Namespace) -> int:
 def load(options: argparse.Namespace) -> int:
     plan = LoadPlan(
         target=options.target,
+        model=options.model,
         rate=options.rate,
         concurrency=options.concurrency,
         seconds=options.seconds,
@@ -68,42 +87,33 @@ def load(options: argparse.Namespace) -> int:
     )
     report = run_load(plan, load_images(_expand(options.images)))
     print(msgspec.json.encode(report).decode() if options.json else report_text(report))
-    return 1 if report.errors else 0
+    return 1 if report.errors or report.image_errors else 0
 
 
-def _write_table(results: Iterator[Result], out: TextIO) -> int:
-    failures = 0
+def _write_table(results: Iterator[Result], out: "AboveBar") -> None:
     for result in results:
         if result.error is not None:
-            failures += 1
             print(f"{result.name}  ERROR {result.reason}: {result.error}", file=out)
             continue
         ranked = "  ".join(f"{p.label} {p.probability:.1%}" for p in result.predictions)
         print(f"{result.name}  {ranked}", file=out)
-    return failures
 
 
-def _write_json(results: Iterator[Result], out: TextIO) -> int:
-    failures = 0
+def _write_json(results: Iterator[Result], out: "AboveBar") -> None:
     for result in results:
-        failures += result.error is not None
         record = msgspec.to_builtins(result)
         record.pop("logits")
         print(msgspec.json.encode(record).decode(), file=out)
-    return failures
 
 
-def _write_csv(results: Iterator[Result], out: TextIO) -> int:
-    failures = 0
+def _write_csv(results: Iterator[Result], out: "AboveBar") -> None:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["name", "rank", "label", "probability", "error"])
     for result in results:
         if result.error is not None:
-            failures += 1
             writer.writerow([result.name, "", "", "", f"{result.reason}: {result.error}"])
         for rank, p in enumerate(result.predictions, start=1):
             writer.writerow([result.name, rank, p.label, f"{p.probability:.6f}", ""])
-    return failures
 
 
 FORMATTERS = {"table": _write_table, "json": _write_json, "csv": _write_csv}
@@ -116,9 +126,7 @@ def _expand(patterns: Sequence[str]) -> list[str]:
         if given == "-" or Path(given).is_file():
             names.append(given)
         elif Path(given).is_dir():
-            found = (
-                p for p in sorted(Path(given).rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES
-            )
+            found = (p for p in sorted(Path(given).rglob("*")) if p.suffix.lower() in SUFFIXES)
             names += [str(path) for path in found]
         else:
             matches = sorted(glob.glob(given, recursive=True))  # noqa: PTH207  # Path.glob refuses absolute patterns

@@ -23,13 +23,14 @@ from packshot.status import error_from_status
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierStub
 
-type_of_image = (str, Path, bytes, np.ndarray)
 ImageSource = str | Path | bytes | npt.NDArray[np.uint8]
 """A path, an encoded file's bytes, or pixels: RGB, uint8, of the shape that `model()` tells."""
 
+_IMAGE_TYPES = (str, Path, bytes, np.ndarray)
 _Call: TypeAlias = "grpc.Future[pb.ClassifyResponse]"
 
 DEFAULT_TARGET = "127.0.0.1:8001"
+MAX_TOP_K = 1_000_000
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
@@ -52,6 +53,8 @@ SERVICE_CONFIG = {
 }
 CHANNEL_OPTIONS = [
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+    # gRPC retries only what fits into this buffer; its default would leave out most photographs.
+    ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
 ]
@@ -132,6 +135,7 @@ class Client:
         self._model = model
         self._timeout_seconds = timeout_seconds
         self._images_per_request = images_per_request
+        self._server_limit: int | None = None
         self._requests_in_flight = requests_in_flight
         self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
         self._stub = ClassifierStub(self._channel)
@@ -143,13 +147,13 @@ class Client:
         top_k: int = 5,
         include_logits: bool = False,
     ) -> list[Result]:
-        """Classifies one image or many; one result per image, in order.
+        """Classifies one image or many; one result per image, in order. `top_k` 0 means 5.
 
         An image that cannot be used gets a result with `error`. Raises PackshotError if the service
         cannot answer: InvalidInput, NotFound, Overloaded, DeadlineExceeded, Unavailable,
         ServiceFailed.
         """
-        one = isinstance(images, type_of_image)
+        one = isinstance(images, _IMAGE_TYPES)
         sources: Iterable[ImageSource] = [images] if one else images  # type: ignore[list-item,assignment]  # `one` tells which
         return list(self.stream(sources, top_k=top_k, include_logits=include_logits))
 
@@ -160,6 +164,8 @@ class Client:
 
         Images are read as they are needed: a folder of any size fits.
         """
+        if not 0 <= top_k <= MAX_TOP_K:
+            raise InvalidInput(f"top_k is {top_k}; it must be from 0 to {MAX_TOP_K}")
         waiting: deque[tuple[list[_Loaded], _Call | None]] = deque()
         try:
             for group in self._groups(images):
@@ -213,13 +219,19 @@ class Client:
         for number, image in enumerate(images, start=1):
             loaded = _load(image, number)
             too_big = size + loaded.size > MAX_REQUEST_BYTES
-            if group and (too_big or len(group) >= self._images_per_request):
+            if group and (too_big or len(group) >= self._group_limit()):
                 yield group
                 group, size = [], 0
             group.append(loaded)
             size += loaded.size
         if group:
             yield group
+
+    def _group_limit(self) -> int:
+        """Images per request: ours or the server's, asked once, whichever is lower."""
+        if self._images_per_request > 1 and self._server_limit is None:
+            self._server_limit = self.model().max_images_per_request
+        return min(self._images_per_request, self._server_limit or 1)
 
     def _send(self, group: list[_Loaded], top_k: int, include_logits: bool) -> "_Call | None":
         messages = [one.message for one in group if one.message is not None]
@@ -258,24 +270,33 @@ class Client:
 
 
 def _load(image: ImageSource, number: int) -> _Loaded:
+    name = str(image) if isinstance(image, str | Path) else f"image {number}"
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8:
-            raise InvalidInput(f"image {number} is an array of {image.dtype}; expected uint8 RGB")
-        return _Loaded(name=f"image {number}", message=pb.Image(pixels=image.tobytes()))
-    if isinstance(image, bytes):
-        return _sized(f"image {number}", image)
-    try:
-        return _sized(str(image), Path(image).read_bytes())
-    except OSError as error:
-        return _Loaded(name=str(image), error=f"cannot be read: {error.strerror}")
-
-
-def _sized(name: str, encoded: bytes) -> _Loaded:
-    if len(encoded) > MAX_REQUEST_BYTES:
-        return _Loaded(
-            name=name, error=f"{len(encoded)} bytes; at most {MAX_REQUEST_BYTES} can be sent"
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise InvalidInput(
+                f"{name} is an array of {image.dtype} {list(image.shape)}; expected uint8 RGB "
+                "[height, width, 3]"
+            )
+        return _too_large(name, image.nbytes) or _Loaded(
+            name=name, message=pb.Image(pixels=image.tobytes())
         )
-    return _Loaded(name=name, message=pb.Image(encoded=encoded))
+    if isinstance(image, bytes):
+        return _too_large(name, len(image)) or _Loaded(name=name, message=pb.Image(encoded=image))
+    try:
+        size = Path(image).stat().st_size
+        return _too_large(name, size) or _Loaded(
+            name=name, message=pb.Image(encoded=Path(image).read_bytes())
+        )
+    except OSError as error:
+        return _Loaded(name=name, error=f"cannot be read: {error.strerror}")
+    except ValueError as error:  # a NUL character in the path
+        return _Loaded(name=name, error=f"cannot be read: {error}")
+
+
+def _too_large(name: str, size: int) -> _Loaded | None:
+    if size <= MAX_REQUEST_BYTES:
+        return None
+    return _Loaded(name=name, error=f"{size} bytes; at most {MAX_REQUEST_BYTES} can be sent")
 
 
 def _result(name: str, answer: pb.ImageResult, reply: pb.ClassifyResponse) -> Result:

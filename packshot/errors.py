@@ -68,7 +68,11 @@ class AnswersDiffer(PackshotError):
 
 
 class Overloaded(PackshotError):
-    """Too much is queued: try again later."""
+    """Too much is queued: try again later, if it is known after how long."""
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class DeadlineExceeded(PackshotError):

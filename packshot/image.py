@@ -9,11 +9,12 @@ images, with resize and crop fused into one `Image.resize(box=...)`.
 import io
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 from packshot.errors import ImageError
 
@@ -21,30 +22,52 @@ Pixels = npt.NDArray[np.uint8]
 """uint8 [height, width, 3], RGB."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+"""File names that are looked at in a folder, in lower case."""
+
+JPEGS = ("JPEG", "MPO")  # MPO: a JPEG with further pictures behind it, as phones write them
+# A progressive JPEG has about ten scans; each costs a pass over all pixels, so that thousands in a
+# small file would hold a decoder for minutes.
+START_OF_SCAN, MAX_SCANS = b"\xff\xda", 100
+
 EXIF_ORIENTATION = 0x0112
+TURNS = {  # what makes a picture of an EXIF orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How an image becomes the network's input. Part of the bundle: change it, and retrain.
 
-    The fixed choices are spelled out, so that another implementation can be checked against them.
+    The fixed choices are spelled out, so that another implementation can be checked against them,
+    and a bundle that needs another choice is refused. Raises ValueError for impossible sizes.
     """
 
-    decoder: str = "pillow"
-    orientation: str = "exif"
-    colour: str = "RGB"
+    decoder: Literal["pillow"] = "pillow"
+    orientation: Literal["exif"] = "exif"
+    colour: Literal["RGB"] = "RGB"
     alpha_over: tuple[int, int, int] = (255, 255, 255)
-    frame: str = "first"
+    frame: Literal["first"] = "first"
     resize_short_side: int = 256
     crop: int = 224
-    interpolation: str = "bilinear"
-    antialias: bool = True
+    interpolation: Literal["bilinear"] = "bilinear"
+    antialias: Literal[True] = True
     # JPEGs are decoded at 1/2, 1/4 or 1/8 scale as long as the short side keeps this many pixels:
-    # half the time on large photographs, at most one grey level away (PIL.Image.Image.draft).
+    # a third of the time on large photographs, a grey level or two away (PIL.Image.Image.draft).
     draft_short_side: int | None = 512
     # Constants of the ONNX graph, recorded for readers; nothing outside the graph applies them.
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.crop <= self.resize_short_side:
+            raise ValueError(f"crop {self.crop} of a short side of {self.resize_short_side} pixels")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -65,13 +88,10 @@ def load_pixels(encoded: bytes, spec: ImageSpec, limits: ImageLimits = ImageLimi
     Raises ImageError for bytes that are no image, damaged, too large or of an unsupported kind.
     """
     with open_image(encoded, limits) as image:
-        turned = orientation(image) >= 5
-        upright_size = image.size[::-1] if turned else image.size
-        _decode(image, spec.draft_short_side)
-        rgb = upright_rgb(image, spec)
+        rgb, size = decode_rgb(image, spec, spec.draft_short_side)
     # The box comes from the original size: a drafted one is rounded up and would shift the view.
-    across, down = rgb.width / upright_size[0], rgb.height / upright_size[1]
-    left, top, right, bottom = view_box(upright_size, spec)
+    across, down = rgb.width / size[0], rgb.height / size[1]
+    left, top, right, bottom = view_box(size, spec)
     box = (left * across, top * down, right * across, bottom * down)
     view = rgb.resize((spec.crop, spec.crop), Image.Resampling.BILINEAR, box=box)
     return np.asarray(view)
@@ -98,6 +118,8 @@ def open_image(encoded: bytes, limits: ImageLimits = ImageLimits()) -> Image.Ima
         raise ImageError(
             "not_an_image", f"not an image in any of the formats {', '.join(FORMATS)}"
         ) from error
+    if image.format in JPEGS and encoded.count(START_OF_SCAN) > MAX_SCANS:
+        raise ImageError("unsupported", f"a JPEG of more than {MAX_SCANS} scans: save it again")
     width, height = image.size
     if width * height > limits.max_pixels:
         message = f"{width}x{height} pixels; the limit is {limits.max_pixels}: send a smaller image"
@@ -114,24 +136,33 @@ def read_pixels(raw: bytes, spec: ImageSpec) -> Pixels:
     return np.frombuffer(raw, np.uint8).reshape(spec.shape)
 
 
-def upright_rgb(image: Image.Image, spec: ImageSpec) -> Image.Image:
-    """The first frame, turned by its EXIF orientation, 8-bit RGB, alpha over `alpha_over`."""
-    if orientation(image) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
-    if image.mode == "F":
+def decode_rgb(
+    image: Image.Image, spec: ImageSpec, draft_short_side: int | None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The first frame, upright, as 8-bit RGB with alpha laid over `spec.alpha_over`.
+
+    A JPEG may come at reduced scale, as long as its short side keeps `draft_short_side` pixels; the
+    second value is the upright size (width, height) before that. Raises ImageError.
+    """
+    stored_size = image.size
+    try:
+        if draft_short_side is not None and image.format in JPEGS:
+            scale = draft_short_side / min(stored_size)
+            width, height = (math.ceil(side * scale) for side in stored_size)
+            image.draft(None, (width, height))
+        # Before EXIF is looked at: for some formats that reads, and hides the faults of, the pixels.
+        image.load()
+        turn = orientation(image)
+        rgb = _rgb(image.transpose(TURNS[turn]) if turn in TURNS else image, spec)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:
+        # Decoders raise whatever their parsing runs into (OSError, SyntaxError, struct.error,
+        # AssertionError, ...): each means the same to the sender of these bytes.
         raise ImageError(
-            "unsupported", "floating-point pixels have no agreed range: convert to 8 bits"
-        )
-    if image.has_transparency_data:
-        with_alpha = image.convert("RGBA")
-        opaque = Image.new("RGB", image.size, spec.alpha_over)
-        opaque.paste(with_alpha, mask=with_alpha.getchannel("A"))
-        return opaque
-    return image.convert("RGB")
+            "damaged", f"damaged {image.format} image: it cannot be decoded"
+        ) from error
+    return rgb, stored_size[::-1] if turn >= 5 else stored_size
 
 
 def orientation(image: Image.Image) -> int:
@@ -142,6 +173,26 @@ def orientation(image: Image.Image) -> int:
         # A malformed EXIF block says nothing; the pixels are fine and viewers show them upright.
         return 1
     return value if value in range(1, 9) else 1
+
+
+def _rgb(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.mode == "F":
+        raise ImageError("unsupported", "floating-point pixels have no agreed range: use 8 bits")
+    if image.has_transparency_data:
+        with_alpha = image.convert("RGBA")
+        opaque = Image.new("RGB", image.size, spec.alpha_over)
+        opaque.paste(with_alpha, mask=with_alpha.getchannel("A"))
+        return opaque
+    return image.convert("RGB")
+
+
+def stack(images: Sequence[Pixels]) -> npt.NDArray[np.uint8]:
+    """A batch, uint8 [N, crop, crop, 3]."""
+    return np.stack(images)
 
 
 def view_box(size: tuple[int, int], spec: ImageSpec) -> tuple[float, float, float, float]:
@@ -160,27 +211,9 @@ def view_box(size: tuple[int, int], spec: ImageSpec) -> tuple[float, float, floa
     return (left * across, top * down, (left + spec.crop) * across, (top + spec.crop) * down)
 
 
-def _decode(image: Image.Image, draft_short_side: int | None) -> None:
-    try:
-        if draft_short_side is not None and image.format in ("JPEG", "MPO"):
-            width, height = image.size
-            scale = draft_short_side / min(width, height)
-            image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
-        image.load()
-    except MemoryError:
-        raise
-    except Exception as error:
-        # Decoders raise whatever their parsing runs into (OSError, SyntaxError, struct.error,
-        # zlib.error, ...): each means the same to the sender of these bytes.
-        raise ImageError("damaged", f"damaged {image.format} image: {error}") from error
-
-
 def _eight_bits(values: npt.NDArray[np.generic]) -> Pixels:
     """16-bit grey (also when it comes in 32-bit cells) to 8 bits, rounded to nearest."""
-    grey = np.clip(values.astype(np.int64), 0, 65535)
-    return ((grey + 128) // 257).astype(np.uint8)
-
-
-def stack(images: Sequence[Pixels]) -> npt.NDArray[np.uint8]:
-    """A batch, uint8 [N, crop, crop, 3]."""
-    return np.stack(images)
+    if values.dtype.itemsize > 2:
+        values = np.clip(values, 0, 65535)
+    levels = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+    return levels[values.astype(np.uint16)]

@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -27,6 +27,7 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     """`rate` requests a second (open loop), or without it `concurrency` in flight (closed loop)."""
 
     target: str
+    model: str = ""
     rate: float | None = None
     concurrency: int = 16
     seconds: float = 10.0
@@ -34,23 +35,23 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     timeout_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        limits = {
-            "rate": (self.rate, 0),
-            "concurrency": (self.concurrency, 0),
-            "seconds": (self.seconds, 0),
-            "images_per_request": (self.images_per_request, 0),
-        }
-        for name, (value, floor) in limits.items():
-            if value is not None and value <= floor:
-                raise InvalidInput(f"{name} is {value}; it must be above {floor}")
+        names = ("rate", "concurrency", "seconds", "images_per_request", "timeout_seconds")
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InvalidInput(f"{name} is {value}; it must be above 0")
 
 
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Latencies of the answered requests; `errors` counts the others by status."""
+    """Latencies of the answered requests; `errors` counts the others by status.
+
+    `image_errors` counts, by reason, the images in answered requests that could not be used.
+    """
 
     plan: LoadPlan
     answered: int
     errors: dict[str, int]
+    image_errors: dict[str, int]
     images_per_second: float
     latency_ms: dict[str, float]
 
@@ -73,7 +74,8 @@ def report_text(report: LoadReport) -> str:
     plan = report.plan
     mode = f"{plan.rate:g} requests/s" if plan.rate else f"{plan.concurrency} requests in flight"
     latencies = "  ".join(f"{name} {ms:.1f}" for name, ms in report.latency_ms.items())
-    errors = ", ".join(f"{count} {code}" for code, count in report.errors.items()) or "none"
+    counted = {**report.errors, **{f"image(s) {k}": v for k, v in report.image_errors.items()}}
+    errors = ", ".join(f"{count} {kind}" for kind, count in counted.items()) or "none"
     return (
         f"{mode} of {plan.images_per_request} image(s) for {plan.seconds:g} s to {plan.target}\n"
         f"  answered    {report.answered} requests, {report.images_per_second:.1f} images/s\n"
@@ -86,16 +88,20 @@ async def _run(plan: LoadPlan, images: Sequence[bytes]) -> LoadReport:
     endless = itertools.cycle(images)
     latencies: list[float] = []
     errors: Counter[str] = Counter()
+    image_errors: Counter[str] = Counter()
     options = [("grpc.max_send_message_length", MAX_MESSAGE_BYTES)]
     async with grpc.aio.insecure_channel(plan.target, options=options) as channel:
         stub = ClassifierStub(channel)
 
         async def send(due: float) -> None:
             chosen = itertools.islice(endless, plan.images_per_request)
-            request = pb.ClassifyRequest(images=[pb.Image(encoded=one) for one in chosen], top_k=1)
+            request = pb.ClassifyRequest(
+                model=plan.model, images=[pb.Image(encoded=one) for one in chosen], top_k=1
+            )
             try:
-                await stub.Classify(request, timeout=plan.timeout_seconds)
+                reply = await stub.Classify(request, timeout=plan.timeout_seconds)
                 latencies.append(time.perf_counter() - due)
+                image_errors.update(r.error.reason for r in reply.results if r.HasField("error"))
             except grpc.aio.AioRpcError as error:
                 errors[error.code().name] += 1
 
@@ -114,7 +120,9 @@ async def _run(plan: LoadPlan, images: Sequence[bytes]) -> LoadReport:
         plan=plan,
         answered=len(latencies),
         errors=dict(errors),
-        images_per_second=len(latencies) * plan.images_per_request / elapsed,
+        image_errors=dict(image_errors),
+        images_per_second=(len(latencies) * plan.images_per_request - image_errors.total())
+        / elapsed,
         latency_ms={f"p{p}": float(np.percentile(milliseconds, p)) for p in PERCENTILES}
         if latencies
         else {},
@@ -128,6 +136,6 @@ async def _arrivals(rate: float, started: float, seconds: float) -> AsyncIterato
         yield due
 
 
-async def _repeat(send, until: float) -> None:  # type: ignore[no-untyped-def]
+async def _repeat(send: Callable[[float], Awaitable[None]], until: float) -> None:
     while (now := time.perf_counter()) < until:
         await send(now)

@@ -13,6 +13,8 @@ CODES: dict[type[errors.PackshotError], grpc.StatusCode] = {
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.ServiceFailed: grpc.StatusCode.INTERNAL,
 }
+# gRPC itself uses RESOURCE_EXHAUSTED for this, where trying again later is no use.
+TOO_LARGE = "message larger than max"
 _ERRORS = {code: error for error, code in CODES.items()}
 
 
@@ -26,5 +28,7 @@ def status_code(error: Exception) -> grpc.StatusCode:
 
 def error_from_status(code: grpc.StatusCode, details: str) -> errors.PackshotError:
     """The error that a client raises for a status."""
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE in details:
+        return errors.InvalidInput(f"{details}: send fewer or smaller images in a request")
     kind = _ERRORS.get(code, errors.ServiceFailed)
     return kind(details if code in _ERRORS else f"{code.name}: {details}")

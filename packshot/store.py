@@ -38,7 +38,10 @@ def current_version(model: Path) -> int:
     released = model / RELEASED
     if not released.exists():
         return available[-1]
-    text = released.read_text(encoding="utf-8").strip()
+    try:
+        text = released.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedFile(f"{released} cannot be read: {error}") from error
     if not text.isdecimal():
         raise DamagedFile(f"{released} holds {text!r}; expected one of the versions {available}")
     if int(text) not in available:

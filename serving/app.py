@@ -5,12 +5,16 @@ import logging
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
 from packshot.errors import InvalidInput
+from packshot.image import ImageLimits
 from packshot.v1 import classifier_pb2_grpc
+from serving.api.answering import Calls
 from serving.api.classifier import Classifier
+from serving.decoding import DecodePool
+from serving.engines.cores import available_cores
 from serving.metrics import Metrics
 from serving.model import start_model, verify
 from serving.pipeline import Pipeline
@@ -21,6 +25,8 @@ log = logging.getLogger("packshot.app")
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SENDING_SECONDS = 0.5
+OTHER_CALLS = 64  # health, reflection and model queries beside the classifying ones
 
 
 class App:
@@ -29,8 +35,18 @@ class App:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._metrics = Metrics()
-        self._pipeline = Pipeline(settings, self._metrics)
-        self._health = HealthServicer()
+        limits = ImageLimits(
+            max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels
+        )
+        self._decoders = DecodePool(available_cores(), limits, self._metrics)
+        self._pipeline = Pipeline(
+            self._decoders,
+            self._metrics,
+            max_images_per_request=settings.max_images_per_request,
+            default_timeout_seconds=settings.default_timeout_ms / 1000,
+        )
+        self._calls = Calls()
+        self._health = health.HealthServicer()
         self._server = _new_server(settings)
 
     async def run(self) -> None:
@@ -62,7 +78,7 @@ class App:
             raise InvalidInput(
                 f"--port {settings.port} on {host} cannot be used: {error}"
             ) from error
-        classifier = Classifier(self._pipeline, self._metrics, settings.max_images_per_request)
+        classifier = Classifier(self._pipeline, self._metrics, self._calls)
         classifier_pb2_grpc.add_ClassifierServicer_to_server(classifier, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (Classifier.service, "grpc.health.v1.Health", reflection.SERVICE_NAME)
@@ -82,10 +98,27 @@ class App:
 
     async def _close(self, stop: StopSignals) -> None:
         # Stop accepting before flushing: a late request would find no engine.
-        await self._server.stop(None if stop.hurried else self._settings.drain_timeout_seconds)
+        await self._stop_accepting(stop)
         if self._pipeline.model is not None:
             await self._pipeline.model.scheduler.close()
-        self._pipeline.close()
+        self._decoders.close()
+
+    async def _stop_accepting(self, stop: StopSignals) -> None:
+        """Until the calls in progress are answered, `drain_timeout_seconds` at most.
+
+        Streams that never end (health's Watch) do not hold it up; a second signal cuts it short.
+        """
+        stopping = asyncio.create_task(self._server.stop(self._settings.drain_timeout_seconds))
+        answered = asyncio.create_task(self._calls.none())
+        hurried = asyncio.create_task(stop.wait_for_second())
+        await asyncio.wait({stopping, answered, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        if self._calls.in_progress:
+            log.error("%d requests were cut off", self._calls.in_progress)
+        # A shorter grace takes the place of the longer one; replies still have to be sent.
+        await self._server.stop(0 if stop.hurried else SENDING_SECONDS)
+        await stopping
+        answered.cancel()
+        hurried.cancel()
 
     def _log_ready(self, port: int, metrics_port: int) -> None:
         model = self._pipeline.model
@@ -106,5 +139,7 @@ def _new_server(settings: Settings) -> grpc.aio.Server:
             # Clients that ping to keep idle connections open are welcome.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
-        ]
+        ],
+        # A request has one image or more: further ones would only be refused, after being received.
+        maximum_concurrent_rpcs=settings.max_queued_images + OTHER_CALLS,
     )

@@ -11,7 +11,6 @@ SECONDS = (
     1.0, 2.0, 5.0, 10.0,
 )  # fmt: skip
 STAGES = ("decode", "queue", "infer", "total")
-REFUSALS = ("queue_full", "expired", "cancelled")
 
 
 class Metrics:
@@ -23,7 +22,7 @@ class Metrics:
         GCCollector(registry=self.registry)
         self._stage_seconds = Histogram(
             "packshot_stage_seconds",
-            "Time per stage: decode and queue per image, infer per batch, total per request.",
+            "Decode and queue per image, infer per batch, total per answered request.",
             ["stage"],
             buckets=SECONDS,
             registry=self.registry,
@@ -46,14 +45,21 @@ class Metrics:
             "Images admitted and not yet answered.",
             registry=self.registry,
         )
-        self._refusals = Counter(
-            "packshot_refusals_total",
-            "Requests refused (queue_full) and images dropped from the queue (expired, cancelled).",
+        self.requests_refused = Counter(
+            "packshot_requests_refused_total",
+            "Requests refused before any work was done for them.",
             ["reason"],
             registry=self.registry,
         )
-        for reason in REFUSALS:
-            self._refusals.labels(reason)
+        self.requests_refused.labels("queue_full")
+        self.images_dropped = Counter(
+            "packshot_images_dropped_total",
+            "Images taken out of the queue: their deadline passed, or their caller went away.",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in ("expired", "cancelled"):
+            self.images_dropped.labels(reason)
         self.engine_in_use = Gauge(
             "packshot_engine_in_use",
             "1 for the engine that answers.",
@@ -90,9 +96,6 @@ class Metrics:
 
     def stage(self, stage: str, seconds: float) -> None:
         self._stages[stage].observe(seconds)
-
-    def refused(self, reason: str) -> None:
-        self._refusals.labels(reason).inc()
 
     def serve(self, host: str, port: int) -> int:
         """Serves /metrics from a thread of its own; returns the port. Raises InvalidInput."""

@@ -77,6 +77,7 @@ def start_model(verified: Verified, settings: Settings, metrics: Metrics) -> Mod
         opened.engine,
         max_batch=settings.max_batch,
         max_queued_images=settings.max_queued_images,
+        max_queued_bytes=settings.max_queued_bytes,
         metrics=metrics,
     )
     return Model(manifest=manifest, opened=opened, scheduler=scheduler)

@@ -2,20 +2,21 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import TypeVar
 
 import msgspec
 
 from packshot.errors import DeadlineExceeded, ImageError, InvalidInput, NotFound, Unavailable
-from packshot.image import ImageLimits, ImageSpec, Pixels, load_pixels, read_pixels
+from packshot.image import ImageSpec, Pixels, read_pixels
 from packshot.prediction import Logits, Prediction, top_predictions
-from serving.engines.cores import available_cores
+from serving.decoding import DecodePool
 from serving.metrics import Metrics
 from serving.model import Model
-from serving.settings import Settings
 
 DEFAULT_TOP_K = 5
+
+T = TypeVar("T")
 
 
 class SentImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,14 +36,19 @@ class Classified(msgspec.Struct, frozen=True, kw_only=True):
 class Pipeline:
     """Answers requests with the model in place; `model` is None until one is loaded."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        decoders: DecodePool,
+        metrics: Metrics,
+        *,
+        max_images_per_request: int,
+        default_timeout_seconds: float,
+    ) -> None:
         self.model: Model | None = None
+        self.max_images_per_request = max_images_per_request
+        self._default_timeout_seconds = default_timeout_seconds
+        self._decoders = decoders
         self._metrics = metrics
-        self._settings = settings
-        self._limits = ImageLimits(
-            max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels
-        )
-        self._decoders = ThreadPoolExecutor(available_cores(), thread_name_prefix="decode")
 
     def model_named(self, name: str) -> Model:
         """The model of that name; empty means the default. Raises Unavailable or NotFound."""
@@ -66,26 +72,22 @@ class Pipeline:
         """
         self._check(images, top_k)
         if timeout_seconds is None:
-            timeout_seconds = self._settings.default_timeout_ms / 1000
+            timeout_seconds = self._default_timeout_seconds
         started = time.monotonic()
         deadline = started + timeout_seconds
-        with model.scheduler.admit(len(images)):
+        size = sum(len(image.content) for image in images)
+        with model.scheduler.admit(images=len(images), size=size):
             try:
                 async with asyncio.timeout(timeout_seconds):
-                    answers = await asyncio.gather(
-                        *(self._logits(model, image, deadline) for image in images)
-                    )
+                    answers = await all_of(self._logits(model, image, deadline) for image in images)
             except TimeoutError as error:
                 raise DeadlineExceeded(f"no answer within {timeout_seconds:.3f} s") from error
         results = [self._ranked(model, answer, top_k or DEFAULT_TOP_K) for answer in answers]
         self._metrics.stage("total", time.monotonic() - started)
         return results
 
-    def close(self) -> None:
-        self._decoders.shutdown()
-
     def _check(self, images: Sequence[SentImage], top_k: int) -> None:
-        limit = self._settings.max_images_per_request
+        limit = self.max_images_per_request
         if not images:
             raise InvalidInput("the request has no image; send 1 or more")
         if len(images) > limit:
@@ -103,13 +105,7 @@ class Pipeline:
     async def _decode(self, image: SentImage, spec: ImageSpec) -> Pixels:
         if image.is_pixels:
             return read_pixels(image.content, spec)
-        started = time.monotonic()
-        loop = asyncio.get_running_loop()
-        pixels = await loop.run_in_executor(
-            self._decoders, load_pixels, image.content, spec, self._limits
-        )
-        self._metrics.stage("decode", time.monotonic() - started)
-        return pixels
+        return await self._decoders.decode(image.content, spec)
 
     def _ranked(
         self, model: Model, answer: Logits | ImageError, top_k: int
@@ -122,3 +118,13 @@ class Pipeline:
         self._metrics.images.labels("ok").inc()
         self._metrics.top_probability.observe(predictions[0].probability)
         return Classified(predictions=predictions, logits=answer)
+
+
+async def all_of(work: Iterable[Coroutine[None, None, T]]) -> list[T]:
+    """Results in order; the first error ends the rest and is raised, so that nothing runs on."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except* Exception as failed:
+        raise failed.exceptions[0] from None
+    return [task.result() for task in tasks]

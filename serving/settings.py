@@ -23,6 +23,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lanes: int = 0
     max_batch: int = 8
     max_queued_images: int = 256
+    max_queued_bytes: int = 512 * 1024 * 1024
     max_images_per_request: int = 32
     max_image_bytes: int = 20 * 1024 * 1024
     max_image_pixels: int = 50_000_000
@@ -50,9 +51,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "lanes": (0, 256),
     "max_batch": (1, 256),
     "max_queued_images": (1, 100_000),
+    "max_queued_bytes": (1 << 20, 1 << 40),
     "max_images_per_request": (1, 1024),
     "max_image_bytes": (1, 1 << 30),
-    "max_image_pixels": (1, 1 << 30),
+    "max_image_pixels": (1, 89_000_000),  # above this Pillow has a limit of its own
     "max_message_bytes": (1 << 16, 1 << 30),
     "default_timeout_ms": (1, 3_600_000),
     "drain_delay_seconds": (0, 3600),
@@ -69,9 +71,10 @@ HELP = {
     "lanes": "batches run at the same time, one thread each; 0: one per core",
     "max_batch": "images per run of the engine",
     "max_queued_images": "images taken in at a time; more are refused",
+    "max_queued_bytes": "bytes of images taken in at a time; more are refused",
     "max_images_per_request": "more are refused",
     "max_image_bytes": "per encoded image",
-    "max_image_pixels": "per image, width times height",
+    "max_image_pixels": "width times height; decoding takes up to 16 bytes a pixel, on every core",
     "max_message_bytes": "per request",
     "default_timeout_ms": "for requests without a deadline",
     "drain_delay_seconds": "on SIGTERM, go on accepting this long after reporting not ready",

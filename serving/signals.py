@@ -27,6 +27,9 @@ class StopSignals:
         """Until the first signal."""
         await self._first.wait()
 
+    async def wait_for_second(self) -> None:
+        await self._second.wait()
+
     async def sleep(self, seconds: float) -> None:
         """Sleeps, unless hurried."""
         try:

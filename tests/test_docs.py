@@ -33,9 +33,7 @@ def test_every_module_named_in_the_map_exists():
 
 
 def test_make_help_lists_the_verbs():
-    done = subprocess.run(
-        ["make", "help"], cwd=ROOT, text=True, capture_output=True, check=True
-    )
+    done = subprocess.run(["make", "help"], cwd=ROOT, text=True, capture_output=True, check=True)
     listed = set(re.findall(r"^  make (\w+) ", done.stdout, re.MULTILINE))
     assert listed >= VERBS
     for variable in ("DATA", "RUN", "MODEL", "PORT", "METRICS_PORT", "ARCH", "EPOCHS", "IMAGE"):

@@ -170,12 +170,14 @@ def test_a_failing_engine_fails_its_batch_and_nothing_else():
 def test_no_more_images_are_taken_in_than_allowed():
     async def test():
         async with scheduling(FakeEngine(), max_queued_images=3) as scheduler:
-            with scheduler.admit(2):
-                with pytest.raises(Overloaded, match="2 images are in progress and at most 3"):
-                    scheduler.admit(2).__enter__()
-                with scheduler.admit(1):
+            with scheduler.admit(images=2):
+                with pytest.raises(
+                    Overloaded, match="2 images of 0 bytes are in progress; at most 3 of"
+                ):
+                    scheduler.admit(images=2).__enter__()
+                with scheduler.admit(images=1):
                     pass
-            with scheduler.admit(3):
+            with scheduler.admit(images=3):
                 pass
 
     run(test)
@@ -190,7 +192,7 @@ def test_closing_answers_what_is_queued_and_then_refuses():
         closing = asyncio.create_task(scheduler.close())
         await entered(engine)
         with pytest.raises(Unavailable):
-            scheduler.admit(1).__enter__()
+            scheduler.admit(images=1).__enter__()
         assert not engine.closed
         engine.gate.set()
         await closing

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from packshot.image import ImageSpec, Pixels, open_image, upright_rgb
+from packshot.image import ImageSpec, Pixels, decode_rgb, open_image
 from trainer.recipes import Recipe
 
 TRIES = 10
@@ -16,11 +16,8 @@ def training_view(
 ) -> Pixels:
     """A random view of one image, uint8 [size, size, 3]. Raises ImageError."""
     with open_image(encoded) as image:
-        # Decoding at 1/2, 1/4 or 1/8 scale is enough as long as the smallest crop keeps `size`.
-        if image.format in ("JPEG", "MPO"):
-            needed = math.ceil(size / math.sqrt(recipe.crop_area[0]))
-            image.draft(None, (needed, needed))
-        rgb = upright_rgb(image, spec)
+        # Reduced scale is enough as long as the smallest crop keeps `size` pixels.
+        rgb, _ = decode_rgb(image, spec, math.ceil(size / math.sqrt(recipe.crop_area[0])))
         box = random_box(rgb.size, recipe, rng)
         view = rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
     if rng.random() < 0.5:

@@ -18,12 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from packshot.errors import DamagedFile, ImageError, InvalidInput, NotFound
-from packshot.image import ImageSpec, Pixels, load_pixels
+from packshot.image import SUFFIXES, ImageSpec, Pixels, load_pixels
 from trainer.augment import training_view
 from trainer.recipes import Options, Recipe
 
 SPLITS = ("train", "val", "test")
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 NAMED = 10  # damaged files that a message names
 
 

@@ -1,5 +1,6 @@
 """How every RPC ends: packshot's errors become statuses, everything else a logged INTERNAL."""
 
+import asyncio
 import functools
 import logging
 import uuid
@@ -8,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import grpc
 
-from packshot.errors import PackshotError, ServiceFailed
+from packshot.errors import Overloaded
 from packshot.status import status_code
 from serving.metrics import Metrics
 
@@ -19,9 +20,31 @@ Reply = TypeVar("Reply")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
+class Calls:
+    """Counts the calls in progress, so that a drain knows when it is done."""
+
+    def __init__(self) -> None:
+        self.in_progress = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def started(self) -> None:
+        self.in_progress += 1
+        self._none.clear()
+
+    def ended(self) -> None:
+        self.in_progress -= 1
+        if self.in_progress == 0:
+            self._none.set()
+
+    async def none(self) -> None:
+        await self._none.wait()
+
+
 class Servicer(Protocol):
     service: str
     metrics: Metrics
+    calls: Calls
 
 
 S = TypeVar("S", bound=Servicer)
@@ -37,19 +60,24 @@ def answering(
     @functools.wraps(method)
     async def call(self: S, request: Request, context: Context) -> Reply:
         code, details = grpc.StatusCode.CANCELLED, ""
+        trailers: tuple[tuple[str, str], ...] = ()
+        self.calls.started()
         try:
             reply = await method(self, request, context)
             code = grpc.StatusCode.OK
             return reply
-        except ServiceFailed as error:
-            code, details = grpc.StatusCode.INTERNAL, _internal(name, error)
-        except PackshotError as error:
-            code, details = status_code(error), str(error)
+        except asyncio.CancelledError:
+            if context.time_remaining() == 0:
+                code = grpc.StatusCode.DEADLINE_EXCEEDED
+            raise
         except Exception as error:
-            code, details = grpc.StatusCode.INTERNAL, _internal(name, error)
+            code = status_code(error)
+            details = _internal(name, error) if code is grpc.StatusCode.INTERNAL else str(error)
+            trailers = _pushback(error)
         finally:
             self.metrics.handled.labels(self.service, name, code.name).inc()
-        await context.abort(code, details)
+            self.calls.ended()
+        await context.abort(code, details, trailers)
         raise AssertionError("abort raises")
 
     return call
@@ -59,3 +87,10 @@ def _internal(method: str, error: Exception) -> str:
     request_id = uuid.uuid4().hex[:12]
     log.error("%s failed, request id %s", method, request_id, exc_info=error)
     return f"internal error; the server's log has it under request id {request_id}"
+
+
+def _pushback(error: Exception) -> tuple[tuple[str, str], ...]:
+    """Tells gRPC's own retries when to come back (gRFC A6)."""
+    if isinstance(error, Overloaded) and error.retry_after_seconds is not None:
+        return (("grpc-retry-pushback-ms", str(round(error.retry_after_seconds * 1000))),)
+    return ()

@@ -3,7 +3,7 @@
 from packshot.errors import ImageError
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierServicer
-from serving.api.answering import Context, answering
+from serving.api.answering import Calls, Context, answering
 from serving.metrics import Metrics
 from serving.pipeline import Classified, Pipeline, SentImage
 
@@ -13,10 +13,10 @@ class Classifier(ClassifierServicer):
 
     service = "packshot.v1.Classifier"
 
-    def __init__(self, pipeline: Pipeline, metrics: Metrics, max_images_per_request: int) -> None:
+    def __init__(self, pipeline: Pipeline, metrics: Metrics, calls: Calls) -> None:
         self.metrics = metrics
+        self.calls = calls
         self._pipeline = pipeline
-        self._max_images = max_images_per_request
 
     @answering
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
@@ -50,7 +50,7 @@ class Classifier(ClassifierServicer):
                 for r in model.opened.refusals
             ],
             accuracy=manifest.engines[model.engine].measured.accuracy,
-            max_images_per_request=self._max_images,
+            max_images_per_request=self._pipeline.max_images_per_request,
         )
 
 

@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU: the engines "fp32" and "int8"."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy.typing as npt
 from packshot.bundle import EMBEDDING, INPUT, LOGITS
 from packshot.errors import EngineRefused
 from serving.engines import Answer
+
+log = logging.getLogger("packshot.engines")
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -27,7 +30,8 @@ class OnnxRuntimeEngine:
         try:
             import onnxruntime as ort
         except ImportError as error:
-            raise EngineRefused("no_runtime", f"onnxruntime cannot be imported: {error}") from error
+            log.exception("onnxruntime cannot be imported")
+            raise EngineRefused("no_runtime", "onnxruntime cannot be imported") from error
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads_per_lane
         options.inter_op_num_threads = 1
@@ -36,7 +40,9 @@ class OnnxRuntimeEngine:
         try:
             self._session = ort.InferenceSession(path, options, providers=[PROVIDER])
         except Exception as error:  # onnxruntime's errors share no narrower base class
-            raise EngineRefused("load_failed", f"{path.name}: {error}") from error
+            log.exception("onnxruntime cannot load %s", path)
+            message = f"{path.name} cannot be loaded: the server's log has the error"
+            raise EngineRefused("load_failed", message) from error
         self._session.disable_fallback()
         if self._session.get_providers() != [PROVIDER]:
             raise EngineRefused("load_failed", f"runs on {self._session.get_providers()}")

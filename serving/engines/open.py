@@ -37,8 +37,7 @@ def open_engine(bundle: Bundle, order: Sequence[str], *, lanes: int, max_batch: 
     for name in order:
         try:
             engine = _open(bundle, name, lanes)
-            _prove(engine, bundle, golden)
-            _warm_up(engine, golden, max_batch)
+            _prove_and_warm_up(engine, bundle, golden, max_batch)
         except EngineRefused as error:
             log.warning("engine %s refused (%s): %s", name, error.reason, error)
             refusals.append(Refusal(engine=name, reason=error.reason, message=str(error)))
@@ -57,10 +56,26 @@ def _open(bundle: Bundle, name: str, lanes: int) -> Engine:
     return OnnxRuntimeEngine(bundle.engine_path(name), name=name, lanes=lanes)
 
 
+def _prove_and_warm_up(
+    engine: Engine, bundle: Bundle, golden: GoldenSamples, max_batch: int
+) -> None:
+    try:
+        _prove(engine, bundle, golden)
+        _warm_up(engine, golden, max_batch)
+    except EngineRefused:
+        engine.close()
+        raise
+    except Exception as error:  # an engine that opens may still be unable to run
+        engine.close()
+        log.exception("engine %s cannot run the golden samples", engine.name)
+        message = "it cannot run the golden samples: the server's log has the error"
+        raise EngineRefused("load_failed", message) from error
+
+
 def _prove(engine: Engine, bundle: Bundle, golden: GoldenSamples) -> None:
     """On the very engine and hardware that will serve: labels fit, answers are PyTorch's."""
     manifest = bundle.manifest
-    width = engine.run(golden.pixels[:1]).logits.shape[1]
+    width = engine.run(golden.pixels[:1]).logits.shape[-1]
     if width != len(manifest.labels):
         raise EngineRefused(
             "answers_differ", f"{width} logits for {len(manifest.labels)} labels: export again"
