@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from packshot.bundle import Bundle, open_bundle
+from packshot.cores import available_cores
 from packshot.image import load_pixels, stack
 from packshot.load import LoadPlan, run_load
 from packshot.store import current_version
-from serving.engines.cores import available_cores
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 
 FLOOR_BATCH = 4

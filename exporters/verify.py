@@ -7,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from packshot.bundle import Measured
+from packshot.cores import available_cores
 from packshot.errors import AnswersDiffer
 from packshot.golden import GoldenSamples
 from packshot.image import Pixels
 from packshot.prediction import Logits
 from serving.engines import Engine
-from serving.engines.cores import available_cores
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 
 BATCH = 8

@@ -7,9 +7,13 @@ renamed. A reader never sees half of it; a killed writer leaves a hidden leftove
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+UNFINISHED = ".unfinished-"
+ABANDONED_AFTER_SECONDS = 24 * 3600
 
 
 @contextmanager
@@ -19,7 +23,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
     Raises FileExistsError if `target` exists by then and is not an empty folder.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    _sweep(target.parent)
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{target.name}-", dir=target.parent))
     try:
         yield unfinished
         unfinished.chmod(0o755)
@@ -47,6 +52,13 @@ def write_whole(target: Path, content: bytes) -> None:
         Path(name).unlink(missing_ok=True)
         raise
     _sync(target.parent)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what writers that were killed a day ago or earlier left behind."""
+    for leftover in folder.glob(f"{UNFINISHED}*"):
+        if time.time() - leftover.stat().st_mtime > ABANDONED_AFTER_SECONDS:
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _move_into_place(unfinished: Path, target: Path) -> None:

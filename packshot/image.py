@@ -8,6 +8,7 @@ images, with resize and crop fused into one `Image.resize(box=...)`.
 
 import io
 import math
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -28,7 +29,9 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", 
 JPEGS = ("JPEG", "MPO")  # MPO: a JPEG with further pictures behind it, as phones write them
 # A progressive JPEG has about ten scans; each costs a pass over all pixels, so that thousands in a
 # small file would hold a decoder for minutes.
-START_OF_SCAN, MAX_SCANS = b"\xff\xda", 100
+MAX_SCANS = 100
+START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # neither stuffed nor a restart
 
 EXIF_ORIENTATION = 0x0112
 TURNS = {  # what makes a picture of an EXIF orientation upright
@@ -118,7 +121,7 @@ def open_image(encoded: bytes, limits: ImageLimits = ImageLimits()) -> Image.Ima
         raise ImageError(
             "not_an_image", f"not an image in any of the formats {', '.join(FORMATS)}"
         ) from error
-    if image.format in JPEGS and encoded.count(START_OF_SCAN) > MAX_SCANS:
+    if image.format in JPEGS and _scans(encoded) > MAX_SCANS:
         raise ImageError("unsupported", f"a JPEG of more than {MAX_SCANS} scans: save it again")
     width, height = image.size
     if width * height > limits.max_pixels:
@@ -150,7 +153,7 @@ def decode_rgb(
             scale = draft_short_side / min(stored_size)
             width, height = (math.ceil(side * scale) for side in stored_size)
             image.draft(None, (width, height))
-        # Before EXIF is looked at: for some formats that reads, and hides the faults of, the pixels.
+        # Before EXIF is looked at: with some formats that decodes too, and hides the faults.
         image.load()
         turn = orientation(image)
         rgb = _rgb(image.transpose(TURNS[turn]) if turn in TURNS else image, spec)
@@ -159,9 +162,8 @@ def decode_rgb(
     except Exception as error:
         # Decoders raise whatever their parsing runs into (OSError, SyntaxError, struct.error,
         # AssertionError, ...): each means the same to the sender of these bytes.
-        raise ImageError(
-            "damaged", f"damaged {image.format} image: it cannot be decoded"
-        ) from error
+        message = f"damaged {image.format} image: it cannot be decoded"
+        raise ImageError("damaged", message) from error
     return rgb, stored_size[::-1] if turn >= 5 else stored_size
 
 
@@ -173,6 +175,17 @@ def orientation(image: Image.Image) -> int:
         # A malformed EXIF block says nothing; the pixels are fine and viewers show them upright.
         return 1
     return value if value in range(1, 9) else 1
+
+
+def _scans(encoded: bytes) -> int:
+    """Scans of the first image in a JPEG file; what stands behind it does not count."""
+    if encoded.count(START_OF_SCAN) <= MAX_SCANS:  # an upper bound, at the speed of C
+        return 0
+    scans, position = 0, 2
+    while (found := MARKER.search(encoded, position)) and found[0] != END_OF_IMAGE:
+        scans += found[0] == START_OF_SCAN
+        position = found.end() + int.from_bytes(encoded[found.end() : found.end() + 2])
+    return scans
 
 
 def _rgb(image: Image.Image, spec: ImageSpec) -> Image.Image:

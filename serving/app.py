@@ -8,13 +8,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
+from packshot.cores import available_cores
 from packshot.errors import InvalidInput
 from packshot.image import ImageLimits
 from packshot.v1 import classifier_pb2_grpc
 from serving.api.answering import Calls
 from serving.api.classifier import Classifier
 from serving.decoding import DecodePool
-from serving.engines.cores import available_cores
 from serving.metrics import Metrics
 from serving.model import start_model, verify
 from serving.pipeline import Pipeline

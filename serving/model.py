@@ -6,10 +6,10 @@ from pathlib import Path
 import msgspec
 
 from packshot.bundle import Manifest, open_bundle
+from packshot.cores import available_cores
 from packshot.errors import NotFound
 from packshot.golden import check_pixels
 from packshot.store import current_version, model_names
-from serving.engines.cores import available_cores
 from serving.engines.open import Opened, open_engine
 from serving.metrics import Metrics
 from serving.scheduler import Scheduler

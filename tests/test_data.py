@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import PURE, jpeg
 
-from packshot.errors import InvalidInput, NotFound
+from packshot.errors import DamagedFile, InvalidInput, NotFound
 from packshot.image import ImageSpec
 from trainer.data import Split, TrainingViews, load_split, plan_steps, training_batches
 from trainer.recipes import FROM_SCRATCH, Options
@@ -161,6 +161,7 @@ def test_too_much_damage_is_refused(shop):
         ("batch_size", 1, "--batch-size is 1; it must be from 2 to 64"),
         ("learning_rate", 0.01, "--learning-rate is 0.01; it must be from 1e-05 to 0.0005"),
         ("val_share", 0.9, "--val-share is 0.9"),
+        ("seed", -1, "--seed is -1"),
     ],
 )
 def test_values_out_of_range_name_option_value_and_range(tmp_path, option, value, message):
@@ -181,9 +182,82 @@ def test_the_plan_shows_every_image_once_an_epoch_and_grows():
     assert plan_steps(recipe, 64, seed=1) != steps
 
 
-def test_fewer_images_than_a_batch_still_make_full_batches():
-    steps = plan_steps(FROM_SCRATCH, 3, seed=0)
+@pytest.mark.parametrize("images", [3, 17, 31])
+def test_an_epoch_shows_every_image_in_full_batches(images):
+    steps = plan_steps(FROM_SCRATCH, images, seed=0)
     assert {len(step.examples) for step in steps} == {FROM_SCRATCH.batch_size}
+    first = [i for step in steps if step.epoch == 1 for i in step.examples]
+    assert set(first) == set(range(images))
+
+
+def test_an_image_twice_in_a_batch_is_drawn_anew(shop):
+    split = split_of(shop)
+    views = TrainingViews(split, FROM_SCRATCH, SPEC, seed=0)
+    steps = plan_steps(FROM_SCRATCH, 1, seed=0)[:1]
+    ((images, _),) = training_batches(views, steps, workers=0)
+    assert len({image.numpy().tobytes() for image in images}) > len(images) / 2
+
+
+def test_a_file_that_changed_or_went_is_named(shop):
+    split = split_of(shop)
+    first, second = split.train[:2]
+    (shop / first.file).write_bytes(jpeg((9, 9, 9)))
+    with pytest.raises(DamagedFile, match=rf"{first.file} has changed"):
+        split.read(first)
+    (shop / second.file).unlink()
+    with pytest.raises(DamagedFile, match=rf"{second.file} cannot be read"):
+        split.read(second)
+
+
+def test_copies_of_a_picture_stay_in_one_part(tmp_path, capsys):
+    for label in ("mug", "shoe"):
+        fill(tmp_path / "shop" / label, 20, shade=100 * (label == "mug"))
+        for path in list((tmp_path / "shop" / label).iterdir()):
+            path.with_name(f"copy of {path.name}").write_bytes(path.read_bytes())
+    split = split_of(tmp_path / "shop")
+    train, held_out = ({e.sha256 for e in part} for part in (split.train, split.held_out))
+    assert not train & held_out
+    assert len(split.test) == 8
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_copies_in_given_parts_or_classes_are_told(tmp_path, capsys):
+    for part in ("train", "val"):
+        for label in ("mug", "shoe"):
+            fill(tmp_path / "data" / part / label, 4)
+    split_of(tmp_path / "data")
+    warnings = capsys.readouterr().out
+    assert "4 pictures are in more than one of train, val and test" in warnings
+    assert "4 pictures have more than one label, such as mug and shoe" in warnings
+
+
+@pytest.mark.parametrize("names", [("training", "validation"), ("Train", "Val", "Test")])
+def test_parts_by_other_names_are_not_taken_for_classes(tmp_path, names):
+    for name in names:
+        fill(tmp_path / "data" / name / "mug", 3)
+    with pytest.raises(InvalidInput, match="call them train, val and test"):
+        split_of(tmp_path / "data")
+
+
+def test_other_folders_beside_train_are_not_ignored(tmp_path):
+    for name in ("train", "valid"):
+        fill(tmp_path / "data" / name / "mug", 3)
+    with pytest.raises(InvalidInput, match="valid beside train/"):
+        split_of(tmp_path / "data")
+
+
+def test_a_class_folder_without_images_is_told(shop, capsys):
+    (shop / "lamp").mkdir()
+    (shop / "lamp" / "phone.heic").write_bytes(b"?")
+    assert split_of(shop).labels == ("mug", "shoe")
+    assert "lamp has no image" in capsys.readouterr().out
+
+
+def test_a_name_that_is_not_utf8_is_named(shop):
+    (shop / "mug" / "T\udcfcte.jpg").write_bytes(jpeg((1, 2, 3)))
+    assert split_of(shop).damaged == {
+        "mug/T\\udcfcte.jpg": "its name is not valid UTF-8: rename it"
+    }
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(shop):

@@ -1,6 +1,7 @@
 """The trainer's parts on real networks, and its ways to stop."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 import torchvision
 from processes import ROOT, TIMEOUT, environment, program
 from safetensors.torch import save_file
+from test_data import options
 from torchvision.transforms.v2.functional import normalize
 
 from packshot.errors import DamagedFile, InvalidInput, NotFound
@@ -22,6 +24,7 @@ from trainer.checkpoint import load_checkpoint, load_split_of, read_record
 from trainer.evaluate import score, wilson_interval
 from trainer.loop import reestimate_batchnorm
 from trainer.model import WeightsUnavailable, load_weights, new_network
+from trainer.recipes import recipe_for
 from trainer.sample import draw_catalogue
 
 SPEC = ImageSpec()
@@ -49,8 +52,9 @@ def test_weights_from_a_file_fill_the_backbone_and_leave_the_head(tmp_path, suff
     path = tmp_path / f"resnet18{suffix}"
     (torch.save if suffix == ".pth" else save_file)(donor.state_dict(), path)
     network = new_network("resnet18", 3, SPEC)
-    source = load_weights(network, "resnet18", str(path))
-    assert source.startswith(path.name)
+    weights = load_weights(network, "resnet18", str(path))
+    assert weights.pretrained
+    assert weights.source.startswith(path.name)
     assert torch.equal(network.backbone.layer4[1].conv2.weight, donor.layer4[1].conv2.weight)
     assert network.head.out_features == 3
 
@@ -92,12 +96,16 @@ def test_imagenet_weights_come_from_the_cache_if_their_hash_is_right(hub, monkey
     weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
     donor = torchvision.models.resnet18(num_classes=1000)
     cached = hub / weights.url.rsplit("/", 1)[1]
-    torch.save(donor.state_dict(), cached)
     network = new_network("resnet18", 3, SPEC)
+    for content in (b"", b"<html>please log in</html>"):
+        cached.write_bytes(content)
+        with pytest.raises(DamagedFile, match="hash in its name"):
+            load_weights(network, "resnet18", "imagenet")
+    torch.save(donor.state_dict(), cached)
     with pytest.raises(DamagedFile, match="hash in its name"):
         load_weights(network, "resnet18", "imagenet")
     monkeypatch.setattr("trainer.model._sha256", lambda path: "f37072fd" + 56 * "0")
-    assert load_weights(network, "resnet18", "imagenet") == str(weights)
+    assert load_weights(network, "resnet18", "imagenet") == (True, str(weights))
     assert torch.equal(network.backbone.conv1.weight, donor.conv1.weight)
 
 
@@ -135,7 +143,7 @@ def test_temperature_is_found_again():
 def test_batchnorm_statistics_are_those_of_the_images_given():
     network = new_network("resnet18", 2, SPEC)
     views = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), np.uint8)
-    reestimate_batchnorm(network, views, torch.device("cpu"))
+    reestimate_batchnorm(network, views)
     with torch.inference_mode():
         normal = (torch.from_numpy(views).float() - network.mean) / network.std
         seen = network.backbone.conv1(normal.permute(0, 3, 1, 2))
@@ -155,7 +163,7 @@ def test_without_weights_the_trainer_stops_and_says_how_to_go_on(catalogue, hub)
     done = program("trainer", "--data", catalogue, "--run", run, "--arch", "resnet18")
     assert done.returncode == 1
     assert "Three ways out" in done.stderr
-    assert not run.exists()
+    assert list(run.iterdir()) == []
 
 
 def test_wrong_options_stop_before_any_work(catalogue, tmp_path):
@@ -164,18 +172,35 @@ def test_wrong_options_stop_before_any_work(catalogue, tmp_path):
     assert done.stderr.strip() == "trainer: --epochs is 99; it must be from 1 to 30"
 
 
+def test_temperature_stays_finite_without_a_single_error():
+    logits = np.array([[3.0, 0.0], [0.0, 3.0]] * 20, np.float32)
+    temperature = fit_temperature(logits, np.array([0, 1] * 20))
+    assert probabilities(logits, temperature).max() == pytest.approx(1 - 1 / 42, abs=1e-3)
+
+
+def test_a_fine_tuning_recipe_for_the_hardware_and_the_users_values(tmp_path):
+    asked = options(tmp_path, epochs=5)
+    assert recipe_for(asked, pretrained=True, gpu=True).stages == ((224, 1.0),)
+    assert recipe_for(asked, pretrained=True, gpu=False).name == "fine-tune-on-cpu"
+    assert recipe_for(asked, pretrained=False, gpu=True).name == "from-scratch"
+    assert recipe_for(asked, pretrained=True, gpu=True).epochs == 5
+    assert recipe_for(options(tmp_path), pretrained=True, gpu=True).epochs == 8
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interrupt_keeps_the_last_checkpoint(catalogue, tmp_path, number):
+def test_an_interrupt_of_the_whole_group_keeps_the_last_checkpoint(catalogue, tmp_path, number):
     run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoint.json").write_text("of an earlier run")
     command = [sys.executable, "-m", "trainer", "--data", catalogue, "--run", run]
     command += ["--arch", "resnet18", "--weights", "none", "--epochs", 30, "--batch-size", 8]
     training = subprocess.Popen(
         list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env=environment(),
+        text=True, env=environment(), start_new_session=True,
     )  # fmt: skip
     for line in training.stdout:
         if "kept" in line:
-            training.send_signal(number)
+            os.killpg(training.pid, number)
             break
     output, errors = training.communicate(timeout=TIMEOUT)
     assert training.returncode == 128 + number, errors
@@ -189,6 +214,9 @@ def test_an_interrupt_keeps_the_last_checkpoint(catalogue, tmp_path, number):
     events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [events[0]["event"], events[-1]["event"]] == ["start", "end"]
     assert events[-1]["interrupted"] is True
+    assert (run / "previous" / "checkpoint.json").read_text() == "of an earlier run"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(training.pid, 0)
     assert len(load_split_of(run, record).held_out) == 32
     check_that_damage_is_found(run, record)
 

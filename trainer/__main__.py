@@ -1,71 +1,85 @@
 """`python -m trainer --data DIR`: a folder of labelled images in, a checkpoint and a report out."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 import torch
 
+from packshot.cores import available_cores
 from packshot.errors import PackshotError
 from packshot.image import ImageSpec
+from packshot.terminate import interrupt_on_sigterm
+from trainer.checkpoint import set_aside
 from trainer.data import Split, load_split
 from trainer.evaluate import Evaluation
-from trainer.loop import Interrupt, Log, Training, finish, train
+from trainer.loop import Interrupt, Log, Training, brief, finish, train
 from trainer.model import (
     ARCHITECTURES,
     PixelNetwork,
+    Weights,
     WeightsUnavailable,
     architecture,
     load_weights,
     new_network,
 )
 from trainer.recipes import FINE_TUNE, RANGES, Options, recipe_for
-from trainer.report import write_report
+from trainer.report import REPORT
+
+FRAME = "=" * 78
+FALLBACK_WARNING = (
+    "WARNING: training from RANDOM weights instead, with a recipe made for that.\n"
+    "It will do for the drawn sample catalogue; it will NOT do for photographs.\n"
+    "The checkpoint and the report say so."
+)
+MAX_DEFAULT_WORKERS = 16
 
 
 def main() -> int:
     try:
         return run(parse_options())
     except PackshotError as error:
+        # An error in a loader process arrives with that process's traceback in front of it.
+        message = str(error)
+        worker = "Original Traceback" in message
+        print(
+            f"trainer: {message.strip().splitlines()[-1] if worker else message}", file=sys.stderr
+        )
+        return 1
+    except OSError as error:
         print(f"trainer: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("trainer: interrupted before training: nothing was written", file=sys.stderr)
+        return 130
 
 
 def run(options: Options) -> int:
     """Exit status 0, or 128 plus the number of the signal that interrupted training."""
     architecture(options.arch)
-    interrupt = Interrupt()
+    interrupt_on_sigterm()
+    options.run.mkdir(parents=True, exist_ok=True)  # before the long work, in case it cannot be
     spec = ImageSpec()
     torch.manual_seed(options.seed)
     split = load_split(options, spec)
     describe(split)
-    network, weights_from = prepare_network(options, split, spec)
-    recipe = recipe_for(options, pretrained=not weights_from.startswith("random"))
-    options.run.mkdir(parents=True, exist_ok=True)
+    network, weights = prepare_network(options, split, spec)
+    recipe = recipe_for(options, pretrained=weights.pretrained, gpu=torch.cuda.is_available())
+    set_aside(options.run)
     log = Log(options.run / "log.jsonl")
-    log.write(
-        "start", options=options, recipe=recipe, weights_from=weights_from, labels=split.labels
-    )
-    training = Training(
-        split=split, recipe=recipe, spec=spec, options=options, weights_from=weights_from
-    )
+    log.write("start", options=options, recipe=recipe, weights=weights, labels=split.labels)
+    training = Training(split=split, recipe=recipe, spec=spec, options=options, weights=weights)
+    interrupt = Interrupt()  # from here on there is something to finish
     best = train(network, training, log, interrupt)
     if best is None:
-        print(
-            "trainer: interrupted before the first evaluation: no checkpoint was written",
-            file=sys.stderr,
-        )
+        print("trainer: interrupted before the first evaluation: no checkpoint", file=sys.stderr)
         return 128 + (interrupt.signal or 0)
-    kept = finish(options.run, split, spec)
-    report = write_report(options.run, kept, split)
+    kept = finish(options.run)
     log.write(
-        "end",
-        interrupted=interrupt.signal is not None,
-        test=kept.test,
-        temperature=kept.temperature,
+        "end", interrupted=interrupt.signal is not None, test=brief(kept.test or kept.validation)
     )
-    conclude(kept.test or kept.validation, options.run, report)
+    log.close()
+    conclude(kept.test or kept.validation, options.run)
     if interrupt.signal is not None:
         print(f"interrupted: the checkpoint is that of epoch {kept.epoch}", file=sys.stderr)
         return 128 + interrupt.signal
@@ -80,7 +94,9 @@ def describe(split: Split) -> None:
     )
 
 
-def prepare_network(options: Options, split: Split, spec: ImageSpec) -> tuple[PixelNetwork, str]:
+def prepare_network(
+    options: Options, split: Split, spec: ImageSpec
+) -> tuple[PixelNetwork, Weights]:
     """The network, and where its weights come from. Raises WeightsUnavailable."""
     network = new_network(options.arch, len(split.labels), spec)
     try:
@@ -89,25 +105,18 @@ def prepare_network(options: Options, split: Split, spec: ImageSpec) -> tuple[Pi
         if options.without_weights == "stop":
             raise
         print(f"{FRAME}\n{error}\n\n{FALLBACK_WARNING}\n{FRAME}", file=sys.stderr, flush=True)
-        return network, "random (the ImageNet weights could not be had)"
+        source = "random (the ImageNet weights could not be had)"
+        return network, Weights(pretrained=False, source=source)
 
 
-def conclude(result: Evaluation, run: Path, report: Path) -> None:
+def conclude(result: Evaluation, run: Path) -> None:
     low, high = result.interval
     print(
         f"accuracy {result.accuracy:.1%} on {result.images} held-out images at "
         f"{result.image_size} px (95 % interval {low:.1%} to {high:.1%}), "
         f"macro-F1 {result.macro_f1:.3f}\n"
-        f"checkpoint in {run}, report in {report}"
+        f"checkpoint in {run}, report in {run / REPORT}"
     )
-
-
-FRAME = "=" * 78
-FALLBACK_WARNING = (
-    "WARNING: training from RANDOM weights instead, with a recipe made for that.\n"
-    "It will do for the drawn sample catalogue; it will NOT do for photographs.\n"
-    "The checkpoint and the report say so."
-)
 
 
 def parse_options(arguments: list[str] | None = None) -> Options:
@@ -168,7 +177,8 @@ def parse_options(arguments: list[str] | None = None) -> Options:
         default=0.02,
         help="files that cannot be used are named and left out up to this share, then refused",
     )
-    add("--workers", type=int, default=max(1, (os.cpu_count() or 1) - 1), help="loader processes")
+    workers = min(MAX_DEFAULT_WORKERS, max(1, available_cores() - 1))
+    add("--workers", type=int, default=workers, help="loader processes (default: %(default)s)")
     add("--seed", type=int, default=0)
     return Options(**vars(parser.parse_args(arguments)))
 

@@ -5,17 +5,22 @@ import math
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from packshot.image import ImageSpec, Pixels, decode_rgb, open_image
+from packshot.image import ImageLimits, ImageSpec, Pixels, decode_rgb, open_image
 from trainer.recipes import Recipe
 
 TRIES = 10
 
 
 def training_view(
-    encoded: bytes, size: int, recipe: Recipe, spec: ImageSpec, rng: np.random.Generator
+    encoded: bytes,
+    size: int,
+    recipe: Recipe,
+    spec: ImageSpec,
+    rng: np.random.Generator,
+    limits: ImageLimits,
 ) -> Pixels:
     """A random view of one image, uint8 [size, size, 3]. Raises ImageError."""
-    with open_image(encoded) as image:
+    with open_image(encoded, limits) as image:
         # Reduced scale is enough as long as the smallest crop keeps `size` pixels.
         rgb, _ = decode_rgb(image, spec, math.ceil(size / math.sqrt(recipe.crop_area[0])))
         box = random_box(rgb.size, recipe, rng)

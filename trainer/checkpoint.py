@@ -6,6 +6,7 @@ runs/<name>/data-<fingerprint>.json    the split: which file was trained on, whi
 """
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -19,11 +20,12 @@ from packshot.errors import DamagedFile, NotFound
 from packshot.image import ImageSpec
 from trainer.data import Split
 from trainer.evaluate import Evaluation
-from trainer.model import PixelNetwork, new_network
+from trainer.model import PixelNetwork, Weights, new_network
 from trainer.recipes import Recipe
 
 FORMAT = 1
 RECORD = "checkpoint.json"
+PREVIOUS = "previous"
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,12 +36,14 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     labels: tuple[str, ...]
     image: ImageSpec
     recipe: Recipe
-    weights_from: str
+    weights: Weights
     seed: int
     epoch: int
     step: int
     validation: Evaluation
-    test: Evaluation | None = None  # set once training has ended
+    # Set by `trainer.loop.finish`, once training has ended or was interrupted:
+    finished: bool = False
+    test: Evaluation | None = None
     temperature: float = 1.0
     data_fingerprint: str
     versions: dict[str, str]
@@ -91,13 +95,27 @@ def read_record(run: Path) -> Checkpoint:
     """Raises NotFound or DamagedFile."""
     path = run / RECORD
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Checkpoint)
+        record = msgspec.json.decode(path.read_bytes(), type=Checkpoint)
     except OSError as error:
         raise NotFound(
             f"no checkpoint in {run}: run `make train`, or name another --run"
         ) from error
     except msgspec.MsgspecError as error:
         raise DamagedFile(f"{path} is not a checkpoint of format {FORMAT}: {error}") from error
+    if record.format != FORMAT:
+        raise DamagedFile(f"{path} has format {record.format}; this packshot reads {FORMAT}")
+    return record
+
+
+def set_aside(run: Path) -> None:
+    """Moves an earlier run out of the way, into run/previous: a worse one must not replace it."""
+    if not (run / RECORD).exists():
+        return
+    shutil.rmtree(run / PREVIOUS, ignore_errors=True)
+    (run / PREVIOUS).mkdir()
+    for path in run.iterdir():
+        if path.name != PREVIOUS:
+            path.rename(run / PREVIOUS / path.name)
 
 
 def split_path(run: Path, record: Checkpoint) -> Path:

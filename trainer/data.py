@@ -5,9 +5,9 @@ DIR/{train,val,test}/<class>/*.jpg honoured; a missing val or test is split off 
 """
 
 import hashlib
-import os
+import itertools
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,20 +17,25 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from packshot.cores import available_cores
 from packshot.errors import DamagedFile, ImageError, InvalidInput, NotFound
-from packshot.image import SUFFIXES, ImageSpec, Pixels, load_pixels
+from packshot.image import SUFFIXES, ImageLimits, ImageSpec, Pixels, load_pixels
 from trainer.augment import training_view
 from trainer.recipes import Options, Recipe
 
 SPLITS = ("train", "val", "test")
+PART_LIKE = {*SPLITS, "training", "valid", "validation", "dev", "testing"}
 NAMED = 10  # damaged files that a message names
+# Files of one's own may be larger than what a server takes from strangers.
+LIMITS = ImageLimits(max_bytes=1 << 30, max_pixels=89_000_000)
 
 
 class Example(msgspec.Struct, frozen=True, array_like=True):
-    """One image file, relative to the data folder, and the index of its label."""
+    """One image file, relative to the data folder, the index of its label, and its sha256."""
 
     file: str
     label: int
+    sha256: str
 
 
 class Split(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,12 +54,15 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
         return self.val + self.test
 
     def read(self, example: Example) -> bytes:
-        """Raises DamagedFile if the file has gone or cannot be read any more."""
+        """Raises DamagedFile if the file is not there any more, or not as it was."""
         path = Path(self.folder, example.file)
         try:
-            return path.read_bytes()
+            content = path.read_bytes()
         except OSError as error:
-            raise DamagedFile(f"{path} cannot be read: {error.strerror}; train again") from error
+            raise DamagedFile(f"{path} cannot be read any more: {error.strerror}") from error
+        if hashlib.sha256(content).hexdigest() != example.sha256:
+            raise DamagedFile(f"{path} has changed since the data was scanned: train again")
+        return content
 
 
 def load_split(options: Options, spec: ImageSpec) -> Split:
@@ -74,8 +82,9 @@ def load_split(options: Options, spec: ImageSpec) -> Split:
             part: [file for file in per_class.get(label, []) if file in hashes]
             for part, per_class in given.items()
         }
-        for part, names in _divided(label, usable, options, index).items():
-            parts[part] += [Example(file, index) for file in names]
+        for part, names in _divided(label, usable, hashes, options, index).items():
+            parts[part] += [Example(file, index, hashes[file]) for file in names]
+    _warn_of_copies(parts, labels)
     return Split(
         folder=str(options.data.resolve()),
         labels=labels,
@@ -83,7 +92,7 @@ def load_split(options: Options, spec: ImageSpec) -> Split:
         val=tuple(parts["val"]),
         test=tuple(parts["test"]),
         damaged=damaged,
-        fingerprint=_fingerprint(parts, hashes),
+        fingerprint=_fingerprint(parts),
     )
 
 
@@ -91,14 +100,9 @@ def _scan(folder: Path) -> dict[str, dict[str, list[str]]]:
     """Image files by part ("train", "val", "test") and class, relative to `folder`."""
     if not folder.is_dir():
         raise NotFound(f"--data {folder}: no such folder; it must hold one sub-folder a class")
-    present = {part: folder / part for part in SPLITS if (folder / part).is_dir()}
-    roots = present if "train" in present else {"train": folder}
+    roots = _roots(folder)
     found = {
-        part: {
-            sub.name: [str(file.relative_to(folder)) for file in _images(sub)]
-            for sub in sorted(root.iterdir())
-            if sub.is_dir() and not sub.name.startswith(".")
-        }
+        part: {sub.name: _image_names(sub, folder) for sub in _folders(root)}
         for part, root in roots.items()
     }
     if not any(names for per_class in found.values() for names in per_class.values()):
@@ -106,14 +110,43 @@ def _scan(folder: Path) -> dict[str, dict[str, list[str]]]:
             f"--data {folder}: no image in it; expected {folder}/<class>/*.jpg "
             f"(or {folder}/train/<class>/*.jpg)"
         )
+    for part, per_class in found.items():
+        for label in (label for label, names in per_class.items() if not names):
+            warn(f"{roots[part] / label} has no image: looked for {', '.join(sorted(SUFFIXES))}")
     return found
 
 
-def _images(folder: Path) -> Iterable[Path]:
+def _roots(folder: Path) -> dict[str, Path]:
+    """The folders that hold class folders, by part. Raises InvalidInput if it is hard to tell."""
+    names = [sub.name for sub in _folders(folder)]
+    present = [part for part in SPLITS if part in names]
+    if "train" in present:
+        if others := sorted(set(names) - set(SPLITS)):
+            raise InvalidInput(
+                f"--data {folder}: {', '.join(others)} beside train/; expected train/, val/ and "
+                "test/ only, or class folders only"
+            )
+        return {part: folder / part for part in present}
+    if alike := [name for name in names if name.lower() in PART_LIKE]:
+        raise InvalidInput(
+            f"--data {folder}: {', '.join(alike)} look like parts, not classes: call them train, "
+            "val and test"
+        )
+    return {"train": folder}
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [sub for sub in sorted(folder.iterdir()) if sub.is_dir() and sub.name[0] != "."]
+
+
+def _image_names(folder: Path, root: Path) -> list[str]:
+    """Images at any depth; links are followed, hidden files left alone."""
+    found = []
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if not hidden and path.suffix.lower() in SUFFIXES:
-            yield path
+            found.append(str(path.relative_to(root)))
+    return found
 
 
 def _labels(given: dict[str, dict[str, list[str]]], folder: Path) -> tuple[str, ...]:
@@ -141,8 +174,11 @@ def _verify(
 
     def verify(file: str) -> tuple[str | None, str]:
         try:
+            file.encode()
             content = (folder / file).read_bytes()
-            load_pixels(content, spec)
+            load_pixels(content, spec, LIMITS)
+        except UnicodeEncodeError:
+            return None, "its name is not valid UTF-8: rename it"
         except OSError as error:
             return None, f"cannot be read: {error.strerror}"
         except ImageError as error:
@@ -151,15 +187,12 @@ def _verify(
 
     hashes: dict[str, str] = {}
     damaged: dict[str, str] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         verified = pool.map(verify, files)
-        for file, (digest, fault) in zip(
-            files,
-            tqdm(verified, total=len(files), desc="verifying images", unit="image"),
-            strict=True,
-        ):
+        bar = tqdm(verified, total=len(files), desc="verifying images", unit="image")
+        for file, (digest, fault) in zip(files, bar, strict=True):
             if digest is None:
-                damaged[file] = fault
+                damaged[file.encode(errors="backslashreplace").decode()] = fault
             else:
                 hashes[file] = digest
     return hashes, damaged
@@ -178,37 +211,67 @@ def _check_damage(damaged: dict[str, str], total: int, allowed: float) -> None:
             f"{len(damaged)} of {total} files ({share:.1%}) cannot be used, more than "
             f"--max-damaged-share {allowed:.1%}:\n{named}\nmend or remove them"
         )
-    print(f"WARNING: {len(damaged)} of {total} files are left out:\n{named}", flush=True)
+    warn(f"{len(damaged)} of {total} files are left out:\n{named}")
 
 
 def _divided(
-    label: str, usable: dict[str, list[str]], options: Options, index: int
+    label: str,
+    usable: dict[str, list[str]],
+    hashes: dict[str, str],
+    options: Options,
+    index: int,
 ) -> dict[str, list[str]]:
-    """The files of one class by part: what was given stays, what is missing is split off train."""
-    names = list(usable["train"])
-    rng = np.random.default_rng([options.seed, index])
-    rng.shuffle(names)
+    """The files of one class by part: what was given stays, what is missing is split off train.
+
+    Copies of one picture stay together: held out and trained on at once, they would flatter.
+    """
+    copies: dict[str, list[str]] = {}
+    for file in usable["train"]:
+        copies.setdefault(hashes[file], []).append(file)
+    groups = list(copies.values())
+    order = np.random.default_rng([options.seed, index]).permutation(len(groups))
+    remaining = [groups[i] for i in order]
     divided = {part: usable[part] for part in ("val", "test") if part in usable}
-    shares = {"val": options.val_share, "test": options.test_share}
-    for part in ("val", "test"):
+    for part, share in (("val", options.val_share), ("test", options.test_share)):
         if part not in divided:
-            count = min(max(1, round(len(usable["train"]) * shares[part])), len(names) - 1)
-            divided[part] = [names.pop() for _ in range(max(0, count))]
-    if not names or not divided["val"]:
-        sound = sum(len(files) for files in usable.values())
-        raise InvalidInput(
-            f"class {label!r} has {sound} usable image(s); it needs one to train on and one to "
-            "validate with: add images or remove the class"
-        )
-    divided["train"] = sorted(names)
+            count = min(max(1, round(len(groups) * share)), len(remaining) - 1)
+            divided[part] = [f for _ in range(count) for f in remaining.pop()]
+            if part == "val" and not divided[part]:
+                raise InvalidInput(
+                    f"class {label!r} has {len(groups)} usable image(s); it needs one to train on "
+                    "and another to validate with: add images or remove the class"
+                )
+    if not remaining:
+        raise InvalidInput(f"class {label!r} has no usable image to train on")
+    divided["train"] = sorted(file for group in remaining for file in group)
     return divided
 
 
-def _fingerprint(parts: dict[str, list[Example]], hashes: dict[str, str]) -> str:
+def _warn_of_copies(parts: dict[str, list[Example]], labels: Sequence[str]) -> None:
+    """The same picture in two parts or under two labels: the figures will be off."""
+    places: dict[str, set[tuple[str, int]]] = {}
+    for part, examples in parts.items():
+        for example in examples:
+            places.setdefault(example.sha256, set()).add((part, example.label))
+    leaked = sum(len({part for part, _ in found}) > 1 for found in places.values())
+    torn = [sorted({label for _, label in found}) for found in places.values()]
+    torn = [found for found in torn if len(found) > 1]
+    if leaked:
+        warn(f"{leaked} pictures are in more than one of train, val and test: figures will flatter")
+    if torn:
+        example = " and ".join(labels[i] for i in torn[0])
+        warn(f"{len(torn)} pictures have more than one label, such as {example}")
+
+
+def warn(text: str) -> None:
+    print(f"WARNING: {text}", flush=True)
+
+
+def _fingerprint(parts: dict[str, list[Example]]) -> str:
     digest = hashlib.sha256()
     for part, examples in parts.items():
         for example in sorted(examples, key=lambda example: example.file):
-            digest.update(f"{part} {example.file} {hashes[example.file]}\n".encode())
+            digest.update(f"{part} {example.file} {example.sha256}\n".encode())
     return digest.hexdigest()
 
 
@@ -221,20 +284,19 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan_steps(recipe: Recipe, images: int, seed: int) -> list[Step]:
-    """Every step of the run, known from the start: each epoch sees each image once.
+    """Every step of the run, known from the start: each epoch sees each image at least once.
 
-    The last, incomplete batch of an epoch is filled from its own beginning: a batch of one would
-    leave BatchNorm nothing to average.
+    The last batch of an epoch is filled from the epoch's beginning, drawn anew: a batch of one
+    would leave BatchNorm nothing to average.
     """
-    per_epoch = max(1, images // recipe.batch_size)
+    per_epoch = -(-images // recipe.batch_size)
     total = recipe.epochs * per_epoch
     ends = np.cumsum([share for _, share in recipe.stages])
     steps = []
     for epoch in range(1, recipe.epochs + 1):
-        order = np.resize(
-            np.random.default_rng([seed, epoch]).permutation(images), per_epoch * recipe.batch_size
-        )
-        for batch in order.reshape(per_epoch, recipe.batch_size):
+        order = np.random.default_rng([seed, epoch]).permutation(images)
+        batches = np.resize(order, (per_epoch, recipe.batch_size))
+        for batch in batches:
             stage = int(np.searchsorted(ends, (len(steps) + 0.5) / total * ends[-1]))
             size = recipe.stages[stage][0]
             steps.append(Step(epoch=epoch, size=size, examples=tuple(batch.tolist())))
@@ -242,16 +304,20 @@ def plan_steps(recipe: Recipe, images: int, seed: int) -> list[Step]:
 
 
 class TrainingViews(Dataset[tuple[Pixels, int]]):
-    """Augmented training images; the key (example, size, epoch) fixes every random choice."""
+    """Augmented training images; the key (example, size, draw) fixes every random choice."""
 
     def __init__(self, split: Split, recipe: Recipe, spec: ImageSpec, seed: int) -> None:
         self._split, self._recipe, self._spec, self._seed = split, recipe, spec, seed
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[Pixels, int]:
-        number, size, epoch = key
+        number, size, draw = key
         example = self._split.train[number]
-        rng = np.random.default_rng([self._seed, epoch, number])
-        view = training_view(self._split.read(example), size, self._recipe, self._spec, rng)
+        rng = np.random.default_rng([self._seed, draw, number])
+        try:
+            content = self._split.read(example)
+            view = training_view(content, size, self._recipe, self._spec, rng, LIMITS)
+        except ImageError as error:
+            raise DamagedFile(f"{example.file}: {error}") from error
         return view, example.label
 
 
@@ -263,7 +329,8 @@ def training_batches(
     views: TrainingViews, steps: Sequence[Step], workers: int
 ) -> DataLoader[Batch]:
     """The batches of the steps, in order, made ahead by worker processes."""
-    keys = [[(number, step.size, step.epoch) for number in step.examples] for step in steps]
+    draws = itertools.count()
+    keys = [[(number, step.size, next(draws)) for number in step.examples] for step in steps]
     return DataLoader(
         views,
         batch_sampler=keys,
@@ -274,9 +341,9 @@ def training_batches(
 
 
 def _ignore_interrupt(_worker: int) -> None:
-    """Ctrl-C reaches the whole process group: the loop decides, and ends its workers itself."""
+    """Signals often reach the whole process group: the loop decides, and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _collate(samples: list[tuple[Pixels, int]]) -> Batch:
@@ -285,7 +352,16 @@ def _collate(samples: list[tuple[Pixels, int]]) -> Batch:
 
 
 def served_views(split: Split, examples: Sequence[Example], spec: ImageSpec) -> Pixels:
-    """The pixels that the server would see, uint8 [N, crop, crop, 3]."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        views = pool.map(lambda example: load_pixels(split.read(example), spec), examples)
-        return np.stack(list(views))
+    """The pixels that the server would see, uint8 [N, crop, crop, 3]. Raises DamagedFile."""
+
+    def view(example: Example) -> Pixels:
+        try:
+            return load_pixels(split.read(example), spec, LIMITS)
+        except ImageError as error:
+            raise DamagedFile(f"{example.file}: {error}") from error
+
+    views = np.empty((len(examples), *spec.shape), np.uint8)
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for i, pixels in enumerate(pool.map(view, examples)):
+            views[i] = pixels
+    return views

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -16,9 +17,17 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from packshot.errors import InvalidInput
 from packshot.image import ImageSpec, Pixels
 from trainer.calibrate import fit_temperature
-from trainer.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_record, versions
+from trainer.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_split_of,
+    save_checkpoint,
+    save_record,
+    versions,
+)
 from trainer.data import (
     Example,
     Split,
@@ -28,8 +37,9 @@ from trainer.data import (
     training_batches,
 )
 from trainer.evaluate import EVALUATION_BATCH, Evaluation, predict, resized, score
-from trainer.model import PixelNetwork
+from trainer.model import PixelNetwork, Weights
 from trainer.recipes import Options, Recipe
+from trainer.report import write_report
 
 
 class Interrupt:
@@ -42,7 +52,9 @@ class Interrupt:
 
     def _received(self, number: int, _frame: FrameType | None) -> None:
         self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        for again in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(again, signal.SIG_DFL)
+        os.write(2, b"\ninterrupted: finishing with the best checkpoint; again to stop at once\n")
 
 
 class Log:
@@ -51,6 +63,9 @@ class Log:
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", encoding="utf-8")
         self._started = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()
 
     def write(self, event: str, **facts: object) -> None:
         seconds = round(time.monotonic() - self._started, 1)
@@ -84,7 +99,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     recipe: Recipe
     spec: ImageSpec
     options: Options
-    weights_from: str
+    weights: Weights
 
 
 class Moment(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,6 +145,8 @@ def train(
         optimizer.zero_grad()
 
         losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise InvalidInput(f"the loss is {losses[-1]} at step {number}: lower --learning-rate")
         bar.update(step.size**2)
         bar.set_postfix_str(f"loss {losses[-1]:.2f}")
         if interrupt.signal is not None:
@@ -142,14 +159,24 @@ def train(
             best = keep_best(best, network, training, validation, moment, log)
             losses.clear()
     bar.close()
-
     if recipe.batchnorm_images:
-        sample = batchnorm_sample(training)
-        reestimate_batchnorm(network, served_views(split, sample, training.spec), device)
-        say(f"BatchNorm statistics re-estimated on {len(sample)} images")
-        moment = Moment(epoch=recipe.epochs, step=len(steps), size=training.spec.crop)
-        best = keep_best(best, network, training, validation, moment, log)
+        best = try_batchnorm(best, network, training, validation, log)
     return best
+
+
+def try_batchnorm(
+    best: Checkpoint | None,
+    network: PixelNetwork,
+    training: Training,
+    validation: Views,
+    log: Log,
+) -> Checkpoint | None:
+    """Re-estimates BatchNorm's statistics at the size served, and keeps them if that is better."""
+    sample = batchnorm_sample(training)
+    reestimate_batchnorm(network, served_views(training.split, sample, training.spec))
+    say(f"BatchNorm statistics re-estimated on {len(sample)} images")
+    moment = Moment(epoch=training.recipe.epochs, step=0, size=training.spec.crop)
+    return keep_best(best, network, training, validation, moment, log)
 
 
 def keep_best(
@@ -163,7 +190,7 @@ def keep_best(
     """Evaluates, logs, and writes a checkpoint if it is better than `best`; returns the better."""
     split = training.split
     evaluation = evaluate(network, validation, split.labels, moment.size)
-    log.write("evaluation", moment=moment, validation=evaluation)
+    log.write("evaluation", moment=moment, validation=brief(evaluation))
     kept = best is None or rank(evaluation) > rank(best.validation)
     train_loss = "     " if moment.train_loss is None else f"{moment.train_loss:.3f}"
     say(
@@ -178,7 +205,7 @@ def keep_best(
         labels=split.labels,
         image=training.spec,
         recipe=training.recipe,
-        weights_from=training.weights_from,
+        weights=training.weights,
         seed=training.options.seed,
         epoch=moment.epoch,
         step=moment.step,
@@ -189,20 +216,23 @@ def keep_best(
     return save_checkpoint(training.options.run, record, network, split)
 
 
-def finish(run: Path, split: Split, spec: ImageSpec) -> Checkpoint:
-    """Measures the kept checkpoint on the test images, at the size served, and its temperature."""
+def finish(run: Path) -> Checkpoint:
+    """Measures the kept checkpoint at the size served, fits its temperature, writes the report."""
     kept, network = load_checkpoint(run)
+    split, spec = load_split_of(run, kept), kept.image
     network.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
     validation = Views.of(split, split.val, spec)
     logits = predict(network, validation.images)
     test = Views.of(split, split.test, spec) if split.test else None
     kept = msgspec.structs.replace(
         kept,
+        finished=True,
         validation=score(logits, validation.truth, split.labels, spec.crop),
         temperature=fit_temperature(logits, validation.truth),
         test=evaluate(network, test, split.labels, spec.crop) if test else None,
     )
     save_record(run, kept)
+    write_report(run, kept, split)
     return kept
 
 
@@ -239,6 +269,12 @@ def evaluate(network: PixelNetwork, views: Views, labels: tuple[str, ...], size:
     return score(logits, views.truth, labels, size)
 
 
+def brief(evaluation: Evaluation) -> dict[str, float]:
+    """The figures of a log line: the confusion of many classes would make it endless."""
+    names = ("images", "image_size", "loss", "accuracy", "macro_f1")
+    return {name: getattr(evaluation, name) for name in names}
+
+
 def rank(evaluation: Evaluation) -> tuple[float, ...]:
     return (evaluation.image_size, evaluation.macro_f1, -evaluation.loss)
 
@@ -250,7 +286,7 @@ def batchnorm_sample(training: Training) -> list[Example]:
     return [examples[i] for i in rng.choice(len(examples), count, replace=False)]
 
 
-def reestimate_batchnorm(network: nn.Module, views: Pixels, device: torch.device) -> None:
+def reestimate_batchnorm(network: PixelNetwork, views: Pixels) -> None:
     """Replaces the running statistics by plain averages over `views`, at the size served.
 
     Statistics gathered on smaller pictures do not hold at a larger size.
@@ -262,6 +298,6 @@ def reestimate_batchnorm(network: nn.Module, views: Pixels, device: torch.device
     network.train()
     with torch.no_grad():
         for i in range(0, len(views), EVALUATION_BATCH):
-            network(torch.from_numpy(views[i : i + EVALUATION_BATCH]).to(device))
+            network(torch.from_numpy(views[i : i + EVALUATION_BATCH]).to(network.mean.device))
     for layer in layers:
         layer.momentum = 0.1  # torch's default

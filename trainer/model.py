@@ -80,29 +80,36 @@ def new_network(arch: str, classes: int, spec: ImageSpec) -> PixelNetwork:
     return PixelNetwork(architecture(arch).build(), classes, spec)
 
 
-def load_weights(network: PixelNetwork, arch: str, weights: str) -> str:
-    """Fills the network from "imagenet", "none" or a file; returns where the weights came from.
+class Weights(NamedTuple):
+    """What a network started from."""
 
-    The head stays random unless the file has one of the same shape. Raises WeightsUnavailable,
-    NotFound, DamagedFile or InvalidInput.
+    pretrained: bool
+    source: str
+
+
+def load_weights(network: PixelNetwork, arch: str, weights: str) -> Weights:
+    """Fills the backbone from "imagenet", "none" or a file; the head stays random.
+
+    Raises WeightsUnavailable, NotFound, DamagedFile or InvalidInput.
     """
     if weights == "none":
-        return "random"
+        return Weights(pretrained=False, source="random")
     if weights == "imagenet":
         wanted = architecture(arch).imagenet
         _load_backbone(network, _imagenet_state(arch), str(wanted))
-        return str(wanted)
+        return Weights(pretrained=True, source=str(wanted))
     path = Path(weights)
     _load_backbone(network, _state_from_file(path), weights)
-    return f"{path.name} sha256 {_sha256(path)[:16]}"
+    return Weights(pretrained=True, source=f"{path.name} sha256 {_sha256(path)[:16]}")
 
 
 def _imagenet_state(arch: str) -> dict[str, torch.Tensor]:
     wanted = architecture(arch).imagenet
     file = Path(torch.hub.get_dir(), "checkpoints", Path(wanted.url).name)
+    _check_published_hash(file)
     try:
         with _short_timeout():
-            state = wanted.get_state_dict(progress=True, check_hash=True, weights_only=True)
+            return wanted.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as error:
         raise WeightsUnavailable(
             f"the ImageNet weights of {arch} are not in {file.parent} and cannot be downloaded "
@@ -112,8 +119,6 @@ def _imagenet_state(arch: str) -> dict[str, torch.Tensor]:
             "  2. --weights PATH: a .safetensors or .pth file of this architecture\n"
             "  3. --weights none: train from random weights, which takes far more images and time"
         ) from error
-    _check_published_hash(file)
-    return state
 
 
 def _check_published_hash(file: Path) -> None:
@@ -140,18 +145,16 @@ def _state_from_file(path: Path) -> dict[str, torch.Tensor]:
 
 def _load_backbone(network: PixelNetwork, state: dict[str, torch.Tensor], source: str) -> None:
     """Accepts torchvision's names and those of an earlier checkpoint of packshot."""
-    state = {
-        name.removeprefix("backbone."): value
+    backbone = {
+        str(name).removeprefix("backbone."): value
         for name, value in state.items()
-        if not name.startswith("fc.")
+        if not str(name).startswith(("fc.", "head."))
     }
-    head = {name: state.pop(f"head.{name}", None) for name in ("weight", "bias")}
     try:
-        network.backbone.load_state_dict(state)
-    except RuntimeError as error:
-        raise InvalidInput(f"--weights {source} do not fit --arch: {error}") from error
-    if head["weight"] is not None and head["weight"].shape == network.head.weight.shape:
-        network.head.load_state_dict(head)
+        network.backbone.load_state_dict(backbone)
+    except (RuntimeError, TypeError) as error:
+        first = str(error).strip().splitlines()[1:2] or [str(error)]
+        raise InvalidInput(f"--weights {source} do not fit --arch: {first[0].strip()}") from error
 
 
 @contextmanager

@@ -14,6 +14,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "val_share": (0.01, 0.5),
     "test_share": (0.01, 0.5),
     "workers": (0, 64),
+    "seed": (0, 2**63 - 1),
 }
 
 
@@ -51,6 +52,11 @@ FINE_TUNE = Recipe(
     head_learning_rate_factor=10,
     weight_decay=0.05,
     label_smoothing=0.1,
+)
+
+# The same on a CPU, in a quarter of the time: most steps at 128 px, where a step costs a third.
+FINE_TUNE_ON_CPU = msgspec.structs.replace(
+    FINE_TUNE, name="fine-tune-on-cpu", epochs=3, stages=((128, 0.7), (224, 0.3))
 )
 
 # From random weights on few cores: most steps on small pictures, where a step costs a twelfth, a
@@ -95,9 +101,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
                 raise InvalidInput(f"{option} is {value:g}; it must be from {low:g} to {high:g}")
 
 
-def recipe_for(options: Options, *, pretrained: bool) -> Recipe:
+def recipe_for(options: Options, *, pretrained: bool, gpu: bool) -> Recipe:
     """The recipe with the user's values in place of its own."""
-    recipe = FINE_TUNE if pretrained else FROM_SCRATCH
+    recipe = (FINE_TUNE if gpu else FINE_TUNE_ON_CPU) if pretrained else FROM_SCRATCH
     names = ("epochs", "batch_size", "learning_rate")
     chosen = {name: value for name in names if (value := getattr(options, name)) is not None}
     return msgspec.structs.replace(recipe, **chosen)

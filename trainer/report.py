@@ -25,12 +25,15 @@ th{font-weight:600;color:#5a6376}td:first-child,th:first-child{text-align:left}
 .confusion td{width:2.4rem;text-align:center}.charts{display:flex;gap:2rem;flex-wrap:wrap}
 .rows tr{border-top:1px solid #eef1f5}svg text{font:11px system-ui,sans-serif;fill:#5a6376}
 """
+REPORT = "report.html"
+MATRIX_CLASSES = 40  # with more of them, the most frequent confusions are listed instead
+LISTED_CONFUSIONS = 50
 COLOURS = ("#3566d6", "#d65a35")
 
 
 def write_report(run: Path, record: Checkpoint, split: Split) -> Path:
     """Writes run/report.html from the checkpoint, its split and the run's log."""
-    path = run / "report.html"
+    path = run / REPORT
     write_whole(path, report_html(record, split, read_evaluations(run / "log.jsonl")).encode())
     return path
 
@@ -45,14 +48,14 @@ def report_html(record: Checkpoint, split: Split, evaluations: Sequence[dict[str
     which = "test images" if record.test else "validation images (there are no test images)"
     parts = [
         f"<h1>{escape(record.architecture)}, {len(record.labels)} classes</h1>",
-        f'<p class="lead">recipe {record.recipe.name}, weights from {escape(record.weights_from)}, '
-        f"epoch {record.epoch} of {record.recipe.epochs}, data {record.data_fingerprint[:12]}</p>",
+        f'<p class="lead">recipe {record.recipe.name}, '
+        f"weights from {escape(record.weights.source)}, epoch {record.epoch} of "
+        f"{record.recipe.epochs}, data {record.data_fingerprint[:12]}</p>",
         _warnings(record, split),
         _figures(record, final, which, split),
         "<h2>Training</h2>",
         _charts(evaluations),
         f"<h2>Confusion on {final.images} {which}</h2>",
-        "<p>Row: the true class. Column: the answer.</p>",
         _confusion(final, record.labels),
         f"<h2>Classes, on {which}</h2>",
         _class_table(final),
@@ -67,9 +70,9 @@ def report_html(record: Checkpoint, split: Split, evaluations: Sequence[dict[str
 
 def _warnings(record: Checkpoint, split: Split) -> str:
     found = []
-    if record.weights_from.startswith("random"):
+    if not record.weights.pretrained:
         found.append(
-            f"Trained from {record.weights_from}: fine for the drawn sample, poor for "
+            f"Trained from {record.weights.source}: fine for the drawn sample, poor for "
             "photographs. Pre-trained weights give far better results on few images."
         )
     if record.epoch < record.recipe.epochs:
@@ -138,17 +141,20 @@ def _chart(
                 f'stroke="#b9c1ce" stroke-dasharray="3 3"/>'
                 f'<text x="{x(i):.1f}" y="{height - 16}">{size} px</text>'
             )
-    for (name, values), colour in zip(series.items(), COLOURS, strict=False):
-        points = [(x(i), y(v)) for i, v in enumerate(values) if v is not None]
+    for i, (name, values) in enumerate(series.items()):
+        colour = COLOURS[i]
+        points = [(x(at), y(v)) for at, v in enumerate(values) if v is not None]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
         marks.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        offset = left + 70 + 80 * list(series).index(name)
+        offset = left + 70 + 80 * i
         marks.append(f'<text x="{offset}" y="12" style="fill:{colour}">{name}</text>')
     marks.append(f'<text x="{width - 75}" y="{height - 2}">evaluations</text>')
     return f'<svg width="{width}" height="{height}" role="img">{"".join(marks)}</svg>'
 
 
 def _confusion(final: Evaluation, labels: Sequence[str]) -> str:
+    if len(labels) > MATRIX_CLASSES:
+        return _confusion_list(final, labels)
     head = "".join(f"<th>{escape(label)}</th>" for label in labels)
     rows = []
     for i, label in enumerate(labels):
@@ -158,7 +164,26 @@ def _confusion(final: Evaluation, labels: Sequence[str]) -> str:
             for j, count in enumerate(final.confusion[i])
         )
         rows.append(f"<tr><th>{escape(label)}</th>{cells}</tr>")
-    return f'<table class="confusion"><tr><th></th>{head}</tr>{"".join(rows)}</table>'
+    caption = "<p>Row: the true class. Column: the answer.</p>"
+    return f'{caption}<table class="confusion"><tr><th></th>{head}</tr>{"".join(rows)}</table>'
+
+
+def _confusion_list(final: Evaluation, labels: Sequence[str]) -> str:
+    counts = sorted(
+        (
+            (count, labels[i], labels[j])
+            for i, row in enumerate(final.confusion)
+            for j, count in enumerate(row)
+            if count and i != j
+        ),
+        reverse=True,
+    )
+    rows = "".join(
+        f"<tr><td>{escape(true)}</td><td>{escape(answer)}</td><td>{count}</td></tr>"
+        for count, true, answer in counts[:LISTED_CONFUSIONS]
+    )
+    head = "<tr><th>true class</th><th>answer</th><th>images</th></tr>"
+    return f'<table class="rows">{head}{rows}</table>'
 
 
 def _confusion_cell(count: int, share: float, *, right: bool) -> str:
