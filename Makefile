@@ -16,8 +16,14 @@ IMAGE        ?= data/sample/test/mug/mug-074.jpg
 UV_VERSION           := 0.13.8
 GRPCIO_TOOLS_VERSION := 1.71.2
 
+# The sample, however its folder is spelled, is drawn, and may be trained on from scratch.
+IS_SAMPLE := $(filter $(abspath data/sample),$(abspath $(DATA)))
+
 BIN    := .venv/bin
 READY  := .venv/.installed
+# uv does not read pip's configuration: hand a company's own index over.
+UV     = index=$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null)}; \
+         $${index:+env UV_DEFAULT_INDEX="$$index"} $(BIN)/uv
 PROTO  := packshot/v1/classifier.proto
 SAMPLE := data/sample
 
@@ -41,20 +47,20 @@ $(READY): pyproject.toml requirements.lock
 	@echo "setting up .venv: about 5 GB to download, most of it PyTorch"
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 sample: $(SAMPLE) ## draw the sample catalogue into data/sample
 $(SAMPLE): | $(READY)
 	$(BIN)/python -m trainer.sample $@
 
-train: $(READY) $(if $(filter $(SAMPLE),$(DATA)),$(SAMPLE)) ## fine-tune ARCH on DATA: checkpoint and report into RUN
-	$(BIN)/python -m trainer --data $(DATA) --run $(RUN) --arch $(ARCH) \
-	  $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(filter $(SAMPLE),$(DATA)),--without-weights scratch)
+train: $(READY) $(if $(IS_SAMPLE),$(SAMPLE)) ## fine-tune ARCH on DATA: checkpoint and report into RUN
+	$(BIN)/python -m trainer --data "$(DATA)" --run "$(RUN)" --arch $(ARCH) \
+	  $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(IS_SAMPLE),--without-weights scratch)
 
 export: $(READY) ## turn the checkpoint of RUN into the next version of models/MODEL, verified
-	$(BIN)/python -m exporters --run $(RUN) --models models --model $(MODEL)
+	$(BIN)/python -m exporters --run "$(RUN)" --models models --model $(MODEL)
 
 serve: $(READY) ## serve models/MODEL on PORT, Prometheus metrics on METRICS_PORT
 	$(BIN)/python -m serving --models models --model $(MODEL) --port $(PORT) --metrics-port $(METRICS_PORT)
@@ -63,7 +69,7 @@ classify: $(READY) ## classify IMAGE (a file, folder or pattern) with the server
 	@$(BIN)/packshot classify --target 127.0.0.1:$(PORT) "$(IMAGE)"
 
 load: $(READY) ## load-test the server on PORT with the images of DATA
-	@$(BIN)/packshot load --target 127.0.0.1:$(PORT) $(DATA)
+	@$(BIN)/packshot load --target 127.0.0.1:$(PORT) "$(DATA)"
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest
@@ -82,18 +88,18 @@ proto: $(READY) ## regenerate packshot/v1 from proto/
 # An old generator on purpose: its output runs on old and new runtimes, today's only on new ones.
 define protoc
 	@mkdir -p $(1)
-	$(BIN)/uv run --quiet --isolated --no-project --python $(BIN)/python --with grpcio-tools==$(GRPCIO_TOOLS_VERSION) \
+	$(UV) run --quiet --isolated --no-project --python $(BIN)/python --with grpcio-tools==$(GRPCIO_TOOLS_VERSION) \
 	  python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) --pyi_out=$(1) proto/$(PROTO)
 endef
 
-lock: ## renew requirements.lock from pyproject.toml (needs uv)
-	uv pip compile pyproject.toml --extra train --extra export --extra serve --extra dev --universal \
+lock: ## renew requirements.lock from pyproject.toml
+	$(UV) pip compile pyproject.toml --extra train --extra export --extra serve --extra dev --universal \
 	  --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --upgrade \
 	  --custom-compile-command "make lock" --quiet --output-file requirements.lock
 
 bench: $(READY) ## measure speed (ratios of two things in one run)
 	$(BIN)/python -m benchmarks.preprocessing
-	$(BIN)/python -m benchmarks.serving --models models --model $(MODEL) --images $(DATA)
+	$(BIN)/python -m benchmarks.serving --models models --model $(MODEL) --images "$(DATA)"
 
 clean: ## remove .venv, the drawn sample and caches; runs and models stay
-	rm -rf .venv $(SAMPLE) dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(SAMPLE) data/.unfinished-* dist .mypy_cache .pytest_cache .ruff_cache

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 from processes import Server, serving
-from tiny import tiny_bundle
+from tiny import colour_network, tiny_bundle
 
 
 @pytest.fixture
@@ -17,6 +17,6 @@ def store(tmp_path: Path) -> Path:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of the tiny bundle whose int8 engine is wrong, so that fp32 answers."""
     models = tmp_path_factory.mktemp("models")
-    tiny_bundle(models, int8_sign=-1)
+    tiny_bundle(models, int8=colour_network(sign=-1))
     with serving("--models", models, "--max-image-pixels", 2_000_000) as running:
         yield running

@@ -21,6 +21,7 @@ class FakeEngine:
         self.gate.set()
         self.entered = threading.Semaphore(0)
         self.fail_next = False
+        self.lose_a_row_next = False
         self.closed = False
 
     def run(self, images: np.ndarray) -> Answer:
@@ -31,6 +32,9 @@ class FakeEngine:
             self.fail_next = False
             raise RuntimeError("the fake engine was told to fail")
         logits = images[:, 0, 0, :].astype(np.float32)
+        if self.lose_a_row_next:
+            self.lose_a_row_next = False
+            logits = logits[1:]
         return Answer(logits, logits)
 
     def close(self) -> None:

@@ -5,16 +5,20 @@ import io
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import numpy as np
 import pytest
 from PIL import Image
-from processes import ROOT, TIMEOUT
+from processes import ROOT, TIMEOUT, serving
 from tiny import PURE, encoded, jpeg
 
 from packshot import Client
 from packshot.errors import InvalidInput
 from packshot.load import LoadPlan, run_load
+from packshot.v1 import classifier_pb2 as pb
+from packshot.v1.classifier_pb2_grpc import ClassifierServicer, add_ClassifierServicer_to_server
 
 
 @pytest.fixture
@@ -73,9 +77,74 @@ def test_a_stream_reads_only_what_it_needs(server):
     assert len(read) <= 12
 
 
-def test_arrays_must_be_uint8(server):
-    with Client(server.target) as client, pytest.raises(InvalidInput, match="float64"):
-        client.classify(np.zeros((224, 224, 3)))
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((224, 224, 3)), np.zeros((3, 224, 224), np.uint8), np.zeros(150528, np.uint8)],
+)
+def test_arrays_must_be_pixels(server, array):
+    with Client(server.target) as client, pytest.raises(InvalidInput, match="expected uint8 RGB"):
+        client.classify(array)
+
+
+def test_what_cannot_be_sent_is_said_beside_what_can(server, tmp_path):
+    huge = tmp_path / "huge.tif"
+    with huge.open("wb") as file:
+        file.truncate(100_000_000)  # a hole: no disk is used
+    with Client(server.target) as client:
+        results = client.classify([huge, "a\0b.jpg", jpeg(PURE["red"])])
+    assert [result.reason for result in results] == ["unreadable", "unreadable", None]
+    assert "100000000 bytes; at most" in results[0].error
+    with Client(server.target) as client, pytest.raises(InvalidInput, match="top_k is -1"):
+        client.classify(jpeg(PURE["red"]), top_k=-1)
+
+
+def test_requests_are_as_large_as_the_server_takes(store, folder):
+    with (
+        serving("--models", store, "--max-images-per-request", 4) as server,
+        Client(server.target, images_per_request=8) as client,
+    ):
+        assert len(client.classify(sorted(folder.rglob("*.jpg")))) == 30
+
+
+class Reluctant(ClassifierServicer):
+    """Refuses the first two times, as an overloaded server does."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def GetModel(self, request, context):  # noqa: N802
+        return pb.GetModelResponse(max_images_per_request=8)
+
+    def Classify(self, request, context):  # noqa: N802
+        self.calls += 1
+        if self.calls <= 2:
+            context.set_trailing_metadata((("grpc-retry-pushback-ms", "10"),))
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "later")
+        prediction = pb.Prediction(label="red", probability=1)
+        return pb.ClassifyResponse(results=[pb.ImageResult(predictions=[prediction])])
+
+
+def test_an_overloaded_server_is_asked_again_also_with_a_large_image():
+    reluctant = Reluctant()
+    server = grpc.server(ThreadPoolExecutor(1), options=[("grpc.max_receive_message_length", -1)])
+    add_ClassifierServicer_to_server(reluctant, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with Client(f"127.0.0.1:{port}", timeout_seconds=TIMEOUT) as client:
+            assert client.classify(bytes(5_000_000))[0].label == "red"
+        assert reluctant.calls == 3
+    finally:
+        server.stop(None).wait()
+
+
+def test_a_request_above_the_servers_message_limit_is_no_overload(store):
+    with (
+        serving("--models", store, "--max-message-bytes", 100_000) as server,
+        Client(server.target) as client,
+        pytest.raises(InvalidInput, match="send fewer or smaller images"),
+    ):
+        client.classify(bytes(200_000))
 
 
 def test_options_are_checked():
@@ -148,6 +217,13 @@ def test_load_in_closed_loop_and_with_errors(server):
     too_many = LoadPlan(target=server.target, rate=10, seconds=0.5, images_per_request=33)
     report = run_load(too_many, [big])
     assert (report.answered, report.errors) == (0, {"INVALID_ARGUMENT": 5})
+
+
+def test_load_counts_images_that_could_not_be_used(server):
+    report = run_load(LoadPlan(target=server.target, rate=10, seconds=0.5), [b"text"])
+    assert (report.answered, report.errors) == (5, {})
+    assert report.image_errors == {"not_an_image": 5}
+    assert report.images_per_second == 0
 
 
 def test_load_refuses_a_plan_without_sense():

@@ -11,6 +11,7 @@ from fakes import FakeEngine, image_of
 
 from packshot.errors import DeadlineExceeded, Overloaded, ServiceFailed, Unavailable
 from serving.metrics import Metrics
+from serving.pipeline import all_of
 from serving.scheduler import Scheduler
 
 LATER = time.monotonic() + 3600
@@ -145,6 +146,75 @@ def test_expired_images_never_reach_the_engine():
                 await late
             await asyncio.gather(*tasks)
         assert engine.batches == [1]
+
+    run(test)
+
+
+def test_an_engine_that_loses_a_row_fails_its_batch_and_the_lane_goes_on():
+    async def test():
+        engine = FakeEngine()
+        engine.lose_a_row_next = True
+        async with scheduling(engine) as scheduler:
+            for task in await queued(scheduler, [1, 2]):
+                with pytest.raises(ServiceFailed):
+                    await task
+            (fine,) = await queued(scheduler, [3])
+            assert (await fine)[0] == 3
+
+    run(test)
+
+
+def test_the_first_error_ends_the_rest_of_a_request():
+    async def test():
+        never = asyncio.Event()
+        ended = []
+
+        async def wait() -> None:
+            try:
+                await never.wait()
+            finally:
+                ended.append(True)
+
+        async def fail() -> None:
+            raise ServiceFailed("at once")
+
+        with pytest.raises(ServiceFailed):
+            await all_of([wait(), fail(), wait()])
+        assert ended == [True, True]
+
+    run(test)
+
+
+def test_a_request_that_is_still_being_decoded_holds_up_the_close():
+    async def test():
+        engine = FakeEngine()
+        scheduler = Scheduler(engine, max_batch=2, max_queued_images=10, metrics=Metrics())
+        with scheduler.admit(images=1):
+            closing = asyncio.create_task(scheduler.close())
+            await asyncio.sleep(0)
+            assert (await scheduler.submit(image_of(4), LATER))[0] == 4
+            assert not closing.done()
+        await closing
+        assert engine.closed
+        with pytest.raises(Unavailable):
+            await scheduler.submit(image_of(5), LATER)
+
+    run(test)
+
+
+def test_an_engine_that_hangs_does_not_hold_up_the_close_for_ever():
+    async def test():
+        engine = FakeEngine()
+        engine.gate.clear()
+        scheduler = Scheduler(engine, max_batch=1, max_queued_images=10, metrics=Metrics())
+        running, waiting = await queued(scheduler, [1, 2])
+        await entered(engine)
+        await scheduler.close(timeout_seconds=0.01)
+        with pytest.raises(Unavailable):
+            await waiting
+        assert not engine.closed
+        running.cancel()
+        engine.gate.set()
 
     run(test)
 

@@ -1,7 +1,6 @@
 """The server as a process of its own, on a bundle that needs no torch, over real sockets."""
 
 import socket
-import threading
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 from PIL import Image
 from processes import TIMEOUT, Server, program, serving
-from tiny import PURE, encoded, jpeg, reference, tiny_bundle
+from tiny import PURE, colour_network, encoded, jpeg, reference, tiny_bundle
 
 from packshot import Client
 from packshot.bundle import sha256_of
@@ -184,32 +183,97 @@ def test_reflection_tells_the_api(server):
         assert [method.name for method in service.methods] == ["Classify", "GetModel"]
 
 
+def big_image() -> bytes:
+    """Takes a while to decode."""
+    noise = np.random.default_rng(0).integers(0, 255, (1400, 1400, 3), np.uint8)
+    return encoded(Image.fromarray(noise), "PNG")
+
+
 def test_sigterm_answers_what_was_sent_and_exits_0(store):
-    with serving("--models", store, "--drain-delay-seconds", 1) as server:
-        answered: list[str] = []
-        refused: list[Exception] = []
-        sending = threading.Event()
-
-        def send() -> None:
-            with Client(server.target, timeout_seconds=TIMEOUT) as client:
-                try:
-                    while server.process.poll() is None:
-                        answered.append(client.classify(jpeg(RED))[0].label)
-                        sending.set()
-                except Unavailable as error:
-                    refused.append(error)
-
-        senders = [threading.Thread(target=send) for _ in range(4)]
-        for sender in senders:
-            sender.start()
-        assert sending.wait(TIMEOUT)
+    with serving("--models", store) as server, grpc.insecure_channel(server.target) as channel:
+        images = [pb.Image(encoded=big_image())] * 8
+        request = pb.ClassifyRequest(images=images)
+        calls = [ClassifierStub(channel).Classify.future(request) for _ in range(4)]
+        until = time.monotonic() + TIMEOUT
+        while server.metric("packshot_images_in_progress") < 32 and time.monotonic() < until:
+            pass
         assert server.stop() == 0
-        for sender in senders:
-            sender.join(TIMEOUT)
-        assert set(answered) == {"red"}
-        assert len(refused) <= len(senders), "only requests after the drain may be refused"
-        assert "draining" in server.log
+        replies = [call.result(TIMEOUT) for call in calls]
+        assert sum(len(reply.results) for reply in replies) == 32
+        assert not any(r.HasField("error") for reply in replies for r in reply.results)
+        assert "cut off" not in server.log
         assert server.log.rstrip().endswith("drained")
+
+
+def test_a_health_watch_does_not_hold_up_the_drain(store):
+    with (
+        serving("--models", store, "--drain-timeout-seconds", 3600) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        request = health_pb2.HealthCheckRequest(service="packshot.v1.Classifier")
+        watch = health_pb2_grpc.HealthStub(channel).Watch(request)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        assert server.stop() == 0
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def test_a_second_signal_cuts_the_drain_short(store):
+    with (
+        serving("--models", store, "--drain-timeout-seconds", 3600) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        images = [pb.Image(encoded=big_image())] * 8
+        stub = ClassifierStub(channel)
+        calls = [stub.Classify.future(pb.ClassifyRequest(images=images)) for _ in range(8)]
+        until = time.monotonic() + TIMEOUT
+        while server.metric("packshot_images_in_progress") < 64 and time.monotonic() < until:
+            pass
+        server.process.terminate()
+        while server.metric("packshot_ready") == 1 and time.monotonic() < until:
+            pass
+        assert server.stop() == 0
+        assert "requests were cut off" in server.log
+        assert any(call.exception(TIMEOUT) is not None for call in calls)
+
+
+def test_overload_is_refused_at_once_with_a_hint_when_to_come_back(store):
+    limits = ("--max-queued-images", 8, "--max-images-per-request", 8)
+    with (
+        serving("--models", store, *limits) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        request = pb.ClassifyRequest(images=[pb.Image(encoded=big_image())] * 8)
+        calls = [ClassifierStub(channel).Classify.future(request) for _ in range(12)]
+        errors = [call.exception(TIMEOUT) for call in calls]
+        refused = [error for error in errors if error is not None]
+        assert 1 <= len(refused) < len(calls)
+        assert {error.code() for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert "at most 8 of" in refused[0].details()
+        assert dict(refused[0].trailing_metadata())["grpc-retry-pushback-ms"] == "250"
+        counted = server.metric('packshot_requests_refused_total{reason="queue_full"}')
+        assert counted == len(refused)
+        assert server.metric("packshot_images_in_progress") == 0
+
+
+def test_a_request_without_a_deadline_gets_the_servers(store):
+    with (
+        serving("--models", store, "--default-timeout-ms", 1) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        request = pb.ClassifyRequest(images=[pb.Image(encoded=big_image())])
+        with pytest.raises(grpc.RpcError) as caught:
+            ClassifierStub(channel).Classify(request)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert caught.value.details() == "no answer within 0.001 s"
+
+
+def test_an_engine_that_opens_but_cannot_run_is_refused(tmp_path):
+    tiny_bundle(tmp_path, int8=colour_network(embedding="something_else"))
+    with serving("--models", tmp_path) as server, Client(server.target) as client:
+        model = client.model()
+        assert model.engine == "fp32"
+        assert model.refused["int8"].startswith("load_failed: it cannot run the golden samples")
+        assert str(tmp_path) not in model.refused["int8"]
 
 
 def test_a_draining_server_says_it_is_not_ready_but_still_answers(store):
@@ -253,7 +317,7 @@ def test_start_with_a_damaged_bundle(store):
 
 
 def test_start_with_no_usable_engine(tmp_path):
-    tiny_bundle(tmp_path, int8_sign=-1)
+    tiny_bundle(tmp_path, int8=colour_network(sign=-1))
     message = refused_to_start("--models", tmp_path, "--engines", "int8,tensorrt")
     assert "golden samples differ" in message
     assert "no engine 'tensorrt'" in message

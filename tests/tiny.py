@@ -46,8 +46,8 @@ def reference(images: np.ndarray, sign: int = 1) -> np.ndarray:
     return images.astype(np.float32).mean(axis=(1, 2)) * SCALE * sign
 
 
-def colour_network(sign: int = 1) -> bytes:
-    """With `sign` -1 it prefers the wrong colours."""
+def colour_network(sign: int = 1, embedding: str = EMBEDDING) -> bytes:
+    """With `sign` -1 it prefers the wrong colours; `embedding` names its second output."""
     constants = {
         "space": np.array([1, 2], np.int64),
         "scale": np.eye(3, dtype=np.float32) * SCALE * sign,
@@ -55,14 +55,14 @@ def colour_network(sign: int = 1) -> bytes:
     graph = helper.make_graph(
         [
             helper.make_node("Cast", [INPUT], ["floats"], to=TensorProto.FLOAT),
-            helper.make_node("ReduceMean", ["floats", "space"], [EMBEDDING], keepdims=0),
-            helper.make_node("MatMul", [EMBEDDING, "scale"], [LOGITS]),
+            helper.make_node("ReduceMean", ["floats", "space"], [embedding], keepdims=0),
+            helper.make_node("MatMul", [embedding, "scale"], [LOGITS]),
         ],
         "colours",
         [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["N", 224, 224, 3])],
         [
             helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["N", 3]),
-            helper.make_tensor_value_info(EMBEDDING, TensorProto.FLOAT, ["N", 3]),
+            helper.make_tensor_value_info(embedding, TensorProto.FLOAT, ["N", 3]),
         ],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
@@ -81,14 +81,14 @@ def engine_file(file: str, precision: str = "fp32") -> EngineFile:
     )
 
 
-def tiny_bundle(store: Path, name: str = "colours", *, int8_sign: int | None = None) -> Path:
-    """Adds a version to the store; returns its folder. `int8_sign` -1: a wrong int8 engine."""
+def tiny_bundle(store: Path, name: str = "colours", *, int8: bytes | None = None) -> Path:
+    """Adds a version to the store, with this int8 engine if any; returns its folder."""
     spec = ImageSpec()
     engines = {"fp32": engine_file("model.onnx")}
     with new_version(store / name) as (version, folder):
         (folder / "model.onnx").write_bytes(colour_network())
-        if int8_sign is not None:
-            (folder / "model.int8.onnx").write_bytes(colour_network(int8_sign))
+        if int8 is not None:
+            (folder / "model.int8.onnx").write_bytes(int8)
             engines["int8"] = engine_file("model.int8.onnx", "int8")
         golden = make_golden([jpeg(colour) for colour in PURE.values()], spec, reference)
         (folder / GOLDEN).write_bytes(golden.to_bytes())
