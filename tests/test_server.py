@@ -226,7 +226,7 @@ def test_a_second_signal_cuts_the_drain_short(store):
         stub = ClassifierStub(channel)
         calls = [stub.Classify.future(pb.ClassifyRequest(images=images)) for _ in range(8)]
         until = time.monotonic() + TIMEOUT
-        while server.metric("packshot_images_in_progress") < 64 and time.monotonic() < until:
+        while server.metric("packshot_images_in_progress") < 24 and time.monotonic() < until:
             pass
         server.process.terminate()
         while server.metric("packshot_ready") == 1 and time.monotonic() < until:
