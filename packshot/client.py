@@ -123,10 +123,14 @@ class Client:
         *,
         model: str = "",
         timeout_seconds: float = 30.0,
+        bulk: bool = False,
         images_per_request: int = 8,
         requests_in_flight: int = 4,
     ) -> None:
-        """`timeout_seconds` is the deadline of each request, which the server sees and heeds."""
+        """`timeout_seconds` is the deadline of each request, which the server sees and heeds.
+
+        `bulk` requests run when no others wait, and are refused first when there is too much.
+        """
         if timeout_seconds <= 0:
             raise InvalidInput(f"timeout_seconds is {timeout_seconds}; it must be above 0")
         if images_per_request < 1 or requests_in_flight < 1:
@@ -134,6 +138,7 @@ class Client:
         self.target = target
         self._model = model
         self._timeout_seconds = timeout_seconds
+        self._priority = pb.PRIORITY_BULK if bulk else pb.PRIORITY_INTERACTIVE
         self._images_per_request = images_per_request
         self._server_limit: int | None = None
         self._requests_in_flight = requests_in_flight
@@ -238,7 +243,11 @@ class Client:
         if not messages:
             return None
         request = pb.ClassifyRequest(
-            model=self._model, images=messages, top_k=top_k, include_logits=include_logits
+            model=self._model,
+            images=messages,
+            top_k=top_k,
+            include_logits=include_logits,
+            priority=self._priority,
         )
         call: _Call
         call = self._stub.Classify.future(request, timeout=self._timeout_seconds)

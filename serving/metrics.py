@@ -47,11 +47,12 @@ class Metrics:
         )
         self.requests_refused = Counter(
             "packshot_requests_refused_total",
-            "Requests refused before any work was done for them.",
+            "Requests refused: too late for their deadline, no room, or shed for interactive ones.",
             ["reason"],
             registry=self.registry,
         )
-        self.requests_refused.labels("queue_full")
+        for reason in ("deadline", "queue_full", "shed"):
+            self.requests_refused.labels(reason)
         self.images_dropped = Counter(
             "packshot_images_dropped_total",
             "Images taken out of the queue: their deadline passed, or their caller went away.",
@@ -60,6 +61,12 @@ class Metrics:
         )
         for reason in ("expired", "cancelled"):
             self.images_dropped.labels(reason)
+        self.prediction_ratio = Histogram(
+            "packshot_prediction_ratio",
+            "What an answer took over what was predicted when its request was let in.",
+            buckets=(0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0),
+            registry=self.registry,
+        )
         self.engine_in_use = Gauge(
             "packshot_engine_in_use",
             "1 for the engine that answers.",

@@ -11,6 +11,7 @@ from packshot.errors import NotFound
 from packshot.golden import check_pixels
 from packshot.store import current_version, model_names
 from serving.engines.open import Opened, open_engine
+from serving.latency import LatencyModel
 from serving.metrics import Metrics
 from serving.scheduler import Scheduler
 from serving.settings import Settings
@@ -75,7 +76,7 @@ def start_model(verified: Verified, settings: Settings, metrics: Metrics) -> Mod
     metrics.engine_in_use.labels(manifest.model, str(manifest.version), opened.engine.name).set(1)
     scheduler = Scheduler(
         opened.engine,
-        max_batch=settings.max_batch,
+        LatencyModel(opened.profile),
         max_queued_images=settings.max_queued_images,
         max_queued_bytes=settings.max_queued_bytes,
         metrics=metrics,

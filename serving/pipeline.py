@@ -13,6 +13,7 @@ from packshot.prediction import Logits, Prediction, top_predictions
 from serving.decoding import DecodePool
 from serving.metrics import Metrics
 from serving.model import Model
+from serving.scheduler import Priority, Ticket
 
 DEFAULT_TOP_K = 5
 
@@ -65,6 +66,7 @@ class Pipeline:
         *,
         top_k: int,
         timeout_seconds: float | None,
+        priority: Priority = Priority.INTERACTIVE,
     ) -> list[Classified | ImageError]:
         """One answer per image, in order; an image that cannot be used gets its ImageError.
 
@@ -74,14 +76,19 @@ class Pipeline:
         if timeout_seconds is None:
             timeout_seconds = self._default_timeout_seconds
         started = time.monotonic()
-        deadline = started + timeout_seconds
-        size = sum(len(image.content) for image in images)
-        with model.scheduler.admit(images=len(images), size=size):
+        with model.scheduler.admit(
+            images=len(images),
+            size=sum(len(image.content) for image in images),
+            deadline=started + timeout_seconds,
+            decode_seconds=self._decoders.predict_seconds(sum(not i.is_pixels for i in images)),
+            priority=priority,
+        ) as ticket:
             try:
                 async with asyncio.timeout(timeout_seconds):
-                    answers = await all_of(self._logits(model, image, deadline) for image in images)
+                    answers = await all_of(self._logits(model, ticket, image) for image in images)
             except TimeoutError as error:
                 raise DeadlineExceeded(f"no answer within {timeout_seconds:.3f} s") from error
+            model.scheduler.learn(ticket)
         results = [self._ranked(model, answer, top_k or DEFAULT_TOP_K) for answer in answers]
         self._metrics.stage("total", time.monotonic() - started)
         return results
@@ -95,12 +102,12 @@ class Pipeline:
         if top_k < 0:
             raise InvalidInput(f"top_k is {top_k}; it must be 0 (for {DEFAULT_TOP_K}) or more")
 
-    async def _logits(self, model: Model, image: SentImage, deadline: float) -> Logits | ImageError:
+    async def _logits(self, model: Model, ticket: Ticket, image: SentImage) -> Logits | ImageError:
         try:
             pixels = await self._decode(image, model.manifest.image)
         except ImageError as error:
             return error
-        return await model.scheduler.submit(pixels, deadline)
+        return await model.scheduler.submit(ticket, pixels)
 
     async def _decode(self, image: SentImage, spec: ImageSpec) -> Pixels:
         if image.is_pixels:

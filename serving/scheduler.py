@@ -1,7 +1,12 @@
-"""The queue in front of an engine: forms batches of whatever waits when a lane comes free.
+"""The queue in front of an engine: who is let in, in which order, and who runs together.
 
-Work-conserving: an idle lane takes what is there at once, so batches form only while lanes are
-busy. Several lanes share what waits evenly: on a CPU two half batches on two cores beat one whole.
+Deadline-native: a request is let in only if, as far as the latency model can tell, it can be
+answered in time (Clockwork, OSDI 2020). The earliest deadline runs first, interactive requests
+before bulk ones; what is cancelled or cannot be in time any more never reaches the engine (early
+drop: Nexus, SOSP 2019).
+
+Work-conserving: a free lane takes what is there at once, so batches form only while lanes are busy.
+Several lanes share what waits evenly: on a CPU two half batches on two cores beat one whole.
 """
 
 import asyncio
@@ -13,11 +18,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 from packshot.errors import DeadlineExceeded, Overloaded, ServiceFailed, Unavailable
 from packshot.image import Pixels, stack
 from packshot.prediction import Logits
 from serving.engines import Engine
+from serving.latency import Average, LatencyModel
 from serving.metrics import Metrics
 
 log = logging.getLogger("packshot.scheduler")
@@ -26,40 +33,68 @@ RETRY_AFTER_SECONDS = 0.25
 CLOSE_TIMEOUT_SECONDS = 30.0
 
 
+class Priority(IntEnum):
+    """Bulk requests fill what interactive ones leave free, and are shed first."""
+
+    INTERACTIVE = 0
+    BULK = 1
+
+
+@dataclass(eq=False, kw_only=True)
+class Ticket:
+    """A request that was let in. `pending`: its images that have not begun to run."""
+
+    priority: Priority
+    deadline: float
+    images: int
+    size: int
+    pending: int
+    admitted_at: float
+    predicted_seconds: float
+    shed: bool = False
+
+    @property
+    def urgency(self) -> tuple[int, float]:
+        """The lower, the sooner."""
+        return (self.priority, self.deadline)
+
+
 @dataclass(order=True)
 class Item:
-    """One image in the queue, ordered by deadline. Its waiter owns `answer`."""
+    """One image in the queue. Its waiter owns `answer`."""
 
-    deadline: float
+    urgency: tuple[int, float]
     number: int
+    ticket: Ticket = field(compare=False)
     pixels: Pixels = field(compare=False)
     answer: "asyncio.Future[Logits]" = field(compare=False)
     queued_at: float = field(compare=False)
 
 
 class Scheduler:
-    """Queues images, earliest deadline first, and runs them in the engine's lanes."""
+    """Queues images and runs them in the engine's lanes. Lives on the event loop."""
 
     def __init__(
         self,
         engine: Engine,
+        latency: LatencyModel,
         *,
-        max_batch: int,
         max_queued_images: int,
         max_queued_bytes: int = 1 << 30,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
-        self._max_batch = max_batch
+        self._latency = latency
         self._max_images = max_queued_images
         self._max_bytes = max_queued_bytes
         self._metrics = metrics
         self._clock = clock
         self._queue: list[Item] = []
         self._numbers = itertools.count()
-        self._images = 0
-        self._bytes = 0
+        self._tickets: set[Ticket] = set()
+        self._running: dict[int, float] = {}  # number of a batch -> when it should end
+        self._correction = Average(1.0)
         self._idle_lanes = 0
         self._work = asyncio.Event()
         self._closing = False
@@ -68,38 +103,83 @@ class Scheduler:
         self._lanes = [asyncio.create_task(self._serve_lane()) for _ in range(engine.lanes)]
 
     @contextmanager
-    def admit(self, *, images: int, size: int = 0) -> Iterator[None]:
+    def admit(
+        self,
+        *,
+        images: int,
+        deadline: float,
+        size: int = 0,
+        decode_seconds: float = 0.0,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> Iterator[Ticket]:
         """Holds room for a request, of `size` bytes, while it is decoded, queued and run.
 
-        Raises Overloaded when there is none, Unavailable once the scheduler is closing.
+        `decode_seconds`: how long its images will wait for and be in the decoders. Raises
+        Overloaded if there is no room or it cannot be answered by `deadline` (on the scheduler's
+        clock), Unavailable once the scheduler is closing.
         """
         if self._closing:
             raise Unavailable("the server is draining: send the request to another")
-        if self._images + images > self._max_images or self._bytes + size > self._max_bytes:
-            self._metrics.requests_refused.labels("queue_full").inc()
+        now = self._clock()
+        predicted = decode_seconds + self.predict_seconds(images, (priority, deadline))
+        corrected, allowed = predicted * self._correction.value, deadline - now
+        if corrected > allowed:
+            self._metrics.requests_refused.labels("deadline").inc()
             raise Overloaded(
-                f"{self._images} images of {self._bytes} bytes are in progress; at most "
-                f"{self._max_images} of {self._max_bytes} may be: try again later",
-                retry_after_seconds=RETRY_AFTER_SECONDS,
+                f"the answer would take {corrected * 1000:.0f} ms and has {allowed * 1000:.0f} ms: "
+                "try again later or allow more time",
+                retry_after_seconds=corrected - max(0.0, allowed),
             )
-        self._hold(images, size)
+        self._make_room(images, size, priority)
+        ticket = Ticket(
+            priority=priority, deadline=deadline, images=images, size=size, pending=images,
+            admitted_at=now, predicted_seconds=predicted,
+        )  # fmt: skip
+        self._tickets.add(ticket)
+        self._metrics.images_in_progress.set(self.images)
         try:
-            yield
+            yield ticket
         finally:
-            self._hold(-images, -size)
+            self._tickets.discard(ticket)
+            self._metrics.images_in_progress.set(self.images)
+            if not self._tickets:
+                self._work.set()  # a lane may be waiting for this to end
 
-    async def submit(self, pixels: Pixels, deadline: float) -> Logits:
-        """Logits of one image of an admitted request. Raises DeadlineExceeded or ServiceFailed.
+    @property
+    def images(self) -> int:
+        """In progress: admitted, and neither answered nor shed."""
+        return sum(ticket.images for ticket in self._tickets if not ticket.shed)
 
-        `deadline` is on the scheduler's clock; cancelling the caller takes the image out.
+    def predict_seconds(self, images: int, urgency: tuple[int, float]) -> float:
+        """Until `images` of that urgency would be run, if nothing more urgent comes."""
+        lanes, now = self._engine.lanes, self._clock()
+        busy = sum(max(0.0, end - now) for end in self._running.values())
+        ahead = sum(t.pending for t in self._tickets if not t.shed and t.urgency <= urgency)
+        shared = (busy + self._latency.work_seconds(ahead + images)) / lanes
+        alone = self._latency.work_seconds(-(-images // lanes))
+        return max(shared, alone)
+
+    async def submit(self, ticket: Ticket, pixels: Pixels) -> Logits:
+        """Logits of one image of an admitted request; cancelling the caller takes it out.
+
+        Raises DeadlineExceeded, Overloaded (shed), ServiceFailed or Unavailable.
         """
         if self._ended:
             raise Unavailable("the server is shutting down")
+        if ticket.shed:
+            raise _shed()
         answer: asyncio.Future[Logits] = asyncio.get_running_loop().create_future()
-        item = Item(deadline, next(self._numbers), pixels, answer, self._clock())
+        item = Item(ticket.urgency, next(self._numbers), ticket, pixels, answer, self._clock())
         heapq.heappush(self._queue, item)
         self._work.set()
         return await answer
+
+    def learn(self, ticket: Ticket) -> None:
+        """An admitted request has been answered: compares what was predicted with what it took."""
+        if ticket.predicted_seconds > 0:
+            ratio = (self._clock() - ticket.admitted_at) / ticket.predicted_seconds
+            self._correction.observe(ratio)
+            self._metrics.prediction_ratio.observe(ratio)
 
     async def close(self, timeout_seconds: float = CLOSE_TIMEOUT_SECONDS) -> None:
         """Answers what was admitted, then ends the lanes and closes the engine."""
@@ -118,12 +198,33 @@ class Scheduler:
         self._threads.shutdown()
         self._engine.close()
 
-    def _hold(self, images: int, size: int) -> None:
-        self._images += images
-        self._bytes += size
-        self._metrics.images_in_progress.set(self._images)
-        if self._images == 0:
-            self._work.set()  # a lane may be waiting for this to end
+    def _make_room(self, images: int, size: int, priority: Priority) -> None:
+        """Sheds bulk requests, the latest deadline first, if interactive ones need their room."""
+        held = [ticket for ticket in self._tickets if not ticket.shed]
+        free_images = self._max_images - sum(ticket.images for ticket in held)
+        free_bytes = self._max_bytes - sum(ticket.size for ticket in held)
+        bulk = sorted((t for t in held if t.priority > priority), key=lambda t: -t.deadline)
+        shed = []
+        while (free_images < images or free_bytes < size) and bulk:
+            shed.append(bulk.pop(0))
+            free_images += shed[-1].images
+            free_bytes += shed[-1].size
+        if free_images < images or free_bytes < size:
+            self._metrics.requests_refused.labels("queue_full").inc()
+            raise Overloaded(
+                f"there is room for {free_images} more images and {free_bytes} more bytes of at "
+                f"most {self._max_images} and {self._max_bytes}: try again later",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+        for ticket in shed:
+            self._shed(ticket)
+
+    def _shed(self, ticket: Ticket) -> None:
+        ticket.shed = True
+        self._metrics.requests_refused.labels("shed").inc()
+        for item in self._queue:
+            if item.ticket is ticket and not item.answer.done():
+                item.answer.set_exception(_shed())
 
     async def _serve_lane(self) -> None:
         while batch := await self._next_batch():
@@ -133,7 +234,7 @@ class Scheduler:
         """Waits for a batch; an empty one means that the lane should end."""
         self._idle_lanes += 1
         try:
-            while not (batch := self._form_batch()) and not (self._closing and self._images == 0):
+            while not (batch := self._form_batch()) and not (self._closing and not self._tickets):
                 self._work.clear()
                 await self._work.wait()
             return batch
@@ -143,21 +244,27 @@ class Scheduler:
     def _form_batch(self) -> list[Item]:
         self._drop_dead()
         share = -(-len(self._queue) // self._idle_lanes)
-        return [heapq.heappop(self._queue) for _ in range(min(share, self._max_batch))]
+        batch = [heapq.heappop(self._queue) for _ in range(min(share, self._latency.largest))]
+        for item in batch:
+            item.ticket.pending -= 1
+        return batch
 
     def _drop_dead(self) -> None:
-        """Takes out what nobody waits for: cancelled, or past its deadline."""
+        """Takes out what nobody waits for, and what would be late even if it ran at once."""
         now = self._clock()
+        soonest = now + self._latency.run_seconds(1)
         alive: list[Item] = []
         for item in self._queue:
-            if item.deadline > now and not item.answer.done():
+            if item.ticket.deadline >= soonest and not item.answer.done():
                 alive.append(item)
                 continue
+            item.ticket.pending -= 1
             # A caller is told of its deadline by its own clock too: cancelled at it is expired.
-            reason = "expired" if item.deadline <= now else "cancelled"
-            self._metrics.images_dropped.labels(reason).inc()
+            late = item.ticket.deadline < soonest
+            self._metrics.images_dropped.labels("expired" if late else "cancelled").inc()
             if not item.answer.done():
-                item.answer.set_exception(DeadlineExceeded("the deadline passed in the queue"))
+                message = "the deadline would pass before the answer"
+                item.answer.set_exception(DeadlineExceeded(message))
         if len(alive) < len(self._queue):
             heapq.heapify(alive)
             self._queue = alive
@@ -167,6 +274,8 @@ class Scheduler:
         for item in batch:
             self._metrics.stage("queue", started - item.queued_at)
         self._metrics.batch_images.observe(len(batch))
+        number = batch[0].number
+        self._running[number] = started + self._latency.run_seconds(len(batch))
         loop = asyncio.get_running_loop()
         try:
             images = stack([item.pixels for item in batch])
@@ -180,7 +289,18 @@ class Scheduler:
                 if not item.answer.done():
                     item.answer.set_exception(ServiceFailed("the engine failed"))
             return
-        self._metrics.stage("infer", self._clock() - started)
+        finally:
+            del self._running[number]
+        seconds = self._clock() - started
+        self._latency.observe(len(batch), seconds)
+        self._metrics.stage("infer", seconds)
         for item, row in answers:
             if not item.answer.done():
                 item.answer.set_result(row)
+
+
+def _shed() -> Overloaded:
+    return Overloaded(
+        "this bulk request made room for interactive ones: try again later",
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+    )

@@ -10,23 +10,40 @@ import pytest
 from fakes import FakeEngine, image_of
 
 from packshot.errors import DeadlineExceeded, Overloaded, ServiceFailed, Unavailable
+from serving.latency import LatencyModel
 from serving.metrics import Metrics
 from serving.pipeline import all_of
-from serving.scheduler import Scheduler
+from serving.scheduler import Priority, Scheduler
 
 LATER = time.monotonic() + 3600
+
+
+def instant(max_batch: int) -> LatencyModel:
+    """Predicts that everything is done at once: nothing is refused for its deadline."""
+    return LatencyModel(dict.fromkeys(range(1, max_batch + 1), 0.0))
 
 
 @asynccontextmanager
 async def scheduling(engine: FakeEngine, *, max_batch: int = 4, max_queued_images: int = 100):
     scheduler = Scheduler(
-        engine, max_batch=max_batch, max_queued_images=max_queued_images, metrics=Metrics()
+        engine, instant(max_batch), max_queued_images=max_queued_images, metrics=Metrics()
     )
     try:
         yield scheduler
     finally:
         engine.gate.set()
         await scheduler.close()
+
+
+async def ask(
+    scheduler: Scheduler,
+    value: int,
+    deadline: float = LATER,
+    priority: Priority = Priority.INTERACTIVE,
+) -> np.ndarray:
+    """A request of one image."""
+    with scheduler.admit(images=1, deadline=deadline, priority=priority) as ticket:
+        return await scheduler.submit(ticket, image_of(value))
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -39,7 +56,7 @@ async def entered(engine: FakeEngine) -> None:
 
 
 async def queued(scheduler: Scheduler, values: list[int]) -> list[asyncio.Task]:
-    tasks = [asyncio.create_task(scheduler.submit(image_of(v), LATER)) for v in values]
+    tasks = [asyncio.create_task(ask(scheduler, v)) for v in values]
     await asyncio.sleep(0)  # each task runs up to its wait for an answer
     return tasks
 
@@ -85,7 +102,7 @@ def test_the_earliest_deadline_goes_first():
         finished: list[int] = []
 
         async def waiter(value: int, deadline: float) -> None:
-            await scheduler.submit(image_of(value), deadline)
+            await ask(scheduler, value, deadline)
             finished.append(value)
 
         async with scheduling(engine, max_batch=1) as scheduler:
@@ -139,8 +156,11 @@ def test_expired_images_never_reach_the_engine():
         async with scheduling(engine) as scheduler:
             tasks = await queued(scheduler, [0])
             await entered(engine)
-            late = asyncio.create_task(scheduler.submit(image_of(1), time.monotonic()))
+            deadline = time.monotonic() + 0.01
+            late = asyncio.create_task(ask(scheduler, 1, deadline))
             await asyncio.sleep(0)
+            while time.monotonic() < deadline:
+                pass
             engine.gate.set()
             with pytest.raises(DeadlineExceeded):
                 await late
@@ -188,16 +208,16 @@ def test_the_first_error_ends_the_rest_of_a_request():
 def test_a_request_that_is_still_being_decoded_holds_up_the_close():
     async def test():
         engine = FakeEngine()
-        scheduler = Scheduler(engine, max_batch=2, max_queued_images=10, metrics=Metrics())
-        with scheduler.admit(images=1):
+        scheduler = Scheduler(engine, instant(2), max_queued_images=10, metrics=Metrics())
+        with scheduler.admit(deadline=LATER, images=1) as ticket:
             closing = asyncio.create_task(scheduler.close())
             await asyncio.sleep(0)
-            assert (await scheduler.submit(image_of(4), LATER))[0] == 4
+            assert (await scheduler.submit(ticket, image_of(4)))[0] == 4
             assert not closing.done()
         await closing
         assert engine.closed
         with pytest.raises(Unavailable):
-            await scheduler.submit(image_of(5), LATER)
+            await scheduler.submit(ticket, image_of(5))
 
     run(test)
 
@@ -206,7 +226,7 @@ def test_an_engine_that_hangs_does_not_hold_up_the_close_for_ever():
     async def test():
         engine = FakeEngine()
         engine.gate.clear()
-        scheduler = Scheduler(engine, max_batch=1, max_queued_images=10, metrics=Metrics())
+        scheduler = Scheduler(engine, instant(1), max_queued_images=10, metrics=Metrics())
         running, waiting = await queued(scheduler, [1, 2])
         await entered(engine)
         await scheduler.close(timeout_seconds=0.01)
@@ -240,14 +260,12 @@ def test_a_failing_engine_fails_its_batch_and_nothing_else():
 def test_no_more_images_are_taken_in_than_allowed():
     async def test():
         async with scheduling(FakeEngine(), max_queued_images=3) as scheduler:
-            with scheduler.admit(images=2):
-                with pytest.raises(
-                    Overloaded, match="2 images of 0 bytes are in progress; at most 3 of"
-                ):
-                    scheduler.admit(images=2).__enter__()
-                with scheduler.admit(images=1):
+            with scheduler.admit(deadline=LATER, images=2):
+                with pytest.raises(Overloaded, match="room for 1 more images"):
+                    scheduler.admit(deadline=LATER, images=2).__enter__()
+                with scheduler.admit(deadline=LATER, images=1):
                     pass
-            with scheduler.admit(images=3):
+            with scheduler.admit(deadline=LATER, images=3):
                 pass
 
     run(test)
@@ -257,12 +275,12 @@ def test_closing_answers_what_is_queued_and_then_refuses():
     async def test():
         engine = FakeEngine()
         engine.gate.clear()
-        scheduler = Scheduler(engine, max_batch=2, max_queued_images=10, metrics=Metrics())
+        scheduler = Scheduler(engine, instant(2), max_queued_images=10, metrics=Metrics())
         tasks = await queued(scheduler, [1, 2, 3, 4, 5])
         closing = asyncio.create_task(scheduler.close())
         await entered(engine)
         with pytest.raises(Unavailable):
-            scheduler.admit(images=1).__enter__()
+            scheduler.admit(deadline=LATER, images=1).__enter__()
         assert not engine.closed
         engine.gate.set()
         await closing
@@ -280,5 +298,129 @@ def test_a_batch_keeps_the_engines_rows():
             answer = await task
         assert answer.dtype == np.float32
         assert answer.tolist() == [7, 7, 7]
+
+    run(test)
+
+
+class Clock:
+    """Time as the test says."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_request_that_cannot_be_in_time_is_refused_at_once():
+    async def test():
+        engine, clock = FakeEngine(), Clock()
+        engine.gate.clear()
+        latency = LatencyModel({1: 0.1, 2: 0.15})
+        scheduler = Scheduler(
+            engine, latency, max_queued_images=100, metrics=Metrics(), clock=clock
+        )
+        assert scheduler.predict_seconds(5, (0, clock.now)) == pytest.approx(0.15 + 0.15 + 0.1)
+        first = asyncio.create_task(ask(scheduler, 1, clock.now + 1))
+        await entered(engine)
+        clock.now += 0.04
+        # 60 ms of the running batch are left, and 100 ms for its own.
+        with pytest.raises(Overloaded, match="would take 160 ms and has 150 ms") as caught:
+            await ask(scheduler, 2, clock.now + 0.15)
+        assert caught.value.retry_after_seconds == pytest.approx(0.01)
+        second = asyncio.create_task(ask(scheduler, 2, clock.now + 0.17))
+        await asyncio.sleep(0)
+        # A later deadline goes behind the second request, an earlier one before it.
+        assert scheduler.predict_seconds(1, (0, clock.now + 9)) == pytest.approx(0.06 + 0.15)
+        assert scheduler.predict_seconds(1, (0, clock.now + 0.1)) == pytest.approx(0.06 + 0.1)
+        engine.gate.set()
+        await asyncio.gather(first, second)
+        await scheduler.close()
+
+    run(test)
+
+
+def test_what_would_be_late_even_if_it_ran_at_once_is_dropped():
+    async def test():
+        engine, clock = FakeEngine(), Clock()
+        engine.gate.clear()
+        scheduler = Scheduler(
+            engine, LatencyModel({1: 0.1}), max_queued_images=9, metrics=Metrics(), clock=clock
+        )
+        first = asyncio.create_task(ask(scheduler, 1, clock.now + 9))
+        await entered(engine)
+        second = asyncio.create_task(ask(scheduler, 2, clock.now + 0.5))
+        await asyncio.sleep(0)
+        clock.now += 0.45
+        engine.gate.set()
+        with pytest.raises(DeadlineExceeded):
+            await second
+        await first
+        await scheduler.close()
+        assert engine.batches == [1]
+
+    run(test)
+
+
+def test_predictions_learn_from_what_answers_take():
+    async def test():
+        engine, clock = FakeEngine(), Clock()
+        scheduler = Scheduler(
+            engine, LatencyModel({1: 0.1}), max_queued_images=9, metrics=Metrics(), clock=clock
+        )
+        for _ in range(60):
+            with scheduler.admit(images=1, deadline=clock.now + 9) as ticket:
+                clock.now += 0.2
+                scheduler.learn(ticket)
+        with pytest.raises(Overloaded, match=r"would take (199|200) ms"):
+            await ask(scheduler, 1, clock.now + 0.15)
+        await scheduler.close()
+
+    run(test)
+
+
+def test_interactive_goes_before_bulk():
+    async def test():
+        engine = FakeEngine()
+        engine.gate.clear()
+        finished: list[int] = []
+
+        async def waiter(value: int, priority: Priority, deadline: float) -> None:
+            await ask(scheduler, value, deadline, priority)
+            finished.append(value)
+
+        async with scheduling(engine, max_batch=1) as scheduler:
+            first = asyncio.create_task(ask(scheduler, 0))
+            await entered(engine)
+            bulk = asyncio.create_task(waiter(1, Priority.BULK, LATER - 9))
+            interactive = asyncio.create_task(waiter(2, Priority.INTERACTIVE, LATER))
+            await asyncio.sleep(0)
+            engine.gate.set()
+            await asyncio.gather(first, bulk, interactive)
+        assert finished == [2, 1]
+
+    run(test)
+
+
+def test_bulk_is_shed_when_interactive_needs_its_room():
+    async def test():
+        engine = FakeEngine()
+        engine.gate.clear()
+        async with scheduling(engine, max_batch=1, max_queued_images=3) as scheduler:
+            first = asyncio.create_task(ask(scheduler, 0))
+            await entered(engine)
+            bulk = [
+                asyncio.create_task(ask(scheduler, v, LATER + v, Priority.BULK)) for v in (1, 2)
+            ]
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded, match="room for 0 more"):
+                await ask(scheduler, 3, LATER, Priority.BULK)
+            interactive = asyncio.create_task(ask(scheduler, 4))
+            with pytest.raises(Overloaded, match="made room for interactive"):
+                await bulk[1]
+            assert scheduler.images == 3
+            engine.gate.set()
+            assert [(await task)[0] for task in (first, bulk[0], interactive)] == [0, 1, 4]
+        assert len(engine.batches) == 3, "what was shed never reached the engine"
 
     run(test)

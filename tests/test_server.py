@@ -248,7 +248,7 @@ def test_overload_is_refused_at_once_with_a_hint_when_to_come_back(store):
         refused = [error for error in errors if error is not None]
         assert 1 <= len(refused) < len(calls)
         assert {error.code() for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-        assert "at most 8 of" in refused[0].details()
+        assert "room for 0 more images" in refused[0].details()
         assert dict(refused[0].trailing_metadata())["grpc-retry-pushback-ms"] == "250"
         counted = server.metric('packshot_requests_refused_total{reason="queue_full"}')
         assert counted == len(refused)
@@ -265,6 +265,12 @@ def test_a_request_without_a_deadline_gets_the_servers(store):
             ClassifierStub(channel).Classify(request)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert caught.value.details() == "no answer within 0.001 s"
+        # From then on the server knows what decoding such an image takes.
+        ClassifierStub(channel).Classify(request, timeout=TIMEOUT)
+        with pytest.raises(grpc.RpcError) as caught:
+            ClassifierStub(channel).Classify(request)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "ms and has 1 ms" in caught.value.details()
 
 
 def test_an_engine_that_opens_but_cannot_run_is_refused(tmp_path):

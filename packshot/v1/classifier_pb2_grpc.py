@@ -54,8 +54,9 @@ class ClassifierServicer(object):
         in its result; the others are answered.
 
         INVALID_ARGUMENT: no image, too many images, a negative top_k. NOT_FOUND: no such model.
-        RESOURCE_EXHAUSTED: overloaded, try again later. DEADLINE_EXCEEDED: the deadline passed while
-        the request was queued. UNAVAILABLE: not ready or draining. INTERNAL: the server's log, under
+        RESOURCE_EXHAUSTED: overloaded, or not to be done within the deadline; the trailer
+        grpc-retry-pushback-ms says when to try again. DEADLINE_EXCEEDED: the deadline passed after the
+        request had been let in. UNAVAILABLE: not ready or draining. INTERNAL: the server's log, under
         the request id in the message, says why.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -6,6 +6,9 @@ from packshot.v1.classifier_pb2_grpc import ClassifierServicer
 from serving.api.answering import Calls, Context, answering
 from serving.metrics import Metrics
 from serving.pipeline import Classified, Pipeline, SentImage
+from serving.scheduler import Priority
+
+PRIORITIES = {pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE, pb.PRIORITY_BULK: Priority.BULK}
 
 
 class Classifier(ClassifierServicer):
@@ -26,6 +29,7 @@ class Classifier(ClassifierServicer):
             [_sent_image(image) for image in request.images],
             top_k=request.top_k,
             timeout_seconds=context.time_remaining(),
+            priority=PRIORITIES.get(request.priority, Priority.INTERACTIVE),
         )
         return pb.ClassifyResponse(
             model=model.manifest.model,

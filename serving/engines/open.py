@@ -1,6 +1,7 @@
 """Opens the first engine of the order that runs here and answers as the trained network did."""
 
 import logging
+import time
 from collections.abc import Sequence
 
 import msgspec
@@ -24,9 +25,13 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine in use and those that were tried before it."""
+    """The engine in use, and those that were tried before it.
+
+    `profile`: seconds of a run by batch size, for every size that will be used.
+    """
 
     engine: Engine
+    profile: dict[int, float]
     refusals: tuple[Refusal, ...]
 
 
@@ -37,12 +42,12 @@ def open_engine(bundle: Bundle, order: Sequence[str], *, lanes: int, max_batch: 
     for name in order:
         try:
             engine = _open(bundle, name, lanes)
-            _prove_and_warm_up(engine, bundle, golden, max_batch)
+            profile = _prove_and_warm_up(engine, bundle, golden, max_batch)
         except EngineRefused as error:
             log.warning("engine %s refused (%s): %s", name, error.reason, error)
             refusals.append(Refusal(engine=name, reason=error.reason, message=str(error)))
         else:
-            return Opened(engine=engine, refusals=tuple(refusals))
+            return Opened(engine=engine, profile=profile, refusals=tuple(refusals))
     reasons = "; ".join(f"{r.engine}: {r.message}" for r in refusals)
     raise EngineRefused("load_failed", f"none of the engines {list(order)} can be used: {reasons}")
 
@@ -58,10 +63,10 @@ def _open(bundle: Bundle, name: str, lanes: int) -> Engine:
 
 def _prove_and_warm_up(
     engine: Engine, bundle: Bundle, golden: GoldenSamples, max_batch: int
-) -> None:
+) -> dict[int, float]:
     try:
         _prove(engine, bundle, golden)
-        _warm_up(engine, golden, max_batch)
+        return _warm_up(engine, golden, max_batch)
     except EngineRefused:
         engine.close()
         raise
@@ -91,7 +96,16 @@ def _prove(engine: Engine, bundle: Bundle, golden: GoldenSamples) -> None:
     )  # fmt: skip
 
 
-def _warm_up(engine: Engine, golden: GoldenSamples, max_batch: int) -> None:
-    """One run of every batch size that will be used: the first of a size allocates its memory."""
+def _warm_up(engine: Engine, golden: GoldenSamples, max_batch: int) -> dict[int, float]:
+    """Two runs of every batch size that will be used: the first of a size allocates its memory.
+
+    Returns the seconds that the second took, by size.
+    """
+    profile = {}
     for size in range(1, max_batch + 1):
-        engine.run(np.resize(golden.pixels, (size, *golden.pixels.shape[1:])))
+        images = np.resize(golden.pixels, (size, *golden.pixels.shape[1:]))
+        engine.run(images)
+        started = time.monotonic()
+        engine.run(images)
+        profile[size] = time.monotonic() - started
+    return profile

@@ -1,0 +1,51 @@
+"""How long a run will take: profiled per batch size at load, refined by every run since.
+
+A network's latency is predictable, so that a table and a slow average are enough to decide before
+the work is done whether it can be done in time (Clockwork, OSDI 2020).
+"""
+
+from collections.abc import Mapping
+
+FRESHNESS = 0.1  # weight of a new measurement: about the last ten count
+OUTLIER = 4.0  # a run disturbed by a page fault or a neighbour counts as at most so many times
+
+
+class Average:
+    """A slowly moving average that a single outlier cannot move far."""
+
+    def __init__(self, first: float | None = None) -> None:
+        self._value = first
+
+    @property
+    def value(self) -> float:
+        """0 before anything was observed."""
+        return self._value or 0.0
+
+    def observe(self, value: float) -> None:
+        if self._value is None:
+            self._value = value
+        self._value += FRESHNESS * (min(value, OUTLIER * self._value) - self._value)
+
+
+class LatencyModel:
+    """Seconds that a run of the engine takes, by batch size."""
+
+    def __init__(self, profile: Mapping[int, float]) -> None:
+        """`profile`: batch size -> seconds, of every size that will be used."""
+        self._runs = {size: Average(seconds) for size, seconds in sorted(profile.items())}
+
+    @property
+    def largest(self) -> int:
+        return max(self._runs)
+
+    def run_seconds(self, images: int) -> float:
+        """Of one batch of a profiled size."""
+        return self._runs[images].value
+
+    def work_seconds(self, images: int) -> float:
+        """Of any number of images, run in full batches one after the other."""
+        full, rest = divmod(images, self.largest)
+        return full * self.run_seconds(self.largest) + (self.run_seconds(rest) if rest else 0.0)
+
+    def observe(self, images: int, seconds: float) -> None:
+        self._runs[images].observe(seconds)
