@@ -33,6 +33,7 @@ class LatencyModel:
     def __init__(self, profile: Mapping[int, float]) -> None:
         """`profile`: batch size -> seconds, of every size that will be used."""
         self._runs = {size: Average(seconds) for size, seconds in sorted(profile.items())}
+        self.fastest_run_seconds = min(profile.values())
 
     @property
     def largest(self) -> int:
@@ -49,3 +50,4 @@ class LatencyModel:
 
     def observe(self, images: int, seconds: float) -> None:
         self._runs[images].observe(seconds)
+        self.fastest_run_seconds = min(self.fastest_run_seconds, seconds)

@@ -88,7 +88,7 @@ class Pipeline:
                     answers = await all_of(self._logits(model, ticket, image) for image in images)
             except TimeoutError as error:
                 raise DeadlineExceeded(f"no answer within {timeout_seconds:.3f} s") from error
-            model.scheduler.learn(ticket)
+            ticket.answered = not any(isinstance(answer, ImageError) for answer in answers)
         results = [self._ranked(model, answer, top_k or DEFAULT_TOP_K) for answer in answers]
         self._metrics.stage("total", time.monotonic() - started)
         return results

@@ -42,7 +42,10 @@ class Priority(IntEnum):
 
 @dataclass(eq=False, kw_only=True)
 class Ticket:
-    """A request that was let in. `pending`: its images that have not begun to run."""
+    """A request that was let in. `pending`: its images that have not begun to run.
+
+    Its owner sets `answered` when every image of it got an answer from the engine.
+    """
 
     priority: Priority
     deadline: float
@@ -51,6 +54,7 @@ class Ticket:
     pending: int
     admitted_at: float
     predicted_seconds: float
+    answered: bool = False
     shed: bool = False
 
     @property
@@ -123,7 +127,10 @@ class Scheduler:
         now = self._clock()
         predicted = decode_seconds + self.predict_seconds(images, (priority, deadline))
         corrected, allowed = predicted * self._correction.value, deadline - now
-        if corrected > allowed:
+        # With nothing else to do a request is tried: estimates that have become too high would
+        # otherwise refuse everything, and never be corrected.
+        untried = not self._tickets and allowed >= self._latency.fastest_run_seconds
+        if corrected > allowed and not untried:
             self._metrics.requests_refused.labels("deadline").inc()
             raise Overloaded(
                 f"the answer would take {corrected * 1000:.0f} ms and has {allowed * 1000:.0f} ms: "
@@ -140,6 +147,7 @@ class Scheduler:
         try:
             yield ticket
         finally:
+            self._learn(ticket)
             self._tickets.discard(ticket)
             self._metrics.images_in_progress.set(self.images)
             if not self._tickets:
@@ -174,13 +182,6 @@ class Scheduler:
         self._work.set()
         return await answer
 
-    def learn(self, ticket: Ticket) -> None:
-        """An admitted request has been answered: compares what was predicted with what it took."""
-        if ticket.predicted_seconds > 0:
-            ratio = (self._clock() - ticket.admitted_at) / ticket.predicted_seconds
-            self._correction.observe(ratio)
-            self._metrics.prediction_ratio.observe(ratio)
-
     async def close(self, timeout_seconds: float = CLOSE_TIMEOUT_SECONDS) -> None:
         """Answers what was admitted, then ends the lanes and closes the engine."""
         self._closing = True
@@ -197,6 +198,15 @@ class Scheduler:
             return
         self._threads.shutdown()
         self._engine.close()
+
+    def _learn(self, ticket: Ticket) -> None:
+        """Compares what was predicted with what it took, or with the deadline that it missed."""
+        now = self._clock()
+        told = ticket.answered or now >= ticket.deadline
+        if told and ticket.predicted_seconds > 0 and ticket.priority is Priority.INTERACTIVE:
+            ratio = (now - ticket.admitted_at) / ticket.predicted_seconds
+            self._correction.observe(ratio)
+            self._metrics.prediction_ratio.observe(ratio)
 
     def _make_room(self, images: int, size: int, priority: Priority) -> None:
         """Sheds bulk requests, the latest deadline first, if interactive ones need their room."""
@@ -251,8 +261,7 @@ class Scheduler:
 
     def _drop_dead(self) -> None:
         """Takes out what nobody waits for, and what would be late even if it ran at once."""
-        now = self._clock()
-        soonest = now + self._latency.run_seconds(1)
+        soonest = self._clock() + self._latency.fastest_run_seconds
         alive: list[Item] = []
         for item in self._queue:
             if item.ticket.deadline >= soonest and not item.answer.done():

@@ -371,9 +371,65 @@ def test_predictions_learn_from_what_answers_take():
         for _ in range(60):
             with scheduler.admit(images=1, deadline=clock.now + 9) as ticket:
                 clock.now += 0.2
-                scheduler.learn(ticket)
-        with pytest.raises(Overloaded, match=r"would take (199|200) ms"):
-            await ask(scheduler, 1, clock.now + 0.15)
+                ticket.answered = True
+        # Behind another one: two runs of 100 ms, and twice that by experience.
+        with (
+            scheduler.admit(images=1, deadline=clock.now + 0.3),
+            pytest.raises(Overloaded, match=r"would take (399|400) ms"),
+        ):
+            await ask(scheduler, 1, clock.now + 0.3)
+        await scheduler.close()
+
+    run(test)
+
+
+def test_missed_deadlines_teach_and_lost_callers_do_not():
+    async def test():
+        clock = Clock()
+        scheduler = Scheduler(
+            FakeEngine(),
+            LatencyModel({1: 0.1}),
+            max_queued_images=9,
+            metrics=Metrics(),
+            clock=clock,
+        )
+
+        def prediction() -> float:
+            with (
+                scheduler.admit(images=1, deadline=clock.now + 99),
+                pytest.raises(Overloaded) as caught,
+            ):
+                scheduler.admit(images=1, deadline=clock.now).__enter__()
+            return caught.value.retry_after_seconds
+
+        before = prediction()
+        with scheduler.admit(images=1, deadline=clock.now + 9):
+            clock.now += 1
+        assert prediction() == pytest.approx(before)
+        with scheduler.admit(images=1, deadline=clock.now + 1):
+            clock.now += 1
+        assert prediction() > before
+        await scheduler.close()
+
+    run(test)
+
+
+def test_estimates_that_are_too_high_are_found_out():
+    async def test():
+        clock = Clock()
+        scheduler = Scheduler(
+            FakeEngine(),
+            LatencyModel({1: 0.1}),
+            max_queued_images=9,
+            metrics=Metrics(),
+            clock=clock,
+        )
+        for _ in range(30):
+            with scheduler.admit(images=1, deadline=clock.now + 1):
+                clock.now += 5
+        with pytest.raises(Overloaded):
+            await ask(scheduler, 7, clock.now + 0.05)
+        assert (await ask(scheduler, 7, clock.now + 0.2))[0] == 7
         await scheduler.close()
 
     run(test)
