@@ -27,6 +27,7 @@ from serving.engines.onnxruntime import OnnxRuntimeEngine
 
 FLOOR_BATCH = 4
 CONCURRENCY = 16
+IMAGES = 64
 READY = re.compile(r"engine (\w+), on ([\d.]+:\d+),")
 
 
@@ -72,17 +73,25 @@ def server(models: Path, model: str) -> Iterator[tuple[str, str]]:
         process.communicate()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.serving")
+def parse_options(description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--model", default="products")
     parser.add_argument("--images", type=Path, default=Path("data/sample"))
     parser.add_argument("--seconds", type=float, default=8.0, help="per round")
     parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def load_folder(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))[:IMAGES]]
+
+
+def main() -> None:
+    options = parse_options(__doc__ or "")
     folder = options.models / options.model
     bundle = open_bundle(folder / str(current_version(folder)))
-    images = [path.read_bytes() for path in sorted(options.images.rglob("*.jpg"))[:64]]
+    images = load_folder(options.images)
     with server(options.models, options.model) as (engine, target):
         plan = LoadPlan(target=target, concurrency=CONCURRENCY, seconds=options.seconds)
         run_load(plan, images)  # warm

@@ -7,24 +7,33 @@ the work is done whether it can be done in time (Clockwork, OSDI 2020).
 from collections.abc import Mapping
 
 FRESHNESS = 0.1  # weight of a new measurement: about the last ten count
+DEVIATIONS = 3.0
 OUTLIER = 4.0  # a run disturbed by a page fault or a neighbour counts as at most so many times
 
 
 class Average:
-    """A slowly moving average that a single outlier cannot move far."""
+    """A slowly moving average that a single outlier cannot move far, and how far values stray."""
 
     def __init__(self, first: float | None = None) -> None:
         self._value = first
+        self._deviation = 0.0
 
     @property
     def value(self) -> float:
         """0 before anything was observed."""
         return self._value or 0.0
 
+    @property
+    def high(self) -> float:
+        """What few values exceed: the average and a few mean deviations (Jacobson, 1988)."""
+        return self.value + DEVIATIONS * self._deviation
+
     def observe(self, value: float) -> None:
         if self._value is None:
             self._value = value
-        self._value += FRESHNESS * (min(value, OUTLIER * self._value) - self._value)
+        error = min(value, OUTLIER * self._value) - self._value
+        self._value += FRESHNESS * error
+        self._deviation += FRESHNESS * (abs(error) - self._deviation)
 
 
 class LatencyModel:

@@ -126,7 +126,7 @@ class Scheduler:
             raise Unavailable("the server is draining: send the request to another")
         now = self._clock()
         predicted = decode_seconds + self.predict_seconds(images, (priority, deadline))
-        corrected, allowed = predicted * self._correction.value, deadline - now
+        corrected, allowed = predicted * self._correction.high, deadline - now
         # With nothing else to do a request is tried: estimates that have become too high would
         # otherwise refuse everything, and never be corrected.
         untried = not self._tickets and allowed >= self._latency.fastest_run_seconds

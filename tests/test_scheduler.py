@@ -368,7 +368,7 @@ def test_predictions_learn_from_what_answers_take():
         scheduler = Scheduler(
             engine, LatencyModel({1: 0.1}), max_queued_images=9, metrics=Metrics(), clock=clock
         )
-        for _ in range(60):
+        for _ in range(200):
             with scheduler.admit(images=1, deadline=clock.now + 9) as ticket:
                 clock.now += 0.2
                 ticket.answered = True
