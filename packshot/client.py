@@ -89,7 +89,11 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server serves. `refused`: engine -> why it does not run there."""
+    """What a server serves.
+
+    `refused`: engine -> why it does not run there. `rejected`: version in the store -> why it does
+    not serve.
+    """
 
     model: str
     version: int
@@ -100,6 +104,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     refused: dict[str, str]
     accuracy: float
     max_images_per_request: int
+    rejected: dict[str, str]
 
 
 class _Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,6 +207,7 @@ class Client:
             refused={r.engine: f"{r.reason}: {r.message}" for r in reply.refused_engines},
             accuracy=reply.accuracy,
             max_images_per_request=reply.max_images_per_request,
+            rejected={r.version: r.reason for r in reply.rejected_versions},
         )
 
     def close(self) -> None:

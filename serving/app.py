@@ -16,8 +16,9 @@ from serving.api.answering import Calls
 from serving.api.classifier import Classifier
 from serving.decoding import DecodePool
 from serving.metrics import Metrics
-from serving.model import start_model, verify
+from serving.model import choose_bundle, start_model, verify
 from serving.pipeline import Pipeline
+from serving.reload import Reloader
 from serving.settings import Settings
 from serving.signals import StopSignals
 
@@ -45,6 +46,7 @@ class App:
             max_images_per_request=settings.max_images_per_request,
             default_timeout_seconds=settings.default_timeout_ms / 1000,
         )
+        self._reloader = Reloader(self._pipeline, settings, self._metrics)
         self._calls = Calls()
         self._health = health.HealthServicer()
         self._server = _new_server(settings)
@@ -59,6 +61,7 @@ class App:
                 return
             await self._set_ready(True)
             self._log_ready(port, metrics_port)
+            self._reloader.start()
             await stop.wait()
             log.info("draining")
             await self._set_ready(False)
@@ -89,7 +92,8 @@ class App:
         return port, metrics_port
 
     async def _load_model(self) -> None:
-        verified = await asyncio.to_thread(verify, self._settings)
+        folder = choose_bundle(self._settings.models, self._settings.model)
+        verified = await asyncio.to_thread(verify, folder, self._settings)
         self._pipeline.model = start_model(verified, self._settings, self._metrics)
 
     async def _set_ready(self, ready: bool) -> None:
@@ -99,6 +103,7 @@ class App:
     async def _close(self, stop: StopSignals) -> None:
         # Stop accepting before flushing: a late request would find no engine.
         await self._stop_accepting(stop)
+        await self._reloader.stop()
         if self._pipeline.model is not None:
             await self._pipeline.model.scheduler.close()
         self._decoders.close()
@@ -121,8 +126,7 @@ class App:
         hurried.cancel()
 
     def _log_ready(self, port: int, metrics_port: int) -> None:
-        model = self._pipeline.model
-        assert model is not None  # _load_model has just set it
+        model = self._pipeline.current()
         log.info(
             "ready: model %s version %d, engine %s, on %s:%d, metrics on http://%s:%d/metrics",
             model.manifest.model, model.manifest.version, model.engine,

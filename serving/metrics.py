@@ -67,6 +67,13 @@ class Metrics:
             buckets=(0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0),
             registry=self.registry,
         )
+        self.reloads = Counter(
+            "packshot_reloads_total",
+            "Other versions found in the store: swapped in, or why they stay out.",
+            ["result"],
+            registry=self.registry,
+        )
+        self.reloads.labels("swapped")
         self.engine_in_use = Gauge(
             "packshot_engine_in_use",
             "1 for the engine that answers.",

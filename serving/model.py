@@ -7,7 +7,7 @@ import msgspec
 
 from packshot.bundle import Manifest, open_bundle
 from packshot.cores import available_cores
-from packshot.errors import NotFound
+from packshot.errors import DamagedFile, NotFound
 from packshot.golden import check_pixels
 from packshot.store import current_version, model_names
 from serving.engines.open import Opened, open_engine
@@ -22,6 +22,7 @@ log = logging.getLogger("packshot.model")
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """What answers requests."""
 
+    folder: Path
     manifest: Manifest
     opened: Opened
     scheduler: Scheduler
@@ -30,10 +31,16 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     def engine(self) -> str:
         return self.opened.engine.name
 
+    @property
+    def metric_labels(self) -> tuple[str, str, str]:
+        """Of `Metrics.engine_in_use`."""
+        return (self.manifest.model, str(self.manifest.version), self.engine)
+
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
     """A bundle whose hashes, golden samples and engine were checked on this machine."""
 
+    folder: Path
     manifest: Manifest
     opened: Opened
 
@@ -50,22 +57,26 @@ def choose_bundle(store: Path, name: str | None) -> Path:
     return store / chosen / str(current_version(store / chosen))
 
 
-def verify(settings: Settings) -> Verified:
+def verify(folder: Path, settings: Settings) -> Verified:
     """Loads and checks a bundle; takes seconds, in a thread.
 
     Raises NotFound, DamagedFile, AnswersDiffer or EngineRefused.
     """
-    folder = choose_bundle(settings.models, settings.model)
     log.info("loading %s", folder)
     bundle = open_bundle(folder)
-    check_pixels(bundle.golden(), bundle.manifest.image)
+    manifest = bundle.manifest
+    if (manifest.model, str(manifest.version)) != (folder.parent.name, folder.name):
+        raise DamagedFile(
+            f"{folder} holds version {manifest.version} of {manifest.model!r}: put it in its place"
+        )
+    check_pixels(bundle.golden(), manifest.image)
     opened = open_engine(
         bundle,
         settings.engines,
         lanes=settings.lanes or available_cores(),
         max_batch=settings.max_batch,
     )
-    return Verified(manifest=bundle.manifest, opened=opened)
+    return Verified(folder=folder, manifest=manifest, opened=opened)
 
 
 def start_model(verified: Verified, settings: Settings, metrics: Metrics) -> Model:
@@ -73,7 +84,6 @@ def start_model(verified: Verified, settings: Settings, metrics: Metrics) -> Mod
     manifest, opened = verified.manifest, verified.opened
     for refusal in opened.refusals:
         metrics.engine_refusals.labels(refusal.engine, refusal.reason).inc()
-    metrics.engine_in_use.labels(manifest.model, str(manifest.version), opened.engine.name).set(1)
     scheduler = Scheduler(
         opened.engine,
         LatencyModel(opened.profile),
@@ -81,4 +91,6 @@ def start_model(verified: Verified, settings: Settings, metrics: Metrics) -> Mod
         max_queued_bytes=settings.max_queued_bytes,
         metrics=metrics,
     )
-    return Model(manifest=manifest, opened=opened, scheduler=scheduler)
+    model = Model(folder=verified.folder, manifest=manifest, opened=opened, scheduler=scheduler)
+    metrics.engine_in_use.labels(*model.metric_labels).set(1)
+    return model

@@ -46,6 +46,7 @@ class Pipeline:
         default_timeout_seconds: float,
     ) -> None:
         self.model: Model | None = None
+        self.rejected: dict[str, str] = {}  # version that did not pass -> reason
         self.max_images_per_request = max_images_per_request
         self._default_timeout_seconds = default_timeout_seconds
         self._decoders = decoders
@@ -53,10 +54,15 @@ class Pipeline:
 
     def model_named(self, name: str) -> Model:
         """The model of that name; empty means the default. Raises Unavailable or NotFound."""
+        model = self.current()
+        if name not in ("", model.manifest.model):
+            raise NotFound(f"no model {name!r}; this server has {model.manifest.model!r}")
+        return model
+
+    def current(self) -> Model:
+        """Raises Unavailable while the first one is being loaded."""
         if self.model is None:
             raise Unavailable("the model is still being loaded")
-        if name not in ("", self.model.manifest.model):
-            raise NotFound(f"no model {name!r}; this server has {self.model.manifest.model!r}")
         return self.model
 
     async def classify(

@@ -29,6 +29,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_image_pixels: int = 50_000_000
     max_message_bytes: int = 64 * 1024 * 1024
     default_timeout_ms: int = 10_000
+    reload_seconds: float = 2.0
     drain_delay_seconds: float = 0.0
     drain_timeout_seconds: float = 20.0
 
@@ -57,6 +58,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_image_pixels": (1, 89_000_000),  # above this Pillow has a limit of its own
     "max_message_bytes": (1 << 16, 1 << 30),
     "default_timeout_ms": (1, 3_600_000),
+    "reload_seconds": (0, 86_400),
     "drain_delay_seconds": (0, 3600),
     "drain_timeout_seconds": (0, 3600),
 }
@@ -77,6 +79,7 @@ HELP = {
     "max_image_pixels": "width times height; decoding takes up to 16 bytes a pixel, on every core",
     "max_message_bytes": "per request",
     "default_timeout_ms": "for requests without a deadline",
+    "reload_seconds": "look for another version this often; 0: on SIGHUP only",
     "drain_delay_seconds": "on SIGTERM, go on accepting this long after reporting not ready",
     "drain_timeout_seconds": "then wait at most this long for requests in flight",
 }

@@ -1,8 +1,9 @@
 """The server as a process of its own, on a bundle that needs no torch, over real sockets."""
 
+import itertools
+import signal
 import socket
 import time
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -338,12 +339,86 @@ def test_start_with_values_out_of_range(store):
     assert "could never be taken" in refused_to_start("--models", store, "--max-queued-images", 8)
 
 
-def test_the_released_version_is_served(tmp_path: Path):
-    tiny_bundle(tmp_path)
-    tiny_bundle(tmp_path)
-    (tmp_path / "colours" / "released").write_text("1\n")
-    with serving("--models", tmp_path) as server, Client(server.target) as client:
-        assert client.model().version == 1
+def until(condition) -> None:
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+
+
+def test_versions_come_go_and_come_back_without_a_failed_request(store):
+    with (
+        serving("--models", store, "--reload-seconds", 0.05) as server,
+        Client(server.target, timeout_seconds=TIMEOUT) as client,
+    ):
+        seen: list[int] = []
+
+        def served(version: int) -> bool:
+            (result,) = client.classify(jpeg(RED))
+            assert result.label == "red"
+            seen.append(result.version)
+            return result.version == version
+
+        assert served(1)
+        tiny_bundle(store)
+        until(lambda: served(2))
+        (store / "colours" / "released").write_text("1\n")
+        until(lambda: served(1))
+        (store / "colours" / "released").unlink()
+        until(lambda: served(2))
+        changes = [version for version, _ in itertools.groupby(seen)]
+        assert changes == [1, 2, 1, 2]
+        assert server.metric('packshot_reloads_total{result="swapped"}') == 3
+        in_use = 'packshot_engine_in_use{engine="fp32",model="colours",version='
+        assert (server.metric(in_use + '"1"}'), server.metric(in_use + '"2"}')) == (0, 1)
+        assert server.stop() == 0
+
+
+def test_a_bad_version_stays_out_and_says_why(store, tmp_path):
+    tiny_bundle(tmp_path / "elsewhere")
+    second = tiny_bundle(tmp_path / "elsewhere")
+    sound = (second / "model.onnx").read_bytes()
+    (second / "model.onnx").write_bytes(b"not what the manifest says")
+    with (
+        serving("--models", store, "--reload-seconds", 0.05) as server,
+        Client(server.target, timeout_seconds=TIMEOUT) as client,
+    ):
+        second.rename(store / "colours" / "2")
+        until(lambda: client.model().rejected == {"2": "damaged"})
+        assert client.classify(jpeg(RED))[0].version == 1
+        assert "2 stays out" in server.log
+        assert server.metric('packshot_reloads_total{result="damaged"}') == 1
+        (store / "colours" / "2" / "model.onnx").write_bytes(sound)
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: client.model().version == 2)
+        assert client.model().rejected == {}
+        (store / "colours" / "released").write_text("9\n")
+        until(lambda: client.model().rejected == {"released": "not_found"})
+        (store / "colours" / "released").unlink()
+        until(lambda: client.model().rejected == {})
+        assert client.model().version == 2
+
+
+def test_a_folder_renamed_to_another_version_is_refused(store):
+    (store / "colours" / "1").rename(store / "colours" / "7")
+    assert "7 holds version 1 of 'colours'" in refused_to_start("--models", store)
+
+
+def test_requests_are_answered_by_the_version_that_let_them_in(store):
+    with (
+        serving("--models", store, "--reload-seconds", 0) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        stub = ClassifierStub(channel)
+        request = pb.ClassifyRequest(images=[pb.Image(encoded=big_image())] * 8)
+        slow = stub.Classify.future(request, timeout=TIMEOUT)
+        until(lambda: server.metric("packshot_images_in_progress") == 8)
+        tiny_bundle(store)
+        server.process.send_signal(signal.SIGHUP)
+        quick = pb.ClassifyRequest(images=[pb.Image(pixels=bytes(224 * 224 * 3))])
+        until(lambda: stub.Classify(quick, timeout=TIMEOUT).version == 2)
+        reply = slow.result(TIMEOUT)
+        assert reply.version == 1
+        assert not any(result.HasField("error") for result in reply.results)
         assert server.stop() == 0
 
 

@@ -82,7 +82,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("model", "version", "architecture", "labels", "input_shape", "engine", "refused_engines", "accuracy", "max_images_per_request")
+    __slots__ = ("model", "version", "architecture", "labels", "input_shape", "engine", "refused_engines", "accuracy", "max_images_per_request", "rejected_versions")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,7 @@ class GetModelResponse(_message.Message):
     REFUSED_ENGINES_FIELD_NUMBER: _ClassVar[int]
     ACCURACY_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGES_PER_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     architecture: str
@@ -101,7 +102,16 @@ class GetModelResponse(_message.Message):
     refused_engines: _containers.RepeatedCompositeFieldContainer[EngineRefusal]
     accuracy: float
     max_images_per_request: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., input_shape: _Optional[_Iterable[int]] = ..., engine: _Optional[str] = ..., refused_engines: _Optional[_Iterable[_Union[EngineRefusal, _Mapping]]] = ..., accuracy: _Optional[float] = ..., max_images_per_request: _Optional[int] = ...) -> None: ...
+    rejected_versions: _containers.RepeatedCompositeFieldContainer[RejectedVersion]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., input_shape: _Optional[_Iterable[int]] = ..., engine: _Optional[str] = ..., refused_engines: _Optional[_Iterable[_Union[EngineRefusal, _Mapping]]] = ..., accuracy: _Optional[float] = ..., max_images_per_request: _Optional[int] = ..., rejected_versions: _Optional[_Iterable[_Union[RejectedVersion, _Mapping]]] = ...) -> None: ...
+
+class RejectedVersion(_message.Message):
+    __slots__ = ("version", "reason")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    reason: str
+    def __init__(self, version: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class EngineRefusal(_message.Message):
     __slots__ = ("engine", "reason", "message")

@@ -54,6 +54,10 @@ class Classifier(ClassifierServicer):
                 for r in model.opened.refusals
             ],
             accuracy=manifest.engines[model.engine].measured.accuracy,
+            rejected_versions=[
+                pb.RejectedVersion(version=version, reason=reason)
+                for version, reason in self._pipeline.rejected.items()
+            ],
             max_images_per_request=self._pipeline.max_images_per_request,
         )
 
