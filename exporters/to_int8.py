@@ -30,7 +30,7 @@ from packshot.image import Pixels
 
 PERCENTILE = 99.99
 # The calibrator holds every intermediate tensor of the images it is handed at once, 90 MB for each
-# image of a ResNet-50: handed eight at a time, it stays below 1 GB.
+# image of a ResNet-50: handed eight at a time, it adds 0.8 GB to the peak of the exporter.
 CHUNK_IMAGES = 8
 
 
