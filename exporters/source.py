@@ -9,8 +9,9 @@ import numpy as np
 from exporters.verify import HeldOut
 from packshot.golden import GoldenSamples, make_golden
 from packshot.image import Pixels
+from trainer.batches import served_views
 from trainer.checkpoint import Checkpoint, load_checkpoint, load_split_of, read_record
-from trainer.data import Example, Split, served_views
+from trainer.data import Example, Split
 from trainer.evaluate import predict
 from trainer.loop import finish
 from trainer.model import PixelNetwork

@@ -8,7 +8,8 @@ from tiny import PURE, jpeg
 
 from packshot.errors import DamagedFile, InvalidInput, NotFound
 from packshot.image import ImageSpec
-from trainer.data import Split, TrainingViews, load_split, plan_steps, training_batches
+from trainer.batches import TrainingViews, plan_steps, training_batches
+from trainer.data import Split, load_split
 from trainer.recipes import FROM_SCRATCH, Options
 
 SPEC = ImageSpec()

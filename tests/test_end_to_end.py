@@ -23,8 +23,8 @@ from packshot import Client
 from packshot.bundle import open_bundle
 from packshot.errors import AnswersDiffer
 from packshot.store import versions
+from trainer.batches import served_views
 from trainer.checkpoint import load_checkpoint, load_split_of, read_record, save_record
-from trainer.data import served_views
 from trainer.evaluate import predict
 from trainer.sample import draw_catalogue
 

@@ -1,27 +1,22 @@
-"""The image folder: found, verified, split, and fed to the training loop.
+"""The image folder: found, verified and split.
 
 DIR/<class>/*.jpg                  split here, seeded and stratified
 DIR/{train,val,test}/<class>/*.jpg honoured; a missing val or test is split off train
 """
 
 import hashlib
-import itertools
-import signal
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from packshot.cores import available_cores
 from packshot.errors import DamagedFile, ImageError, InvalidInput, NotFound
-from packshot.image import SUFFIXES, ImageLimits, ImageSpec, Pixels, load_pixels
-from trainer.augment import training_view
-from trainer.recipes import Options, Recipe
+from packshot.image import SUFFIXES, ImageLimits, ImageSpec, load_pixels
+from trainer.recipes import Options
 
 SPLITS = ("train", "val", "test")
 PART_LIKE = {*SPLITS, "training", "valid", "validation", "dev", "testing"}
@@ -273,95 +268,3 @@ def _fingerprint(parts: dict[str, list[Example]]) -> str:
         for example in sorted(examples, key=lambda example: example.file):
             digest.update(f"{part} {example.file} {example.sha256}\n".encode())
     return digest.hexdigest()
-
-
-class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One training step: which images, at which size. Epochs count from 1."""
-
-    epoch: int
-    size: int
-    examples: tuple[int, ...]
-
-
-def plan_steps(recipe: Recipe, images: int, seed: int) -> list[Step]:
-    """Every step of the run, known from the start: each epoch sees each image at least once.
-
-    The last batch of an epoch is filled from the epoch's beginning, drawn anew: a batch of one
-    would leave BatchNorm nothing to average.
-    """
-    per_epoch = -(-images // recipe.batch_size)
-    total = recipe.epochs * per_epoch
-    ends = np.cumsum([share for _, share in recipe.stages])
-    steps = []
-    for epoch in range(1, recipe.epochs + 1):
-        order = np.random.default_rng([seed, epoch]).permutation(images)
-        batches = np.resize(order, (per_epoch, recipe.batch_size))
-        for batch in batches:
-            stage = int(np.searchsorted(ends, (len(steps) + 0.5) / total * ends[-1]))
-            size = recipe.stages[stage][0]
-            steps.append(Step(epoch=epoch, size=size, examples=tuple(batch.tolist())))
-    return steps
-
-
-class TrainingViews(Dataset[tuple[Pixels, int]]):
-    """Augmented training images; the key (example, size, draw) fixes every random choice."""
-
-    def __init__(self, split: Split, recipe: Recipe, spec: ImageSpec, seed: int) -> None:
-        self._split, self._recipe, self._spec, self._seed = split, recipe, spec, seed
-
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Pixels, int]:
-        number, size, draw = key
-        example = self._split.train[number]
-        rng = np.random.default_rng([self._seed, draw, number])
-        try:
-            content = self._split.read(example)
-            view = training_view(content, size, self._recipe, self._spec, rng, LIMITS)
-        except ImageError as error:
-            raise DamagedFile(f"{example.file}: {error}") from error
-        return view, example.label
-
-
-Batch = tuple[torch.Tensor, torch.Tensor]
-"""Images uint8 [N, size, size, 3] and labels int64 [N]."""
-
-
-def training_batches(
-    views: TrainingViews, steps: Sequence[Step], workers: int
-) -> DataLoader[Batch]:
-    """The batches of the steps, in order, made ahead by worker processes."""
-    draws = itertools.count()
-    keys = [[(number, step.size, next(draws)) for number in step.examples] for step in steps]
-    return DataLoader(
-        views,
-        batch_sampler=keys,
-        num_workers=workers,
-        collate_fn=_collate,
-        worker_init_fn=_ignore_interrupt,
-    )
-
-
-def _ignore_interrupt(_worker: int) -> None:
-    """Signals often reach the whole process group: the loop decides, and ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _collate(samples: list[tuple[Pixels, int]]) -> Batch:
-    images = torch.from_numpy(np.stack([image for image, _ in samples]))
-    return images, torch.tensor([label for _, label in samples])
-
-
-def served_views(split: Split, examples: Sequence[Example], spec: ImageSpec) -> Pixels:
-    """The pixels that the server would see, uint8 [N, crop, crop, 3]. Raises DamagedFile."""
-
-    def view(example: Example) -> Pixels:
-        try:
-            return load_pixels(split.read(example), spec, LIMITS)
-        except ImageError as error:
-            raise DamagedFile(f"{example.file}: {error}") from error
-
-    views = np.empty((len(examples), *spec.shape), np.uint8)
-    with ThreadPoolExecutor(available_cores()) as pool:
-        for i, pixels in enumerate(pool.map(view, examples)):
-            views[i] = pixels
-    return views

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from packshot.errors import InvalidInput
 from packshot.image import ImageSpec, Pixels
+from trainer.batches import TrainingViews, plan_steps, served_views, training_batches
 from trainer.calibrate import fit_temperature
 from trainer.checkpoint import (
     Checkpoint,
@@ -28,14 +29,7 @@ from trainer.checkpoint import (
     save_record,
     versions,
 )
-from trainer.data import (
-    Example,
-    Split,
-    TrainingViews,
-    plan_steps,
-    served_views,
-    training_batches,
-)
+from trainer.data import Example, Split
 from trainer.evaluate import EVALUATION_BATCH, Evaluation, predict, resized, score
 from trainer.model import PixelNetwork, Weights
 from trainer.recipes import Options, Recipe
