@@ -48,10 +48,15 @@ def classify(options: argparse.Namespace) -> int:
 
 
 class AboveBar:
-    """Standard output that does not run into the progress bar below it on a terminal."""
+    """Standard output, in whole lines, above the progress bar where both are on a terminal."""
+
+    def __init__(self) -> None:
+        self._line = ""
 
     def write(self, text: str) -> int:
-        tqdm.write(text, end="")
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            tqdm.write(line)
         return len(text)
 
 

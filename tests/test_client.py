@@ -1,10 +1,14 @@
 """The client and the `packshot` command against a real server."""
 
+import contextlib
 import csv
 import io
 import json
+import os
+import pty
 import subprocess
 import sys
+import termios
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -159,6 +163,25 @@ def test_classify_prints_a_line_a_file(server, folder):
     assert len(lines) == 30
     assert lines[0].startswith(f"{folder}/a/00-red.jpg  red ")
     assert "blue" not in lines[0] or "green" not in lines[0], "two labels only"
+
+
+def test_on_a_terminal_the_results_stand_above_a_progress_bar(server, folder):
+    terminal, inside = pty.openpty()
+    termios.tcsetwinsize(inside, (24, 200))
+    command = [sys.executable, "-m", "packshot.cli", "classify", "--target", server.target]
+    done = subprocess.Popen([*command, str(folder)], cwd=ROOT, stdout=inside, stderr=inside)
+    os.close(inside)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal says that its other end was closed
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    os.close(terminal)
+    assert done.wait(TIMEOUT) == 0
+    assert b"30/30" in shown
+    screen: list[bytes] = []
+    for line in shown.split(b"\n"):
+        screen.append(line.rstrip(b"\r").rsplit(b"\r", 1)[-1])
+    assert sum(b"%" in line and b".jpg  " in line for line in screen) == 30
 
 
 def test_classify_globs_and_csv(server, folder):
