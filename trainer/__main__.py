@@ -62,7 +62,7 @@ def run(options: Options) -> int:
     spec = ImageSpec()
     torch.manual_seed(options.seed)
     split = load_split(options, spec)
-    describe(split)
+    describe(split, options.data)
     network, weights = prepare_network(options, split, spec)
     recipe = recipe_for(options, pretrained=weights.pretrained, gpu=torch.cuda.is_available())
     set_aside(options.run)
@@ -86,12 +86,9 @@ def run(options: Options) -> int:
     return 0
 
 
-def describe(split: Split) -> None:
+def describe(split: Split, folder: Path) -> None:
     counts = f"{len(split.train)} train, {len(split.val)} validation, {len(split.test)} test images"
-    print(
-        f"{split.folder}: {len(split.labels)} classes, {counts}, "
-        f"fingerprint {split.fingerprint[:12]}"
-    )
+    print(f"{folder}: {len(split.labels)} classes, {counts}, fingerprint {split.fingerprint[:12]}")
 
 
 def prepare_network(
