@@ -37,10 +37,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     colour_jitter: float = 0.2
     batchnorm_images: int = 0  # >0: re-estimate BatchNorm's statistics on so many at the end
 
-    @property
-    def final_size(self) -> int:
-        return self.stages[-1][0]
-
 
 # AdamW at 5e-5 with a larger rate for the new head is the published setting for fine-tuning a
 # ResNet-50 on 1,000 to 10,000 images.

@@ -48,7 +48,6 @@ class Servicer(Protocol):
 
 
 S = TypeVar("S", bound=Servicer)
-Method = Callable[[S, Request, Context], Awaitable[Reply]]
 
 
 def answering(
