@@ -138,6 +138,6 @@ async def all_of(work: Iterable[Coroutine[None, None, T]]) -> list[T]:
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one) for one in work]
-    except* Exception as failed:
+    except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
     return [task.result() for task in tasks]
