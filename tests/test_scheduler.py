@@ -302,6 +302,13 @@ def test_a_batch_keeps_the_engines_rows():
     run(test)
 
 
+def timed(engine: FakeEngine, profile: dict[int, float], clock: "Clock") -> Scheduler:
+    """A scheduler that reads the test's clock; `profile`: seconds of a run by batch size."""
+    return Scheduler(
+        engine, LatencyModel(profile), max_queued_images=100, metrics=Metrics(), clock=clock
+    )
+
+
 class Clock:
     """Time as the test says."""
 
@@ -316,10 +323,7 @@ def test_a_request_that_cannot_be_in_time_is_refused_at_once():
     async def test():
         engine, clock = FakeEngine(), Clock()
         engine.gate.clear()
-        latency = LatencyModel({1: 0.1, 2: 0.15})
-        scheduler = Scheduler(
-            engine, latency, max_queued_images=100, metrics=Metrics(), clock=clock
-        )
+        scheduler = timed(engine, {1: 0.1, 2: 0.15}, clock)
         assert scheduler.predict_seconds(5, (0, clock.now)) == pytest.approx(0.15 + 0.15 + 0.1)
         first = asyncio.create_task(ask(scheduler, 1, clock.now + 1))
         await entered(engine)
@@ -344,9 +348,7 @@ def test_what_would_be_late_even_if_it_ran_at_once_is_dropped():
     async def test():
         engine, clock = FakeEngine(), Clock()
         engine.gate.clear()
-        scheduler = Scheduler(
-            engine, LatencyModel({1: 0.1}), max_queued_images=9, metrics=Metrics(), clock=clock
-        )
+        scheduler = timed(engine, {1: 0.1}, clock)
         first = asyncio.create_task(ask(scheduler, 1, clock.now + 9))
         await entered(engine)
         second = asyncio.create_task(ask(scheduler, 2, clock.now + 0.5))
@@ -365,9 +367,7 @@ def test_what_would_be_late_even_if_it_ran_at_once_is_dropped():
 def test_predictions_learn_from_what_answers_take():
     async def test():
         engine, clock = FakeEngine(), Clock()
-        scheduler = Scheduler(
-            engine, LatencyModel({1: 0.1}), max_queued_images=9, metrics=Metrics(), clock=clock
-        )
+        scheduler = timed(engine, {1: 0.1}, clock)
         for _ in range(200):
             with scheduler.admit(images=1, deadline=clock.now + 9) as ticket:
                 clock.now += 0.2
@@ -386,13 +386,7 @@ def test_predictions_learn_from_what_answers_take():
 def test_missed_deadlines_teach_and_lost_callers_do_not():
     async def test():
         clock = Clock()
-        scheduler = Scheduler(
-            FakeEngine(),
-            LatencyModel({1: 0.1}),
-            max_queued_images=9,
-            metrics=Metrics(),
-            clock=clock,
-        )
+        scheduler = timed(FakeEngine(), {1: 0.1}, clock)
 
         def prediction() -> float:
             with (
@@ -417,13 +411,7 @@ def test_missed_deadlines_teach_and_lost_callers_do_not():
 def test_estimates_that_are_too_high_are_found_out():
     async def test():
         clock = Clock()
-        scheduler = Scheduler(
-            FakeEngine(),
-            LatencyModel({1: 0.1}),
-            max_queued_images=9,
-            metrics=Metrics(),
-            clock=clock,
-        )
+        scheduler = timed(FakeEngine(), {1: 0.1}, clock)
         for _ in range(30):
             with scheduler.admit(images=1, deadline=clock.now + 1):
                 clock.now += 5

@@ -154,7 +154,7 @@ def train(
             losses.clear()
     bar.close()
     if recipe.batchnorm_images:
-        best = try_batchnorm(best, network, training, validation, log)
+        best = try_batchnorm(best, network, training, validation, len(steps), log)
     return best
 
 
@@ -163,13 +163,14 @@ def try_batchnorm(
     network: PixelNetwork,
     training: Training,
     validation: Views,
+    steps: int,
     log: Log,
 ) -> Checkpoint | None:
     """Re-estimates BatchNorm's statistics at the size served, and keeps them if that is better."""
     sample = batchnorm_sample(training)
     reestimate_batchnorm(network, served_views(training.split, sample, training.spec))
     say(f"BatchNorm statistics re-estimated on {len(sample)} images")
-    moment = Moment(epoch=training.recipe.epochs, step=0, size=training.spec.crop)
+    moment = Moment(epoch=training.recipe.epochs, step=steps, size=training.spec.crop)
     return keep_best(best, network, training, validation, moment, log)
 
 
