@@ -149,7 +149,7 @@ def test_metrics_count_what_was_done(client, server):
                 'packshot_stage_seconds_count{stage="total"}',
                 "packshot_batch_images_sum",
                 'grpc_server_handled_total{grpc_code="OK",grpc_method="Classify",'
-                'grpc_service="packshot.v1.Classifier"}',
+                'grpc_service="packshot.v1.Classifier",grpc_type="unary"}',
             )
         )
 

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
@@ -61,6 +62,8 @@ def answering(
         code, details = grpc.StatusCode.CANCELLED, ""
         trailers: tuple[tuple[str, str], ...] = ()
         self.calls.started()
+        self.metrics.rpc_started(self.service, name)
+        started = time.monotonic()
         try:
             reply = await method(self, request, context)
             code = grpc.StatusCode.OK
@@ -74,7 +77,8 @@ def answering(
             details = _internal(name, error) if code is grpc.StatusCode.INTERNAL else str(error)
             trailers = _pushback(error)
         finally:
-            self.metrics.handled.labels(self.service, name, code.name).inc()
+            seconds = time.monotonic() - started
+            self.metrics.rpc_handled(self.service, name, code.name, seconds)
             self.calls.ended()
         await context.abort(code, details, trailers)
         raise AssertionError("abort raises")
