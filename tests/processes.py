@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 60
-READY = re.compile(r"on ([\d.]+:\d+), metrics on (http://\S+)")
+READY = re.compile(r"on ([\d.]+:\d+), metrics on (http://[\w.:/]+)")
 
 
 def program(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:

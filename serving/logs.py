@@ -1,0 +1,71 @@
+"""How log lines look: JSON for machines, aligned and coloured for people on a terminal.
+
+Everything is logged with the standard library, `log.info("...", extra={...})`; structlog lays out.
+"""
+
+import logging
+import sys
+from typing import Literal, TextIO
+
+import msgspec
+import structlog
+from structlog.typing import EventDict, Processor
+
+Format = Literal["auto", "json", "human"]
+FIRST = ("timestamp", "level", "logger", "event")
+
+
+def configure_logging(
+    format: Format = "auto",  # noqa: A002 - as the option is called
+    level: str = "info",
+    stream: TextIO | None = None,
+) -> None:
+    """All lines of this process from now on, to `stream` (standard error).
+
+    `auto` is human on a terminal, JSON lines elsewhere. Raises ValueError for an unknown level.
+    """
+    target = sys.stderr if stream is None else stream
+    human = format == "human" or (format == "auto" and target.isatty())
+    handler = logging.StreamHandler(target)
+    handler.setFormatter(_formatter(human=human, colors=human and target.isatty()))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def _formatter(*, human: bool, colors: bool) -> structlog.stdlib.ProcessorFormatter:
+    common: list[Processor] = [
+        structlog.stdlib.ExtraAdder(),
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(
+            fmt="%H:%M:%S" if human else "iso", utc=not human, key="timestamp"
+        ),
+    ]
+    layout = _human(colors) if human else _JSON
+    meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=common, processors=[meta, *layout])
+
+
+def _human(colors: bool) -> list[Processor]:
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=colors,
+        sort_keys=False,
+        pad_event_to=0,
+        exception_formatter=structlog.dev.plain_traceback,
+    )
+    return [renderer]
+
+
+def _known_first(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """Lines are then easy to compare by eye too."""
+    return {**{key: event[key] for key in FIRST}, **event}
+
+
+def _to_json(event: EventDict, **_options: object) -> str:
+    return msgspec.json.encode(event, enc_hook=str).decode()
+
+
+_JSON: list[Processor] = [
+    structlog.processors.format_exc_info,
+    _known_first,
+    structlog.processors.JSONRenderer(serializer=_to_json),
+]

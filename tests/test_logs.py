@@ -1,0 +1,189 @@
+"""Log lines for machines and for people, and the access log's budget."""
+
+import io
+import json
+import logging
+import math
+import re
+from datetime import datetime, timedelta
+
+import pytest
+from processes import READY
+
+from serving.access_log import Access, AccessLog
+from serving.logs import configure_logging
+from serving.metrics import Metrics
+from serving.request_id import request_id
+
+log = logging.getLogger("packshot.test")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture(autouse=True)
+def restored_logging():
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers = []  # configure_logging closes what it replaces, and these are pytest's
+    yield
+    root.handlers, root.level = handlers, level
+
+
+@pytest.fixture
+def lines():
+    """A function that gives the JSON lines so far, as dictionaries."""
+    stream = io.StringIO()
+    configure_logging("json", stream=stream)
+    return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_json_has_the_known_keys_first_and_extra_ones_after(lines):
+    log.warning("%d images", 3, extra={"model": "shoes", "share": math.nan, "path": object})
+    (line,) = lines()
+    assert list(line)[:4] == ["timestamp", "level", "logger", "event"]
+    assert datetime.fromisoformat(line.pop("timestamp")).utcoffset() == timedelta(0)
+    assert line == {
+        "level": "warning", "logger": "packshot.test", "event": "3 images",
+        "model": "shoes", "share": None, "path": "<class 'object'>",
+    }  # fmt: skip
+
+
+def test_an_exception_is_one_string_on_the_same_line(lines):
+    try:
+        raise ValueError("broken\nin two")
+    except ValueError:
+        log.exception("it failed")
+    (line,) = lines()
+    assert line["level"] == "error"
+    assert line["exception"].startswith("Traceback (most recent call last):\n")
+    assert line["exception"].endswith("ValueError: broken\nin two")
+
+
+def test_what_a_client_sends_cannot_forge_a_line(lines):
+    log.info("got %s", 'x"}\n{"level": "error"')
+    assert [line["level"] for line in lines()] == ["info"]
+
+
+def test_the_address_is_found_in_either_format():
+    for chosen in ("json", "human"):
+        stream = io.StringIO()
+        configure_logging(chosen, stream=stream)
+        log.info("ready, on 127.0.0.1:8001, metrics on http://127.0.0.1:8002/metrics")
+        found = READY.search(stream.getvalue())
+        assert found.groups() == ("127.0.0.1:8001", "http://127.0.0.1:8002/metrics")
+
+
+def test_auto_is_for_people_on_a_terminal_and_for_machines_elsewhere():
+    terminal, file = Terminal(), io.StringIO()
+    configure_logging("auto", stream=terminal)
+    log.info("hello", extra={"images": 3})
+    configure_logging("auto", stream=file)
+    log.info("hello")
+    seen = re.sub(r"\x1b\[\d*m", "", terminal.getvalue())
+    assert terminal.getvalue() != seen, "in colour"
+    assert re.fullmatch(r"\d\d:\d\d:\d\d \[info +\] hello +\[packshot.test\] images=3\n", seen), (
+        seen
+    )
+    assert json.loads(file.getvalue())["event"] == "hello"
+
+
+def test_people_get_no_escape_codes_in_a_file():
+    file = io.StringIO()
+    configure_logging("human", stream=file)
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        log.exception("it failed")
+    assert "\x1b" not in file.getvalue()
+    assert file.getvalue().endswith("ValueError: broken\n")
+
+
+def test_lines_below_the_level_are_not_written():
+    file = io.StringIO()
+    configure_logging("json", "warning", stream=file)
+    log.info("no")
+    log.warning("yes")
+    assert "no" not in file.getvalue()
+    assert "yes" in file.getvalue()
+    with pytest.raises(ValueError, match="LOUD"):
+        configure_logging("json", "loud")
+
+
+class FakeClock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def access(code="OK", **more):
+    known = {
+        "request_id": "r1", "method": "Classify", "code": code, "images": 2, "total_ms": 12.5,
+        "peer": "ipv4:127.0.0.1:50000",
+    }  # fmt: skip
+    return Access(**known, **more)
+
+
+def test_an_access_line_tells_what_is_known_and_nothing_else(lines):
+    AccessLog(1, Metrics(), FakeClock()).write(access(model="shoes", version=3, decode_ms=4.5))
+    (line,) = lines()
+    del line["timestamp"]
+    assert line == {
+        "level": "info", "logger": "packshot.access", "event": "request", "request_id": "r1",
+        "method": "Classify", "code": "OK", "images": 2, "total_ms": 12.5,
+        "peer": "ipv4:127.0.0.1:50000", "model": "shoes", "version": 3, "decode_ms": 4.5,
+    }  # fmt: skip
+
+
+def test_above_the_rate_lines_are_counted_instead_and_the_next_tells_how_many(lines):
+    clock, metrics = FakeClock(), Metrics()
+    written = AccessLog(2, metrics, clock)
+    for _ in range(5):
+        written.write(access())
+    assert [line.get("suppressed") for line in lines()] == [None, None]
+    assert metrics.registry.get_sample_value("packshot_access_lines_suppressed_total") == 3
+    clock.now += 0.5  # one line's worth
+    for _ in range(2):
+        written.write(access())
+    assert [line.get("suppressed") for line in lines()] == [None, None, 3]
+    clock.now += 3600  # saves up a second's worth, no more
+    for _ in range(5):
+        written.write(access())
+    assert [line.get("suppressed") for line in lines()] == [None, None, 3, 1, None]
+
+
+def test_errors_of_the_server_are_always_written(lines):
+    written = AccessLog(0, Metrics(), FakeClock())
+    for code in ("OK", "INVALID_ARGUMENT", "INTERNAL", "UNKNOWN", "RESOURCE_EXHAUSTED"):
+        written.write(access(code))
+    assert [(line["code"], line["level"]) for line in lines()] == [
+        ("INTERNAL", "error"), ("UNKNOWN", "error"),
+    ]  # fmt: skip
+    assert lines()[0]["suppressed"] == 2
+
+
+def test_less_than_one_line_a_second_still_gets_through(lines):
+    clock = FakeClock()
+    written = AccessLog(0.125, Metrics(), clock)
+    for _ in range(17):
+        written.write(access())
+        clock.now += 1
+    assert [line.get("suppressed") for line in lines()] == [None, 7, 7]
+
+
+@pytest.mark.parametrize("sane", ["a", "7f3-B_2.x:y/z=+@", "x" * 64])
+def test_the_clients_request_id_is_kept(sane):
+    assert request_id([("user-agent", "x"), ("x-request-id", sane)]) == sane
+
+
+@pytest.mark.parametrize("odd", ["", "x" * 65, "two words", "line\nbreak", "a\n", "ü", b"bytes"])
+def test_an_odd_request_id_is_replaced(odd):
+    assert re.fullmatch("[0-9a-f]{16}", request_id([("x-request-id", odd)]))
+
+
+def test_requests_without_an_id_get_different_ones():
+    assert len({request_id([]) for _ in range(100)}) == 100
