@@ -91,9 +91,10 @@ def golden_tolerance(engine: Engine, golden: GoldenSamples, gate: Gate) -> float
 
 def open_onnx(path: Path, name: str) -> Engine:
     """The server's engine, one run at a time over all cores."""
-    return OnnxRuntimeEngine(path, name=name, lanes=1, threads_per_lane=available_cores())
+    return OnnxRuntimeEngine(path, name=name, lanes=available_cores())
 
 
 def run_in_batches(engine: Engine, images: Pixels) -> Logits:
-    chunks = [engine.run(images[i : i + BATCH]).logits for i in range(0, len(images), BATCH)]
+    starts = range(0, len(images), BATCH)
+    chunks = [engine.run(images[i : i + BATCH], alone=True).logits for i in starts]
     return np.concatenate(chunks)

@@ -65,6 +65,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     image: ImageSpec
     embedding_width: int
     temperature: float
+    min_confidence: float = 0.0  # answers below abstain, unless a request says otherwise
     engines: dict[str, EngineFile]
     left_out: dict[str, str]  # engine name -> why it did not pass
     files: dict[str, str]  # every other file of the bundle -> its sha256

@@ -1,31 +1,54 @@
-"""`python -m serving --models models`: serve a bundle until SIGTERM."""
+"""`python -m serving --models models`: serve the models of a store until SIGTERM."""
 
 import logging
+import os
 import sys
 
 import uvloop
 
 from packshot.errors import PackshotError
 from serving.app import App
-from serving.settings import Settings, parse_settings
+from serving.command_line import parse_settings, to_toml
+from serving.logs import configure_logging
+from serving.settings import Settings
 
-
-async def _serve(settings: Settings) -> None:
-    await App(settings).run()
+log = logging.getLogger("packshot.app")
 
 
 def main() -> int:
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    configure_logging()
     try:
-        uvloop.run(_serve(parse_settings()))
+        settings = parse_settings()
+        configure_logging(settings.log_format, settings.log_level)
+        return _run(settings)
     except PackshotError as error:
         print(f"packshot: cannot serve: {error}", file=sys.stderr)
         return 1
+
+
+def _run(settings: Settings) -> int:
+    if settings.print_config:
+        print(to_toml(settings.effective()))
+        return 0
+    if settings.check:
+        print(uvloop.run(_check(settings)))
+        return 0
+    log.info("settings: %s", " ".join(map(str, settings.effective())))
+    if uvloop.run(_serve(settings)):
+        logging.shutdown()
+        os._exit(1)  # a thread that hangs in an engine would hold up the exit for ever
     return 0
+
+
+async def _check(settings: Settings) -> str:
+    return await App(settings).check()
+
+
+async def _serve(settings: Settings) -> bool:
+    """Whether an engine had to be left behind."""
+    app = App(settings)
+    await app.run()
+    return app.left_behind
 
 
 if __name__ == "__main__":

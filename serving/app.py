@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -12,101 +13,169 @@ from packshot.cores import available_cores
 from packshot.errors import InvalidInput
 from packshot.image import ImageLimits
 from packshot.v1 import classifier_pb2_grpc
-from serving.api.answering import Calls
+from serving.access_log import AccessLog
+from serving.api.calls import Calls
 from serving.api.classifier import Classifier
+from serving.cache import Cache
+from serving.check import table
 from serving.decoding import DecodePool
+from serving.http import HttpPort
+from serving.liveness import Liveness
+from serving.loading import EngineChoice, Loader, Room
 from serving.metrics import Metrics
-from serving.model import choose_bundle, start_model, verify
+from serving.models import Models
 from serving.pipeline import Pipeline
 from serving.reload import Reloader
 from serving.settings import Settings
 from serving.signals import StopSignals
+
+if TYPE_CHECKING:
+    from serving.traces import Traces
 
 log = logging.getLogger("packshot.app")
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SENDING_SECONDS = 0.5
+WATCH_SECONDS = 0.5
 OTHER_CALLS = 64  # health, reflection and model queries beside the classifying ones
 
 
 class App:
-    """One server process: gRPC, metrics, and the model behind them."""
+    """One server process: gRPC, the HTTP port, and the models behind them."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._metrics = Metrics()
+        self._metrics = metrics = Metrics()
         limits = ImageLimits(
             max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels
         )
-        self._decoders = DecodePool(available_cores(), limits, self._metrics)
+        self._decoders = DecodePool(available_cores(), limits)
+        self._models = Models()
+        self._loader = Loader(settings.models, _choice(settings), _room(settings), metrics)
+        self._reloader = Reloader(
+            self._models,
+            self._loader,
+            metrics,
+            names=settings.model,
+            default=settings.default_model,
+            seconds=settings.reload_seconds,
+        )
         self._pipeline = Pipeline(
             self._decoders,
-            self._metrics,
+            Cache(settings.cache_bytes, metrics),
             max_images_per_request=settings.max_images_per_request,
             default_timeout_seconds=settings.default_timeout_ms / 1000,
         )
-        self._reloader = Reloader(self._pipeline, settings, self._metrics)
-        self._calls = Calls()
+        self._traces = _traces(settings)
+        access = AccessLog(settings.access_log_per_second, metrics)
+        self._calls = Calls(metrics, access, self._traces)
+        self._liveness = Liveness(hang_seconds=settings.hang_seconds)
+        self._liveness.add(lambda _: self._models.trouble(settings.hang_seconds))
         self._health = health.HealthServicer()
         self._server = _new_server(settings)
+        self._accepting = False
+        metrics.saturation.set_function(self._saturation)
+        metrics.live.set_function(lambda: self._liveness.reason() is None)
+        metrics.ready.set_function(lambda: self._not_ready() is None)
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT, then drains. Raises PackshotError if it cannot start."""
         stop = StopSignals()
-        port, metrics_port = await self._listen()
+        self._liveness.start()
+        http, port = await self._listen()
+        watching = asyncio.create_task(self._watch())
         try:
-            if not await stop.run_until(self._load_model()):
+            if not await stop.run_until(self._reloader.load_all()):
                 log.info("stopped while loading")
                 return
-            await self._set_ready(True)
-            self._log_ready(port, metrics_port)
+            self._accepting = True
+            await self._tell_health()
+            self._log_ready(port, http.port)
             self._reloader.start()
             await stop.wait()
             log.info("draining")
-            await self._set_ready(False)
+            self._accepting = False
+            await self._tell_health()
             # Balancers and endpoints take seconds to notice: go on accepting meanwhile.
             await stop.sleep(self._settings.drain_delay_seconds)
         finally:
             await self._close(stop)
+            watching.cancel()
+            http.close()
         log.info("drained")
 
-    async def _listen(self) -> tuple[int, int]:
+    async def check(self) -> str:
+        """Takes the ports, loads and proves every model, lets go; returns a table of them."""
+        http, _ = await self._listen()
+        try:
+            await self._reloader.load_all()
+            return table(self._models)
+        finally:
+            await self._close(StopSignals())
+            http.close()
+
+    @property
+    def left_behind(self) -> bool:
+        """An engine hangs in a thread that cannot be ended."""
+        return any(model.scheduler.lanes.running for model in self._models)
+
+    async def _listen(self) -> tuple[HttpPort, int]:
         """Takes the ports first: a taken one is found before seconds of loading."""
         host, settings = self._settings.host, self._settings
-        metrics_port = self._metrics.serve(host, settings.metrics_port)
+        http = HttpPort(
+            host, settings.http_port, self._metrics.registry, self._liveness.reason, self._not_ready
+        )
         try:
             port = self._server.add_insecure_port(f"{host}:{settings.port}")
         except RuntimeError as error:
             raise InvalidInput(
                 f"--port {settings.port} on {host} cannot be used: {error}"
             ) from error
-        classifier = Classifier(self._pipeline, self._metrics, self._calls)
+        classifier = Classifier(self._models, self._pipeline, self._calls)
         classifier_pb2_grpc.add_ClassifierServicer_to_server(classifier, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (Classifier.service, "grpc.health.v1.Health", reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        await self._health.set("", SERVING)  # alive, though not ready yet
-        await self._set_ready(False)
+        await self._tell_health()  # alive, though not ready yet
         await self._server.start()
-        return port, metrics_port
+        return http, port
 
-    async def _load_model(self) -> None:
-        folder = choose_bundle(self._settings.models, self._settings.model)
-        verified = await asyncio.to_thread(verify, folder, self._settings)
-        self._pipeline.model = start_model(verified, self._settings, self._metrics)
+    async def _watch(self) -> None:
+        """Tells health what changes by itself: an engine that hangs, fails or recovers."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            await self._tell_health()
 
-    async def _set_ready(self, ready: bool) -> None:
-        self._metrics.ready.set(ready)
+    async def _tell_health(self) -> None:
+        """ "": alive; the service: ready."""
+        alive = self._liveness.reason() is None
+        ready = self._not_ready() is None
+        await self._health.set("", SERVING if alive else NOT_SERVING)
         await self._health.set(Classifier.service, SERVING if ready else NOT_SERVING)
+
+    def _not_ready(self) -> str | None:
+        """Why no request should come here, in one line."""
+        if not self._accepting:
+            return "draining" if self._models.names else "loading"
+        return self._models.trouble(self._settings.hang_seconds) or self._models.being_replaced()
+
+    def _saturation(self) -> float:
+        """Models share the cores: what each takes of them adds up."""
+        lanes = sum(model.scheduler.lanes.utilisation.share() for model in self._models)
+        return min(1.0, max(lanes, self._decoders.utilisation.share()))
 
     async def _close(self, stop: StopSignals) -> None:
         # Stop accepting before flushing: a late request would find no engine.
+        self._calls.draining.set()
         await self._stop_accepting(stop)
         await self._reloader.stop()
-        if self._pipeline.model is not None:
-            await self._pipeline.model.scheduler.close()
+        await self._loader.close()
+        await self._models.close()
         self._decoders.close()
+        self._liveness.stop()
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
 
     async def _stop_accepting(self, stop: StopSignals) -> None:
         """Until the calls in progress are answered, `drain_timeout_seconds` at most.
@@ -125,13 +194,33 @@ class App:
         answered.cancel()
         hurried.cancel()
 
-    def _log_ready(self, port: int, metrics_port: int) -> None:
-        model = self._pipeline.current()
-        log.info(
-            "ready: model %s version %d, engine %s, on %s:%d, metrics on http://%s:%d/metrics",
-            model.manifest.model, model.manifest.version, model.engine,
-            self._settings.host, port, self._settings.host, metrics_port,
-        )  # fmt: skip
+    def _log_ready(self, port: int, http_port: int) -> None:
+        host = self._settings.host
+        served = ", ".join(
+            f"model {model.name} version {model.version}, engine {model.engine}"
+            for model in self._models
+        )
+        log.info("ready: %s, on %s:%d, metrics on http://%s:%d/metrics", served, host, port, host, http_port)  # fmt: skip  # noqa: E501
+
+
+def _traces(settings: Settings) -> "Traces | None":
+    if settings.otlp_endpoint is None:
+        return None
+    from serving.traces import Traces  # OpenTelemetry is optional
+
+    return Traces(settings.otlp_endpoint, ratio=settings.trace_ratio)
+
+
+def _choice(settings: Settings) -> EngineChoice:
+    # What is required is all that is tried: a fallback would have to be refused anyway.
+    order = (settings.require,) if settings.require else settings.engines
+    return EngineChoice(
+        order=order, lanes=settings.lanes or available_cores(), max_batch=settings.max_batch
+    )
+
+
+def _room(settings: Settings) -> Room:
+    return Room(max_images=settings.max_queued_images, max_bytes=settings.max_queued_bytes)
 
 
 def _new_server(settings: Settings) -> grpc.aio.Server:

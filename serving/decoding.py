@@ -8,7 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from packshot.errors import ImageError
 from packshot.image import ImageLimits, ImageSpec, Pixels, load_pixels
 from serving.latency import Average
-from serving.metrics import Metrics
+from serving.saturation import Utilisation
+from serving.stages import Stage
 
 log = logging.getLogger("packshot.decoding")
 
@@ -16,14 +17,14 @@ log = logging.getLogger("packshot.decoding")
 class DecodePool:
     """Decodes for all requests. Whoever waits for a free thread can be cancelled at no cost."""
 
-    def __init__(self, threads: int, limits: ImageLimits, metrics: Metrics) -> None:
+    def __init__(self, threads: int, limits: ImageLimits) -> None:
         self._limits = limits
-        self._metrics = metrics
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._free = asyncio.Semaphore(threads)
         self._width = threads
         self._pending = 0
         self._seconds = Average()
+        self.utilisation = Utilisation(threads)
 
     def predict_seconds(self, images: int) -> float:
         """Until as many more images would be decoded, behind those that are waiting."""
@@ -31,24 +32,25 @@ class DecodePool:
             return 0.0
         return max(1.0, (self._pending + images) / self._width) * self._seconds.value
 
-    async def decode(self, encoded: bytes, spec: ImageSpec) -> Pixels:
-        """Raises ImageError."""
+    async def decode(self, encoded: bytes, spec: ImageSpec) -> tuple[Pixels, Stage]:
+        """The picture, and when it was decoded. Raises ImageError."""
         self._pending += 1
         try:
-            pixels, seconds = await self._in_a_thread(encoded, spec)
+            pixels, stage = await self._in_a_thread(encoded, spec)
         finally:
             self._pending -= 1
-        self._seconds.observe(seconds)
-        return pixels
+        self._seconds.observe(stage.ended - stage.started)
+        return pixels, stage
 
-    async def _in_a_thread(self, encoded: bytes, spec: ImageSpec) -> tuple[Pixels, float]:
+    async def _in_a_thread(self, encoded: bytes, spec: ImageSpec) -> tuple[Pixels, Stage]:
         await self._free.acquire()
         loop = asyncio.get_running_loop()
+        self.utilisation.add(1)
         work = self._threads.submit(self._decode, encoded, spec)
 
-        def release(_done: "Future[tuple[Pixels, float]]") -> None:
+        def release(_done: "Future[tuple[Pixels, Stage]]") -> None:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(self._free.release)
+                loop.call_soon_threadsafe(self._release)
 
         # The thread is free when its work has ended, not when its caller has lost interest.
         work.add_done_callback(release)
@@ -57,13 +59,15 @@ class DecodePool:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _decode(self, encoded: bytes, spec: ImageSpec) -> tuple[Pixels, float]:
+    def _release(self) -> None:
+        self.utilisation.add(-1)
+        self._free.release()
+
+    def _decode(self, encoded: bytes, spec: ImageSpec) -> tuple[Pixels, Stage]:
         started = time.monotonic()
         try:
             pixels = load_pixels(encoded, spec, self._limits)
-            return pixels, time.monotonic() - started
         except ImageError as error:
             log.debug("an image was refused", exc_info=error)
             raise
-        finally:
-            self._metrics.stage("decode", time.monotonic() - started)
+        return pixels, Stage("decode", started, time.monotonic())

@@ -4,7 +4,7 @@ A network's latency is predictable, so that a table and a slow average are enoug
 the work is done whether it can be done in time (Clockwork, OSDI 2020).
 """
 
-from collections.abc import Mapping
+from serving.engines import Profile
 
 FRESHNESS = 0.1  # weight of a new measurement: about the last ten count
 DEVIATIONS = 3.0
@@ -39,24 +39,24 @@ class Average:
 class LatencyModel:
     """Seconds that a run of the engine takes, by batch size."""
 
-    def __init__(self, profile: Mapping[int, float]) -> None:
-        """`profile`: batch size -> seconds, of every size that will be used."""
-        self._runs = {size: Average(seconds) for size, seconds in sorted(profile.items())}
-        self.fastest_run_seconds = min(profile.values())
+    def __init__(self, profile: Profile) -> None:
+        self._lanes = {size: Average(seconds) for size, seconds in profile.lanes.items()}
+        self._alone = {size: Average(seconds) for size, seconds in profile.alone.items()}
+        self.largest = max(profile.lanes)
+        self.fastest_run_seconds = min([*profile.lanes.values(), *profile.alone.values()])
 
-    @property
-    def largest(self) -> int:
-        return max(self._runs)
-
-    def run_seconds(self, images: int) -> float:
+    def run_seconds(self, images: int, *, alone: bool = False) -> float:
         """Of one batch of a profiled size."""
-        return self._runs[images].value
+        return self._runs(alone)[images].value
 
     def work_seconds(self, images: int) -> float:
-        """Of any number of images, run in full batches one after the other."""
+        """Of any number of images, run in full batches one after the other on a lane."""
         full, rest = divmod(images, self.largest)
         return full * self.run_seconds(self.largest) + (self.run_seconds(rest) if rest else 0.0)
 
-    def observe(self, images: int, seconds: float) -> None:
-        self._runs[images].observe(seconds)
+    def observe(self, images: int, seconds: float, *, alone: bool = False) -> None:
+        self._runs(alone)[images].observe(seconds)
         self.fastest_run_seconds = min(self.fastest_run_seconds, seconds)
+
+    def _runs(self, alone: bool) -> dict[int, Average]:
+        return self._alone if alone else self._lanes

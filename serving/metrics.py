@@ -6,11 +6,11 @@
 import sys
 from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from packshot.errors import EngineReason, ImageReason, InvalidInput
+from packshot.errors import EngineReason, ImageReason
 from serving.declared import OPEN, Declared
 
 RpcKind = Literal["unary", "client_stream", "server_stream", "bidi_stream"]
@@ -37,6 +37,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._of: dict[str, ModelMetrics] = {}
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self.declared = Declared(self.registry)
@@ -59,7 +60,6 @@ class Metrics:
             "packshot_saturation",
             "0 to 1: share of the last seconds in which lanes or decoders were busy; "
             "made for autoscaling.",
-            {"model": OPEN},
         )
         self.access_lines_suppressed = declare.counter(
             "packshot_access_lines_suppressed_total",
@@ -67,38 +67,39 @@ class Metrics:
         )
 
     def _declare_requests(self, declare: Declared) -> None:
-        self._stage_seconds = declare.histogram(
+        self.stage_seconds = declare.histogram(
             "packshot_stage_seconds",
             "Decode and queue per image, infer per batch, total per answered request.",
             SECONDS,
-            {"stage": STAGES},
+            {"model": OPEN, "stage": STAGES},
         )
-        self._stages = {stage: self._stage_seconds.labels(stage) for stage in STAGES}
         self.requests_refused = declare.counter(
             "packshot_requests_refused_total",
             "Requests refused: too late for their deadline, no room, or shed for interactive ones.",
-            {"reason": REFUSALS},
+            {"model": OPEN, "reason": REFUSALS},
         )
         self.prediction_ratio = declare.histogram(
             "packshot_prediction_ratio",
             "What an answer took over what was predicted when its request was let in.",
             RATIOS,
+            {"model": OPEN},
         )
 
     def _declare_images(self, declare: Declared) -> None:
         self.images = declare.counter(
             "packshot_images_total",
             "Images answered, by result: ok, or the reason why one could not be used.",
-            {"result": IMAGE_RESULTS},
+            {"model": OPEN, "result": IMAGE_RESULTS},
         )
         self.images_in_progress = declare.gauge(
             "packshot_images_in_progress",
             "Images admitted and not yet answered.",
+            {"model": OPEN},
         )
         self.images_dropped = declare.counter(
             "packshot_images_dropped_total",
             "Images taken out of the queue: their deadline passed, or their caller went away.",
-            {"reason": DROPS},
+            {"model": OPEN, "reason": DROPS},
         )
         self.abstained = declare.counter(
             "packshot_images_abstained_total",
@@ -109,6 +110,7 @@ class Metrics:
             "packshot_top_probability",
             "Probability of the best label: a shift means other images or another model.",
             PROBABILITIES,
+            {"model": OPEN},
         )
         self.cache_lookups = declare.counter(
             "packshot_cache_lookups_total",
@@ -122,6 +124,7 @@ class Metrics:
             "packshot_batch_images",
             "Images per run of the engine.",
             BATCH_IMAGES,
+            {"model": OPEN},
         )
         self.engine_in_use = declare.gauge(
             "packshot_engine_in_use",
@@ -136,7 +139,7 @@ class Metrics:
         self.engine_failures = declare.counter(
             "packshot_engine_failures_total",
             "Batches on which the engine raised an error.",
-            {"engine": OPEN},
+            {"model": OPEN, "engine": OPEN},
         )
         self.engine_takeovers = declare.counter(
             "packshot_engine_takeovers_total",
@@ -146,7 +149,7 @@ class Metrics:
         self.reloads = declare.counter(
             "packshot_reloads_total",
             "Other versions found in the store: swapped in, or why they stay out.",
-            {"result": RELOADS},
+            {"model": OPEN, "result": RELOADS},
         )
 
     def _declare_rpcs(self, declare: Declared) -> None:
@@ -163,8 +166,11 @@ class Metrics:
             RPC,
         )
 
-    def stage(self, stage: str, seconds: float) -> None:
-        self._stages[stage].observe(seconds)
+    def of(self, model: str) -> "ModelMetrics":
+        """The metrics of one model, whichever version of it serves."""
+        if model not in self._of:
+            self._of[model] = ModelMetrics(self, model)
+        return self._of[model]
 
     def rpc_started(self, service: str, method: str, kind: RpcKind = "unary") -> None:
         self.started.labels(kind, service, method).inc()
@@ -176,15 +182,59 @@ class Metrics:
         self.handled.labels(kind, service, method, code).inc()
         self.handling_seconds.labels(kind, service, method).observe(seconds)
 
-    def serve(self, host: str, port: int) -> int:
-        """Serves /metrics from a thread of its own; returns the port. Raises InvalidInput."""
-        try:
-            server, _ = start_http_server(port, addr=host, registry=self.registry)
-        except OSError as error:
-            raise InvalidInput(
-                f"--metrics-port {port} on {host} cannot be used: {error.strerror}"
-            ) from error
-        return int(server.server_port)
+
+class ModelMetrics:
+    """The metrics of one model: its name is filled in, and its series are there from the start."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._all = metrics
+        self._model = model
+        self._used: tuple[str, str, str] | None = None
+        self._stages = {stage: metrics.stage_seconds.labels(model, stage) for stage in STAGES}
+        self._results = {result: metrics.images.labels(model, result) for result in IMAGE_RESULTS}
+        self.images_in_progress = metrics.images_in_progress.labels(model)
+        self.batch_images = metrics.batch_images.labels(model)
+        self.prediction_ratio = metrics.prediction_ratio.labels(model)
+        self.top_probability = metrics.top_probability.labels(model)
+        self.abstained = metrics.abstained.labels(model)
+        for reason in REFUSALS:
+            metrics.requests_refused.labels(model, reason)
+        for reason in DROPS:
+            metrics.images_dropped.labels(model, reason)
+        for result in RELOADS:
+            metrics.reloads.labels(model, result)
+
+    def stage(self, stage: str, seconds: float) -> None:
+        self._stages[stage].observe(seconds)
+
+    def answered(self, result: str) -> None:
+        """One image; `result` is one of IMAGE_RESULTS."""
+        self._results[result].inc()
+
+    def refused(self, reason: str) -> None:
+        self._all.requests_refused.labels(self._model, reason).inc()
+
+    def dropped(self, reason: str) -> None:
+        self._all.images_dropped.labels(self._model, reason).inc()
+
+    def reloaded(self, result: str) -> None:
+        self._all.reloads.labels(self._model, result).inc()
+
+    def engine_refused(self, engine: str, reason: str) -> None:
+        self._all.engine_refusals.labels(engine, reason).inc()
+
+    def engine_failed(self, engine: str) -> None:
+        self._all.engine_failures.labels(self._model, engine).inc()
+
+    def taken_over(self, failed: str, successor: str) -> None:
+        self._all.engine_takeovers.labels(self._model, failed, successor).inc()
+
+    def in_use(self, version: int, engine: str) -> None:
+        """That engine of that version answers, and no other."""
+        if self._used is not None:
+            self._all.engine_in_use.remove(*self._used)
+        self._used = (self._model, str(version), engine)
+        self._all.engine_in_use.labels(*self._used).set(1)
 
 
 INTRODUCTION = """\
@@ -206,7 +256,7 @@ it goes. `queue` grows first when there is too much work.
 
 **Refusals.** Shedding is a normal state under too much load; if it lasts, add servers.
 
-    sum by (reason) (rate(packshot_requests_refused_total[5m]))
+    sum by (model, reason) (rate(packshot_requests_refused_total[5m]))
 
 `deadline`: the answer would come too late. `queue_full`: more at once than the limits allow.
 `shed`: bulk requests that made room for interactive ones.
@@ -215,7 +265,7 @@ came too late all the same; `packshot_prediction_ratio` then shows predictions t
 
 **Saturation.** Scale on it: it rises before anything is refused, whatever the size of requests.
 
-    avg by (model) (packshot_saturation)
+    avg(packshot_saturation)
 
 **A worse engine than hoped for.** Answers stay right, and become slower or cost more.
 

@@ -1,96 +1,64 @@
 """A served model: one version of a bundle, the engine that answers for it, and its queue."""
 
 import logging
-from pathlib import Path
+from dataclasses import dataclass
 
 import msgspec
 
-from packshot.bundle import Manifest, open_bundle
-from packshot.cores import available_cores
-from packshot.errors import DamagedFile, NotFound
-from packshot.golden import check_pixels
-from packshot.store import current_version, model_names
-from serving.engines.open import Opened, open_engine
+from packshot.bundle import Bundle, Manifest
+from serving.engines.open import Opened, Refusal
 from serving.latency import LatencyModel
-from serving.metrics import Metrics
-from serving.scheduler import Scheduler
-from serving.settings import Settings
+from serving.metrics import ModelMetrics
+from serving.scheduler import FAILURES_TO_REPLACE, Scheduler
 
 log = logging.getLogger("packshot.model")
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """What answers requests."""
+@dataclass(eq=False, kw_only=True)
+class Model:
+    """What answers requests. `opened`: the engine in use, and those refused before it."""
 
-    folder: Path
-    manifest: Manifest
+    bundle: Bundle
     opened: Opened
     scheduler: Scheduler
+    metrics: ModelMetrics
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    @property
+    def name(self) -> str:
+        return self.manifest.model
+
+    @property
+    def version(self) -> int:
+        return self.manifest.version
 
     @property
     def engine(self) -> str:
-        return self.opened.engine.name
+        return self.scheduler.engine.name
 
-    @property
-    def metric_labels(self) -> tuple[str, str, str]:
-        """Of `Metrics.engine_in_use`."""
-        return (self.manifest.model, str(self.manifest.version), self.engine)
+    def start_serving(self) -> None:
+        for refusal in self.opened.refusals:
+            self.metrics.engine_refused(refusal.engine, refusal.reason)
+        self.metrics.in_use(self.version, self.engine)
 
+    def take_over(self, opened: Opened, failed: Refusal) -> None:
+        """Another engine answers instead of one that failed."""
+        for refusal in (failed, *opened.refusals):
+            self.metrics.engine_refused(refusal.engine, refusal.reason)
+        refusals = (*self.opened.refusals, failed, *opened.refusals)
+        self.opened = msgspec.structs.replace(opened, refusals=refusals)
+        self.metrics.taken_over(failed.engine, opened.engine.name)
+        self.scheduler.take_over(opened.engine, LatencyModel(opened.profile))
+        self.metrics.in_use(self.version, opened.engine.name)
 
-class Verified(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle whose hashes, golden samples and engine were checked on this machine."""
-
-    folder: Path
-    manifest: Manifest
-    opened: Opened
-
-
-def choose_bundle(store: Path, name: str | None) -> Path:
-    """Folder of the version to serve. Raises NotFound."""
-    names = model_names(store)
-    if name is None and len(names) != 1:
-        found = ", ".join(names) or "none"
-        raise NotFound(f"--model must name one of the models in {store}: {found}")
-    chosen = name if name is not None else names[0]
-    if chosen not in names:
-        raise NotFound(f"no model {chosen!r} in {store}; there is {', '.join(names) or 'none'}")
-    return store / chosen / str(current_version(store / chosen))
-
-
-def verify(folder: Path, settings: Settings) -> Verified:
-    """Loads and checks a bundle; takes seconds, in a thread.
-
-    Raises NotFound, DamagedFile, AnswersDiffer or EngineRefused.
-    """
-    log.info("loading %s", folder)
-    bundle = open_bundle(folder)
-    manifest = bundle.manifest
-    if (manifest.model, str(manifest.version)) != (folder.parent.name, folder.name):
-        raise DamagedFile(
-            f"{folder} holds version {manifest.version} of {manifest.model!r}: put it in its place"
-        )
-    check_pixels(bundle.golden(), manifest.image)
-    opened = open_engine(
-        bundle,
-        settings.engines,
-        lanes=settings.lanes or available_cores(),
-        max_batch=settings.max_batch,
-    )
-    return Verified(folder=folder, manifest=manifest, opened=opened)
-
-
-def start_model(verified: Verified, settings: Settings, metrics: Metrics) -> Model:
-    """Puts a queue in front of the engine; called on the event loop."""
-    manifest, opened = verified.manifest, verified.opened
-    for refusal in opened.refusals:
-        metrics.engine_refusals.labels(refusal.engine, refusal.reason).inc()
-    scheduler = Scheduler(
-        opened.engine,
-        LatencyModel(opened.profile),
-        max_queued_images=settings.max_queued_images,
-        max_queued_bytes=settings.max_queued_bytes,
-        metrics=metrics,
-    )
-    model = Model(folder=verified.folder, manifest=manifest, opened=opened, scheduler=scheduler)
-    metrics.engine_in_use.labels(*model.metric_labels).set(1)
-    return model
+    def trouble(self, hang_seconds: float) -> str | None:
+        """Why a restart would help, if it would; may be asked from any thread."""
+        lanes = self.scheduler.lanes
+        if (seconds := lanes.longest_run()) > hang_seconds:
+            return f"engine {self.engine} of {self.name} hangs: in one run for {seconds:.0f} s"
+        if lanes.failures_in_a_row > FAILURES_TO_REPLACE:
+            return f"engine {self.engine} of {self.name} fails and there is no other"
+        return None

@@ -6,16 +6,21 @@ from collections.abc import Coroutine, Iterable, Sequence
 from typing import TypeVar
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
-from packshot.errors import DeadlineExceeded, ImageError, InvalidInput, NotFound, Unavailable
-from packshot.image import ImageSpec, Pixels, read_pixels
+from packshot.errors import DeadlineExceeded, ImageError, InvalidInput, Overloaded
+from packshot.image import Pixels, read_pixels
 from packshot.prediction import Logits, Prediction, top_predictions
+from serving.admission import RETRY_AFTER_SECONDS, Priority, Ticket
+from serving.cache import Cache
 from serving.decoding import DecodePool
-from serving.metrics import Metrics
+from serving.engines import Answer
 from serving.model import Model
-from serving.scheduler import Priority, Ticket
+from serving.stages import Stage
 
 DEFAULT_TOP_K = 5
+SHORTEST_PAUSE_SECONDS = 0.02
 
 T = TypeVar("T")
 
@@ -27,117 +32,191 @@ class SentImage(msgspec.Struct, frozen=True, kw_only=True):
     is_pixels: bool
 
 
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """How a request wants to be treated; without `timeout_seconds` the server's default holds."""
+
+    timeout_seconds: float | None = None
+    priority: Priority = Priority.INTERACTIVE
+
+
+class Ranking(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request wants to know of each image. Raises InvalidInput.
+
+    `top_k` 0 means 5. Without `min_confidence` the bundle's threshold holds.
+    """
+
+    top_k: int = 0
+    min_confidence: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_k < 0:
+            raise InvalidInput(f"top_k is {self.top_k}; it must be 0 (for {DEFAULT_TOP_K}) or more")
+        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
+            raise InvalidInput(f"min_confidence is {self.min_confidence}; it must be from 0 to 1")
+
+
 class Classified(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to one image."""
+    """The answer to one image; `abstained`: no label is probable enough."""
 
     predictions: tuple[Prediction, ...]
     logits: Logits
+    abstained: bool
+
+
+class Answers(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer per image, in order, and the engine that gave them."""
+
+    images: list[Answer | ImageError]
+    engine: str
 
 
 class Pipeline:
-    """Answers requests with the model in place; `model` is None until one is loaded."""
+    """Answers requests with a model."""
 
     def __init__(
         self,
         decoders: DecodePool,
-        metrics: Metrics,
+        cache: Cache,
         *,
         max_images_per_request: int,
         default_timeout_seconds: float,
     ) -> None:
-        self.model: Model | None = None
-        self.rejected: dict[str, str] = {}  # version that did not pass -> reason
         self.max_images_per_request = max_images_per_request
         self._default_timeout_seconds = default_timeout_seconds
         self._decoders = decoders
-        self._metrics = metrics
+        self._cache = cache
 
-    def model_named(self, name: str) -> Model:
-        """The model of that name; empty means the default. Raises Unavailable or NotFound."""
-        model = self.current()
-        if name not in ("", model.manifest.model):
-            raise NotFound(f"no model {name!r}; this server has {model.manifest.model!r}")
-        return model
-
-    def current(self) -> Model:
-        """Raises Unavailable while the first one is being loaded."""
-        if self.model is None:
-            raise Unavailable("the model is still being loaded")
-        return self.model
-
-    async def classify(
+    async def answer(
         self,
         model: Model,
         images: Sequence[SentImage],
-        *,
-        top_k: int,
-        timeout_seconds: float | None,
-        priority: Priority = Priority.INTERACTIVE,
-    ) -> list[Classified | ImageError]:
-        """One answer per image, in order; an image that cannot be used gets its ImageError.
+        terms: Terms,
+        stages: list[Stage] | None = None,
+    ) -> Answers:
+        """An image that cannot be used gets its ImageError; adds what it went through to `stages`.
 
         Raises InvalidInput, Overloaded, DeadlineExceeded, Unavailable or ServiceFailed.
         """
-        self._check(images, top_k)
-        if timeout_seconds is None:
-            timeout_seconds = self._default_timeout_seconds
-        started = time.monotonic()
-        with model.scheduler.admit(
-            images=len(images),
-            size=sum(len(image.content) for image in images),
-            deadline=started + timeout_seconds,
-            decode_seconds=self._decoders.predict_seconds(sum(not i.is_pixels for i in images)),
-            priority=priority,
-        ) as ticket:
-            try:
-                async with asyncio.timeout(timeout_seconds):
-                    answers = await all_of(self._logits(model, ticket, image) for image in images)
-            except TimeoutError as error:
-                raise DeadlineExceeded(f"no answer within {timeout_seconds:.3f} s") from error
-            ticket.answered = not any(isinstance(answer, ImageError) for answer in answers)
-        results = [self._ranked(model, answer, top_k or DEFAULT_TOP_K) for answer in answers]
-        self._metrics.stage("total", time.monotonic() - started)
-        return results
+        self._check(images)
+        started, engine = time.monotonic(), model.engine
+        keys = [
+            self._cache.key(model.name, model.version, engine, one.content, one.is_pixels)
+            for one in images
+        ]
+        answers: list[Answer | ImageError | None] = [self._cache.get(key) for key in keys]
+        missing = [number for number, answer in enumerate(answers) if answer is None]
+        if missing:
+            wanted = [images[number] for number in missing]
+            found = await self._run(model, wanted, terms, [] if stages is None else stages)
+            for number, one in zip(missing, found, strict=True):
+                answers[number] = one
+                if keys[number] and isinstance(one, Answer):
+                    self._cache.put(keys[number], one)
+        model.metrics.stage("total", time.monotonic() - started)
+        return Answers(images=[a for a in answers if a is not None], engine=engine)
 
-    def _check(self, images: Sequence[SentImage], top_k: int) -> None:
+    async def answer_when_free(self, model: Model, image: SentImage, terms: Terms) -> Answers:
+        """Like `answer` for one image, but waits where that would refuse for overload."""
+        timeout_seconds = terms.timeout_seconds or self._default_timeout_seconds
+        until = time.monotonic() + timeout_seconds
+        while True:
+            try:
+                left = until - time.monotonic()
+                return await self.answer(
+                    model, [image], msgspec.structs.replace(terms, timeout_seconds=left)
+                )
+            except Overloaded as error:
+                wanted = error.retry_after_seconds or RETRY_AFTER_SECONDS
+                pause = min(max(wanted, SHORTEST_PAUSE_SECONDS), RETRY_AFTER_SECONDS)
+                if time.monotonic() + pause >= until:
+                    raise DeadlineExceeded(f"no answer within {timeout_seconds:.3f} s") from error
+                await asyncio.sleep(pause)
+
+    def classified(
+        self, model: Model, answer: Answer | ImageError, ranking: Ranking
+    ) -> Classified | ImageError:
+        """Temperature, softmax, top-k and labels of the version that ran; counts the result."""
+        if isinstance(answer, ImageError):
+            model.metrics.answered(answer.reason)
+            return answer
+        manifest = model.manifest
+        predictions = top_predictions(
+            answer.logits, manifest.labels, ranking.top_k or DEFAULT_TOP_K, manifest.temperature
+        )
+        best, threshold = predictions[0].probability, ranking.min_confidence
+        abstained = best < (manifest.min_confidence if threshold is None else threshold)
+        model.metrics.answered("ok")
+        model.metrics.top_probability.observe(best)
+        if abstained:
+            model.metrics.abstained.inc()
+        return Classified(predictions=predictions, logits=answer.logits, abstained=abstained)
+
+    def embedding(
+        self, model: Model, answer: Answer | ImageError, *, normalize: bool
+    ) -> npt.NDArray[np.float32] | ImageError:
+        """float32 [features], of length 1 (L2) if `normalize` and not all zero; counts it."""
+        if isinstance(answer, ImageError):
+            model.metrics.answered(answer.reason)
+            return answer
+        model.metrics.answered("ok")
+        length = float(np.linalg.norm(answer.embedding)) if normalize else 1.0
+        return answer.embedding / np.float32(length or 1.0)
+
+    def _check(self, images: Sequence[SentImage]) -> None:
         limit = self.max_images_per_request
         if not images:
             raise InvalidInput("the request has no image; send 1 or more")
         if len(images) > limit:
             raise InvalidInput(f"the request has {len(images)} images; at most {limit} are taken")
-        if top_k < 0:
-            raise InvalidInput(f"top_k is {top_k}; it must be 0 (for {DEFAULT_TOP_K}) or more")
 
-    async def _logits(self, model: Model, ticket: Ticket, image: SentImage) -> Logits | ImageError:
+    async def _run(
+        self, model: Model, images: Sequence[SentImage], terms: Terms, stages: list[Stage]
+    ) -> list[Answer | ImageError]:
+        timeout_seconds = terms.timeout_seconds
+        if timeout_seconds is None:
+            timeout_seconds = self._default_timeout_seconds
+        with model.scheduler.admit(
+            images=len(images),
+            size=sum(len(image.content) for image in images),
+            deadline=time.monotonic() + timeout_seconds,
+            decode_seconds=self._decoders.predict_seconds(sum(not i.is_pixels for i in images)),
+            priority=terms.priority,
+        ) as ticket:
+            ticket.stages = stages
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    answers = await all_of(self._one(model, ticket, image) for image in images)
+            except TimeoutError as error:
+                raise DeadlineExceeded(f"no answer within {timeout_seconds:.3f} s") from error
+            ticket.answered = not any(isinstance(answer, ImageError) for answer in answers)
+        return answers
+
+    async def _one(self, model: Model, ticket: Ticket, image: SentImage) -> Answer | ImageError:
         try:
-            pixels = await self._decode(image, model.manifest.image)
+            pixels = await self._decode(image, model, ticket)
         except ImageError as error:
+            ticket.pending -= 1  # it will never reach the queue
             return error
         return await model.scheduler.submit(ticket, pixels)
 
-    async def _decode(self, image: SentImage, spec: ImageSpec) -> Pixels:
+    async def _decode(self, image: SentImage, model: Model, ticket: Ticket) -> Pixels:
+        spec = model.manifest.image
         if image.is_pixels:
             return read_pixels(image.content, spec)
-        return await self._decoders.decode(image.content, spec)
-
-    def _ranked(
-        self, model: Model, answer: Logits | ImageError, top_k: int
-    ) -> Classified | ImageError:
-        if isinstance(answer, ImageError):
-            self._metrics.images.labels(answer.reason).inc()
-            return answer
-        manifest = model.manifest
-        predictions = top_predictions(answer, manifest.labels, top_k, manifest.temperature)
-        self._metrics.images.labels("ok").inc()
-        self._metrics.top_probability.observe(predictions[0].probability)
-        return Classified(predictions=predictions, logits=answer)
+        pixels, stage = await self._decoders.decode(image.content, spec)
+        model.metrics.stage("decode", stage.ended - stage.started)
+        ticket.stages.append(stage)
+        return pixels
 
 
 async def all_of(work: Iterable[Coroutine[None, None, T]]) -> list[T]:
     """Results in order; the first error ends the rest and is raised, so that nothing runs on."""
+    coroutines = list(work)
+    if len(coroutines) == 1:  # the usual request: a task of its own would only cost time
+        return [await coroutines[0]]
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
+            tasks = [group.create_task(one) for one in coroutines]
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
     return [task.result() for task in tasks]

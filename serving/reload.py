@@ -7,15 +7,15 @@ stays out, and the old one goes on.
 import asyncio
 import logging
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 from packshot import errors
-from packshot.errors import PackshotError
-from packshot.store import RELEASED
+from packshot.errors import NotFound, PackshotError
+from packshot.store import RELEASED, model_names
+from serving.loading import Loader
 from serving.metrics import Metrics
-from serving.model import Model, choose_bundle, start_model, verify
-from serving.pipeline import Pipeline
-from serving.settings import Settings
+from serving.models import Models
 
 log = logging.getLogger("packshot.reload")
 
@@ -28,80 +28,113 @@ REASONS: dict[type[Exception], str] = {
 
 
 class Reloader:
-    """Looks at the store every `reload_seconds`, and at once on SIGHUP."""
+    """Loads what is to be served, then looks at the store every `seconds`, and at once on SIGHUP.
 
-    def __init__(self, pipeline: Pipeline, settings: Settings, metrics: Metrics) -> None:
-        self._pipeline = pipeline
-        self._settings = settings
+    `names`: the models to serve; without any, every model of the store, also those to come.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        loader: Loader,
+        metrics: Metrics,
+        *,
+        names: Sequence[str],
+        default: str | None,
+        seconds: float,
+    ) -> None:
+        self._models = models
+        self._loader = loader
         self._metrics = metrics
+        self._names = tuple(names)
+        self._default = default
+        self._seconds = seconds
         self._asked = asyncio.Event()
         self._rejected: set[Path] = set()
-        self._draining: set[asyncio.Task[None]] = set()
         self._running: asyncio.Task[None] | None = None
 
+    async def load_all(self) -> None:
+        """The first version of each. Raises PackshotError if one that was asked for fails."""
+        names = self._names or model_names(self._loader.store)
+        if not names:
+            raise NotFound(f"no model in {self._loader.store}: run `make export`")
+        self._models.default = self._default or _only(names, asked=self._names)
+        for name in names:
+            wanted = name in self._names or name == self._models.default
+            try:
+                self._models.put(await self._loader.load(self._loader.choose(name)))
+            except PackshotError as error:
+                if wanted:
+                    raise
+                self._reject(name, self._loader.store / name, error)
+        if not self._models.names:
+            raise NotFound(f"none of the models in {self._loader.store} can be served: see above")
+
     def start(self) -> None:
-        """Once a first version serves."""
+        """Once the first versions serve."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._asked.set)
         self._running = asyncio.create_task(self._follow())
 
     async def stop(self) -> None:
-        """Ends; waits for old versions that are still being drained."""
         if self._running is not None:
             self._running.cancel()
-            await asyncio.wait({self._running, *self._draining})
+            await asyncio.wait({self._running})
 
     async def _follow(self) -> None:
-        interval = self._settings.reload_seconds or None
         while True:
             try:
-                await asyncio.wait_for(self._asked.wait(), interval)
+                await asyncio.wait_for(self._asked.wait(), self._seconds or None)
                 self._rejected.clear()  # on SIGHUP even a version that failed is tried again
             except TimeoutError:
                 pass
             self._asked.clear()
-            await self._look()
+            for name in await self._present():
+                await self._look(name)
 
-    async def _look(self) -> None:
-        model = self._pipeline.current()
-        released = model.folder.parent / RELEASED
+    async def _present(self) -> list[str]:
         try:
-            folder = await asyncio.to_thread(
-                choose_bundle, self._settings.models, model.manifest.model
-            )
-        except PackshotError as error:
-            self._reject(released, error)
+            found = await asyncio.to_thread(model_names, self._loader.store)
+        except (PackshotError, OSError) as error:
+            log.error("the store cannot be read: %s", error)
+            return []
+        return list(self._names) or sorted({*found, *self._models.names})
+
+    async def _look(self, name: str) -> None:
+        released = self._loader.store / name / RELEASED
+        try:
+            folder = await asyncio.to_thread(self._loader.choose, name)
+        except (PackshotError, OSError) as error:
+            self._reject(name, released, error)
             return
-        self._forgive(released)
-        if folder == model.folder or folder in self._rejected:
+        self._forgive(name, released)
+        model = self._models.serving(name)
+        if folder in self._rejected or (model is not None and folder == model.bundle.folder):
             return
         try:
-            verified = await asyncio.to_thread(verify, folder, self._settings)
+            successor = await self._loader.load(folder)
         except Exception as error:  # a fault in a new version must not end the old one
-            self._reject(folder, error)
+            self._reject(name, folder, error)
             return
-        self._swap(model, start_model(verified, self._settings, self._metrics))
+        self._models.put(successor)
+        self._models.rejected.pop(name, None)
+        self._rejected = {path for path in self._rejected if path.parent.name != name}
+        self._metrics.of(name).reloaded("swapped")
 
-    def _swap(self, old: Model, new: Model) -> None:
-        self._pipeline.model = new
-        self._pipeline.rejected.clear()
-        self._rejected.clear()
-        self._metrics.reloads.labels("swapped").inc()
-        self._metrics.engine_in_use.remove(*old.metric_labels)
-        log.info("version %d serves, engine %s", new.manifest.version, new.engine)
-        drain = asyncio.create_task(old.scheduler.close())
-        self._draining.add(drain)
-        drain.add_done_callback(self._draining.discard)
-
-    def _forgive(self, folder: Path) -> None:
+    def _forgive(self, name: str, folder: Path) -> None:
         self._rejected.discard(folder)
-        self._pipeline.rejected.pop(folder.name, None)
+        self._models.rejected.get(name, {}).pop(folder.name, None)
 
-    def _reject(self, folder: Path, error: Exception) -> None:
+    def _reject(self, name: str, folder: Path, error: Exception) -> None:
         if folder in self._rejected:
             return
         self._rejected.add(folder)
         reason = REASONS.get(type(error), "failed")
-        self._pipeline.rejected[folder.name] = reason
-        self._metrics.reloads.labels(reason).inc()
+        self._models.rejected.setdefault(name, {})[folder.name] = reason
+        self._metrics.of(name).reloaded(reason)
         expected = isinstance(error, PackshotError)
         log.error("%s stays out: %s", folder, error, exc_info=None if expected else error)
+
+
+def _only(names: Sequence[str], *, asked: Sequence[str]) -> str | None:
+    """The default where none was chosen: the first that was asked for, or the only one there."""
+    return names[0] if asked or len(names) == 1 else None

@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 
-from serving.engines import Answer
+from serving.engines import Answer, Images
 
 
 class FakeEngine:
@@ -13,25 +13,28 @@ class FakeEngine:
     While `gate` is closed, runs wait in it; `entered` counts those that have begun.
     """
 
-    def __init__(self, *, lanes: int = 1, name: str = "fake") -> None:
+    def __init__(self, *, lanes: int = 1, name: str = "fake", largest_alone: int = 0) -> None:
         self.name = name
         self.lanes = lanes
+        self.largest_alone = largest_alone
+        self.alone: list[bool] = []
         self.batches: list[int] = []
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Semaphore(0)
-        self.fail_next = False
+        self.failures_left = 0
         self.lose_a_row_next = False
         self.closed = False
 
-    def run(self, images: np.ndarray) -> Answer:
+    def run(self, images: Images, *, alone: bool = False) -> Answer:
         self.batches.append(len(images))
+        self.alone.append(alone)
         self.entered.release()
         assert self.gate.wait(timeout=30)
-        if self.fail_next:
-            self.fail_next = False
+        if self.failures_left:
+            self.failures_left -= 1
             raise RuntimeError("the fake engine was told to fail")
-        logits = images[:, 0, 0, :].astype(np.float32)
+        logits = np.stack(images)[:, 0, 0, :].astype(np.float32)
         if self.lose_a_row_next:
             self.lose_a_row_next = False
             logits = logits[1:]
@@ -43,3 +46,13 @@ class FakeEngine:
 
 def image_of(value: int) -> np.ndarray:
     return np.full((2, 2, 3), value, np.uint8)
+
+
+class Clock:
+    """Time as the test says."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now

@@ -7,27 +7,39 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
-from fakes import FakeEngine, image_of
+from fakes import Clock, FakeEngine, image_of
 
 from packshot.errors import DeadlineExceeded, Overloaded, ServiceFailed, Unavailable
+from serving.admission import Priority
+from serving.engines import Profile
 from serving.latency import LatencyModel
 from serving.metrics import Metrics
 from serving.pipeline import all_of
-from serving.scheduler import Priority, Scheduler
+from serving.scheduler import Scheduler
 
 LATER = time.monotonic() + 3600
 
 
 def instant(max_batch: int) -> LatencyModel:
     """Predicts that everything is done at once: nothing is refused for its deadline."""
-    return LatencyModel(dict.fromkeys(range(1, max_batch + 1), 0.0))
+    runs = dict.fromkeys(range(1, max_batch + 1), 0.0)
+    return LatencyModel(Profile(lanes=runs, alone=runs))
+
+
+def scheduler_of(
+    engine: FakeEngine, latency: LatencyModel, max_queued_images: int = 100, **options: object
+) -> Scheduler:
+    metrics = Metrics().of("colours")
+    return Scheduler(
+        engine, latency, max_queued_images=max_queued_images, metrics=metrics, **options
+    )
 
 
 @asynccontextmanager
-async def scheduling(engine: FakeEngine, *, max_batch: int = 4, max_queued_images: int = 100):
-    scheduler = Scheduler(
-        engine, instant(max_batch), max_queued_images=max_queued_images, metrics=Metrics()
-    )
+async def scheduling(
+    engine: FakeEngine, *, max_batch: int = 4, max_queued_images: int = 100, **options: object
+):
+    scheduler = scheduler_of(engine, instant(max_batch), max_queued_images, **options)
     try:
         yield scheduler
     finally:
@@ -43,7 +55,7 @@ async def ask(
 ) -> np.ndarray:
     """A request of one image."""
     with scheduler.admit(images=1, deadline=deadline, priority=priority) as ticket:
-        return await scheduler.submit(ticket, image_of(value))
+        return (await scheduler.submit(ticket, image_of(value))).logits
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -208,11 +220,11 @@ def test_the_first_error_ends_the_rest_of_a_request():
 def test_a_request_that_is_still_being_decoded_holds_up_the_close():
     async def test():
         engine = FakeEngine()
-        scheduler = Scheduler(engine, instant(2), max_queued_images=10, metrics=Metrics())
+        scheduler = scheduler_of(engine, instant(2))
         with scheduler.admit(deadline=LATER, images=1) as ticket:
             closing = asyncio.create_task(scheduler.close())
             await asyncio.sleep(0)
-            assert (await scheduler.submit(ticket, image_of(4)))[0] == 4
+            assert (await scheduler.submit(ticket, image_of(4))).logits[0] == 4
             assert not closing.done()
         await closing
         assert engine.closed
@@ -226,7 +238,7 @@ def test_an_engine_that_hangs_does_not_hold_up_the_close_for_ever():
     async def test():
         engine = FakeEngine()
         engine.gate.clear()
-        scheduler = Scheduler(engine, instant(1), max_queued_images=10, metrics=Metrics())
+        scheduler = scheduler_of(engine, instant(1))
         running, waiting = await queued(scheduler, [1, 2])
         await entered(engine)
         await scheduler.close(timeout_seconds=0.01)
@@ -243,7 +255,7 @@ def test_a_failing_engine_fails_its_batch_and_nothing_else():
     async def test():
         engine = FakeEngine()
         engine.gate.clear()
-        engine.fail_next = True
+        engine.failures_left = 1
         async with scheduling(engine) as scheduler:
             doomed = await queued(scheduler, [1, 2])
             await entered(engine)
@@ -275,7 +287,7 @@ def test_closing_answers_what_is_queued_and_then_refuses():
     async def test():
         engine = FakeEngine()
         engine.gate.clear()
-        scheduler = Scheduler(engine, instant(2), max_queued_images=10, metrics=Metrics())
+        scheduler = scheduler_of(engine, instant(2))
         tasks = await queued(scheduler, [1, 2, 3, 4, 5])
         closing = asyncio.create_task(scheduler.close())
         await entered(engine)
@@ -302,21 +314,9 @@ def test_a_batch_keeps_the_engines_rows():
     run(test)
 
 
-def timed(engine: FakeEngine, profile: dict[int, float], clock: "Clock") -> Scheduler:
+def timed(engine: FakeEngine, profile: dict[int, float], clock: Clock) -> Scheduler:
     """A scheduler that reads the test's clock; `profile`: seconds of a run by batch size."""
-    return Scheduler(
-        engine, LatencyModel(profile), max_queued_images=100, metrics=Metrics(), clock=clock
-    )
-
-
-class Clock:
-    """Time as the test says."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+    return scheduler_of(engine, LatencyModel(Profile(lanes=profile)), clock=clock)
 
 
 def test_a_request_that_cannot_be_in_time_is_refused_at_once():
@@ -466,5 +466,109 @@ def test_bulk_is_shed_when_interactive_needs_its_room():
             engine.gate.set()
             assert [(await task)[0] for task in (first, bulk[0], interactive)] == [0, 1, 4]
         assert len(engine.batches) == 3, "what was shed never reached the engine"
+
+    run(test)
+
+
+def test_a_lone_image_runs_on_all_cores_and_several_in_lanes():
+    async def test():
+        engine = FakeEngine(lanes=4, largest_alone=2)
+        async with scheduling(engine) as scheduler:
+            await ask(scheduler, 1)
+            assert engine.alone == [True]
+            engine.gate.clear()
+            first = asyncio.create_task(ask(scheduler, 2))
+            await entered(engine)
+            await entered(engine)
+            second = asyncio.create_task(ask(scheduler, 3))
+            await entered(engine)
+            assert engine.alone[1:] == [True, False], "another run was in progress"
+            engine.gate.set()
+            await asyncio.gather(first, second)
+            del engine.alone[:]
+            await asyncio.gather(*await queued(scheduler, [4, 5, 6]))
+            assert engine.alone == [False] * 3
+
+    run(test)
+
+
+def test_a_prediction_for_an_idle_moment_is_that_of_all_cores():
+    async def test():
+        engine, clock = FakeEngine(lanes=2, largest_alone=1), Clock()
+        latency = LatencyModel(Profile(lanes={1: 0.2}, alone={1: 0.1}))
+        scheduler = scheduler_of(engine, latency, clock=clock)
+        assert scheduler.predict_seconds(1, (0, clock.now)) == pytest.approx(0.1)
+        with scheduler.admit(images=1, deadline=clock.now + 9):
+            assert scheduler.predict_seconds(1, (0, clock.now + 9)) == pytest.approx(0.2)
+        await scheduler.close()
+
+    run(test)
+
+
+def test_after_three_failures_in_a_row_another_engine_answers_what_waits():
+    async def test():
+        failing, failed = FakeEngine(name="first"), asyncio.Event()
+        failing.failures_left = 99
+        async with scheduling(failing, max_batch=1, on_failing=failed.set) as scheduler:
+            tasks = await queued(scheduler, [1, 2, 3, 4])
+            await failed.wait()
+            with pytest.raises(Unavailable, match="first failed and is being replaced"):
+                await ask(scheduler, 5)
+            successor = FakeEngine(name="second")
+            scheduler.take_over(successor, instant(4))
+            for task in tasks[:3]:
+                with pytest.raises(ServiceFailed):
+                    await task
+            assert (await tasks[3])[0] == 4
+            assert (await ask(scheduler, 6))[0] == 6
+            assert (failing.batches, successor.batches) == ([1, 1, 1], [1, 1])
+        assert failing.closed
+        assert successor.closed
+
+    run(test)
+
+
+def test_an_engine_without_a_successor_goes_on():
+    async def test():
+        engine, failed = FakeEngine(), asyncio.Event()
+        engine.failures_left = 4
+        async with scheduling(engine, max_batch=1, on_failing=failed.set) as scheduler:
+            tasks = await queued(scheduler, [1, 2, 3, 4, 5])
+            await failed.wait()
+            scheduler.carry_on()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [type(r) for r in results[:4]] == [ServiceFailed] * 4
+            assert results[4][0] == 5
+            assert scheduler.lanes.failures_in_a_row == 0
+
+    run(test)
+
+
+def test_failures_that_are_not_in_a_row_do_not_count():
+    async def test():
+        engine, failed = FakeEngine(), asyncio.Event()
+        async with scheduling(engine, max_batch=1, on_failing=failed.set) as scheduler:
+            for _ in range(4):
+                engine.failures_left = 2
+                await asyncio.gather(*await queued(scheduler, [1, 2, 3]), return_exceptions=True)
+        assert not failed.is_set()
+
+    run(test)
+
+
+def test_the_length_of_the_longest_run_is_known_while_it_lasts():
+    async def test():
+        engine, clock = FakeEngine(), Clock()
+        engine.gate.clear()
+        scheduler = timed(engine, {1: 0.1}, clock)
+        assert scheduler.lanes.longest_run() == 0
+        task = asyncio.create_task(ask(scheduler, 1, clock.now + 100))
+        await entered(engine)
+        clock.now += 42
+        assert scheduler.lanes.longest_run() == 42
+        engine.gate.set()
+        await task
+        assert scheduler.lanes.longest_run() == 0
+        await scheduler.close()
 
     run(test)

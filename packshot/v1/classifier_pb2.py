@@ -24,35 +24,45 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpackshot/v1/classifier.proto\x12\x0bpackshot.v1\"\x94\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.packshot.v1.Image\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x16\n\x0einclude_logits\x18\x04 \x01(\x08\x12\'\n\x08priority\x18\x05 \x01(\x0e\x32\x15.packshot.v1.Priority\"7\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06pixels\x18\x02 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"m\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12)\n\x07results\x18\x04 \x03(\x0b\x32\x18.packshot.v1.ImageResult\"s\n\x0bImageResult\x12,\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x17.packshot.v1.Prediction\x12&\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x17.packshot.v1.ImageError\x12\x0e\n\x06logits\x18\x03 \x03(\x02\"?\n\nPrediction\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\"-\n\nImageError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x9d\x02\n\x10GetModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x13\n\x0binput_shape\x18\x05 \x03(\x05\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x33\n\x0frefused_engines\x18\x07 \x03(\x0b\x32\x1a.packshot.v1.EngineRefusal\x12\x10\n\x08\x61\x63\x63uracy\x18\x08 \x01(\x01\x12\x1e\n\x16max_images_per_request\x18\t \x01(\x05\x12\x37\n\x11rejected_versions\x18\n \x03(\x0b\x32\x1c.packshot.v1.RejectedVersion\"2\n\x0fRejectedVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"@\n\rEngineRefusal\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t*7\n\x08Priority\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x00\x12\x11\n\rPRIORITY_BULK\x10\x01\x32\x9e\x01\n\nClassifier\x12G\n\x08\x43lassify\x12\x1c.packshot.v1.ClassifyRequest\x1a\x1d.packshot.v1.ClassifyResponse\x12G\n\x08GetModel\x12\x1c.packshot.v1.GetModelRequest\x1a\x1d.packshot.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpackshot/v1/classifier.proto\x12\x0bpackshot.v1\"\xc4\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.packshot.v1.Image\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x16\n\x0einclude_logits\x18\x04 \x01(\x08\x12\'\n\x08priority\x18\x05 \x01(\x0e\x32\x15.packshot.v1.Priority\x12\x1b\n\x0emin_confidence\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x11\n\x0f_min_confidence\"7\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06pixels\x18\x02 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"m\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12)\n\x07results\x18\x04 \x03(\x0b\x32\x18.packshot.v1.ImageResult\"\x86\x01\n\x0bImageResult\x12,\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x17.packshot.v1.Prediction\x12&\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x17.packshot.v1.ImageError\x12\x0e\n\x06logits\x18\x03 \x03(\x02\x12\x11\n\tabstained\x18\x04 \x01(\x08\"\xac\x01\n\x15\x43lassifyStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12!\n\x05image\x18\x02 \x01(\x0b\x32\x12.packshot.v1.Image\x12\r\n\x05model\x18\x03 \x01(\t\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\x16\n\x0einclude_logits\x18\x05 \x01(\x08\x12\x1b\n\x0emin_confidence\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x11\n\x0f_min_confidence\"~\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x06result\x18\x02 \x01(\x0b\x32\x18.packshot.v1.ImageResult\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\"}\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\"\n\x06images\x18\x02 \x03(\x0b\x32\x12.packshot.v1.Image\x12\x11\n\tnormalize\x18\x03 \x01(\x08\x12\'\n\x08priority\x18\x04 \x01(\x0e\x32\x15.packshot.v1.Priority\"j\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12)\n\x07results\x18\x04 \x03(\x0b\x32\x18.packshot.v1.EmbedResult\"H\n\x0b\x45mbedResult\x12\x11\n\tembedding\x18\x01 \x03(\x02\x12&\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x17.packshot.v1.ImageError\"?\n\nPrediction\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\"-\n\nImageError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xe3\x02\n\x10GetModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x13\n\x0binput_shape\x18\x05 \x03(\x05\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x33\n\x0frefused_engines\x18\x07 \x03(\x0b\x32\x1a.packshot.v1.EngineRefusal\x12\x10\n\x08\x61\x63\x63uracy\x18\x08 \x01(\x01\x12\x1e\n\x16max_images_per_request\x18\t \x01(\x05\x12\x37\n\x11rejected_versions\x18\n \x03(\x0b\x32\x1c.packshot.v1.RejectedVersion\x12\x15\n\rserved_models\x18\x0b \x03(\t\x12\x15\n\rdefault_model\x18\x0c \x01(\t\x12\x16\n\x0emin_confidence\x18\r \x01(\x01\"2\n\x0fRejectedVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"@\n\rEngineRefusal\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t*7\n\x08Priority\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x00\x12\x11\n\rPRIORITY_BULK\x10\x01\x32\xbd\x02\n\nClassifier\x12G\n\x08\x43lassify\x12\x1c.packshot.v1.ClassifyRequest\x1a\x1d.packshot.v1.ClassifyResponse\x12]\n\x0e\x43lassifyStream\x12\".packshot.v1.ClassifyStreamRequest\x1a#.packshot.v1.ClassifyStreamResponse(\x01\x30\x01\x12>\n\x05\x45mbed\x12\x19.packshot.v1.EmbedRequest\x1a\x1a.packshot.v1.EmbedResponse\x12G\n\x08GetModel\x12\x1c.packshot.v1.GetModelRequest\x1a\x1d.packshot.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'packshot.v1.classifier_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRIORITY']._serialized_start=1033
-  _globals['_PRIORITY']._serialized_end=1088
+  _globals['_PRIORITY']._serialized_start=1783
+  _globals['_PRIORITY']._serialized_end=1838
   _globals['_CLASSIFYREQUEST']._serialized_start=46
-  _globals['_CLASSIFYREQUEST']._serialized_end=194
-  _globals['_IMAGE']._serialized_start=196
-  _globals['_IMAGE']._serialized_end=251
-  _globals['_CLASSIFYRESPONSE']._serialized_start=253
-  _globals['_CLASSIFYRESPONSE']._serialized_end=362
-  _globals['_IMAGERESULT']._serialized_start=364
-  _globals['_IMAGERESULT']._serialized_end=479
-  _globals['_PREDICTION']._serialized_start=481
-  _globals['_PREDICTION']._serialized_end=544
-  _globals['_IMAGEERROR']._serialized_start=546
-  _globals['_IMAGEERROR']._serialized_end=591
-  _globals['_GETMODELREQUEST']._serialized_start=593
-  _globals['_GETMODELREQUEST']._serialized_end=625
-  _globals['_GETMODELRESPONSE']._serialized_start=628
-  _globals['_GETMODELRESPONSE']._serialized_end=913
-  _globals['_REJECTEDVERSION']._serialized_start=915
-  _globals['_REJECTEDVERSION']._serialized_end=965
-  _globals['_ENGINEREFUSAL']._serialized_start=967
-  _globals['_ENGINEREFUSAL']._serialized_end=1031
-  _globals['_CLASSIFIER']._serialized_start=1091
-  _globals['_CLASSIFIER']._serialized_end=1249
+  _globals['_CLASSIFYREQUEST']._serialized_end=242
+  _globals['_IMAGE']._serialized_start=244
+  _globals['_IMAGE']._serialized_end=299
+  _globals['_CLASSIFYRESPONSE']._serialized_start=301
+  _globals['_CLASSIFYRESPONSE']._serialized_end=410
+  _globals['_IMAGERESULT']._serialized_start=413
+  _globals['_IMAGERESULT']._serialized_end=547
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=550
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=722
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=724
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=850
+  _globals['_EMBEDREQUEST']._serialized_start=852
+  _globals['_EMBEDREQUEST']._serialized_end=977
+  _globals['_EMBEDRESPONSE']._serialized_start=979
+  _globals['_EMBEDRESPONSE']._serialized_end=1085
+  _globals['_EMBEDRESULT']._serialized_start=1087
+  _globals['_EMBEDRESULT']._serialized_end=1159
+  _globals['_PREDICTION']._serialized_start=1161
+  _globals['_PREDICTION']._serialized_end=1224
+  _globals['_IMAGEERROR']._serialized_start=1226
+  _globals['_IMAGEERROR']._serialized_end=1271
+  _globals['_GETMODELREQUEST']._serialized_start=1273
+  _globals['_GETMODELREQUEST']._serialized_end=1305
+  _globals['_GETMODELRESPONSE']._serialized_start=1308
+  _globals['_GETMODELRESPONSE']._serialized_end=1663
+  _globals['_REJECTEDVERSION']._serialized_start=1665
+  _globals['_REJECTEDVERSION']._serialized_end=1715
+  _globals['_ENGINEREFUSAL']._serialized_start=1717
+  _globals['_ENGINEREFUSAL']._serialized_end=1781
+  _globals['_CLASSIFIER']._serialized_start=1841
+  _globals['_CLASSIFIER']._serialized_end=2158
 # @@protoc_insertion_point(module_scope)

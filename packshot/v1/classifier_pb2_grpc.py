@@ -39,6 +39,16 @@ class ClassifierStub(object):
                 request_serializer=packshot_dot_v1_dot_classifier__pb2.ClassifyRequest.SerializeToString,
                 response_deserializer=packshot_dot_v1_dot_classifier__pb2.ClassifyResponse.FromString,
                 _registered_method=True)
+        self.ClassifyStream = channel.stream_stream(
+                '/packshot.v1.Classifier/ClassifyStream',
+                request_serializer=packshot_dot_v1_dot_classifier__pb2.ClassifyStreamRequest.SerializeToString,
+                response_deserializer=packshot_dot_v1_dot_classifier__pb2.ClassifyStreamResponse.FromString,
+                _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/packshot.v1.Classifier/Embed',
+                request_serializer=packshot_dot_v1_dot_classifier__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=packshot_dot_v1_dot_classifier__pb2.EmbedResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/packshot.v1.Classifier/GetModel',
                 request_serializer=packshot_dot_v1_dot_classifier__pb2.GetModelRequest.SerializeToString,
@@ -53,11 +63,32 @@ class ClassifierServicer(object):
         """Classifies 1 to N images in one request. An image that cannot be used gets an error of its own
         in its result; the others are answered.
 
-        INVALID_ARGUMENT: no image, too many images, a negative top_k. NOT_FOUND: no such model.
+        INVALID_ARGUMENT: no image, too many images, a value out of range. NOT_FOUND: no such model.
         RESOURCE_EXHAUSTED: overloaded, or not to be done within the deadline; the trailer
         grpc-retry-pushback-ms says when to try again. DEADLINE_EXCEEDED: the deadline passed after the
         request had been let in. UNAVAILABLE: not ready or draining. INTERNAL: the server's log, under
         the request id in the message, says why.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClassifyStream(self, request_iterator, context):
+        """For whole catalogues: images with ids in, answers with those ids out, as they finish. Runs when
+        no interactive request waits, and waits instead of being refused. At most a window of images is
+        in the server at a time: it stops reading from a client that does not read its answers.
+
+        An image that cannot be answered gets an error of its own. UNAVAILABLE: the server drains;
+        everything it read was answered, and the rest is to be sent again, to another. Other statuses
+        as above.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Embed(self, request, context):
+        """What the classifying layer sees of 1 to N images: near in direction for similar pictures. The
+        statuses are those of Classify.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,6 +108,16 @@ def add_ClassifierServicer_to_server(servicer, server):
                     servicer.Classify,
                     request_deserializer=packshot_dot_v1_dot_classifier__pb2.ClassifyRequest.FromString,
                     response_serializer=packshot_dot_v1_dot_classifier__pb2.ClassifyResponse.SerializeToString,
+            ),
+            'ClassifyStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ClassifyStream,
+                    request_deserializer=packshot_dot_v1_dot_classifier__pb2.ClassifyStreamRequest.FromString,
+                    response_serializer=packshot_dot_v1_dot_classifier__pb2.ClassifyStreamResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=packshot_dot_v1_dot_classifier__pb2.EmbedRequest.FromString,
+                    response_serializer=packshot_dot_v1_dot_classifier__pb2.EmbedResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -111,6 +152,60 @@ class Classifier(object):
             '/packshot.v1.Classifier/Classify',
             packshot_dot_v1_dot_classifier__pb2.ClassifyRequest.SerializeToString,
             packshot_dot_v1_dot_classifier__pb2.ClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClassifyStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/packshot.v1.Classifier/ClassifyStream',
+            packshot_dot_v1_dot_classifier__pb2.ClassifyStreamRequest.SerializeToString,
+            packshot_dot_v1_dot_classifier__pb2.ClassifyStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/packshot.v1.Classifier/Embed',
+            packshot_dot_v1_dot_classifier__pb2.EmbedRequest.SerializeToString,
+            packshot_dot_v1_dot_classifier__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

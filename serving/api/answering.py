@@ -3,93 +3,102 @@
 import asyncio
 import functools
 import logging
-import time
-import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import grpc
 
 from packshot.errors import Overloaded
 from packshot.status import status_code
-from serving.metrics import Metrics
+from serving.api.calls import Call, Calls, Context
+from serving.metrics import RpcKind
 
 log = logging.getLogger("packshot.api")
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
-Context = grpc.aio.ServicerContext[Any, Any]
-
-
-class Calls:
-    """Counts the calls in progress, so that a drain knows when it is done."""
-
-    def __init__(self) -> None:
-        self.in_progress = 0
-        self._none = asyncio.Event()
-        self._none.set()
-
-    def started(self) -> None:
-        self.in_progress += 1
-        self._none.clear()
-
-    def ended(self) -> None:
-        self.in_progress -= 1
-        if self.in_progress == 0:
-            self._none.set()
-
-    async def none(self) -> None:
-        await self._none.wait()
 
 
 class Servicer(Protocol):
     service: str
-    metrics: Metrics
     calls: Calls
 
 
 S = TypeVar("S", bound=Servicer)
 
 
+class _Ended(Exception):
+    """A call that ends with an error status."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, trailers: tuple[Any, ...]) -> None:
+        super().__init__(details)
+        self.abort = (code, details, trailers)
+
+
 def answering(
-    method: Callable[[S, Request, Context], Awaitable[Reply]],
+    method: Callable[[S, Request, Call], Awaitable[Reply]],
 ) -> Callable[[S, Request, Context], Coroutine[Any, Any, Reply]]:
-    """Wraps a servicer's unary method: counts it by status and lets no error text slip out."""
+    """Wraps a unary method: counts it by status and lets no error text slip out."""
     name = method.__name__
 
     @functools.wraps(method)
-    async def call(self: S, request: Request, context: Context) -> Reply:
-        code, details = grpc.StatusCode.CANCELLED, ""
-        trailers: tuple[tuple[str, str], ...] = ()
-        self.calls.started()
-        self.metrics.rpc_started(self.service, name)
-        started = time.monotonic()
+    async def unary(self: S, request: Request, context: Context) -> Reply:
         try:
-            reply = await method(self, request, context)
-            code = grpc.StatusCode.OK
-            return reply
-        except asyncio.CancelledError:
-            if context.time_remaining() == 0:
-                code = grpc.StatusCode.DEADLINE_EXCEEDED
-            raise
-        except Exception as error:
-            code = status_code(error)
-            details = _internal(name, error) if code is grpc.StatusCode.INTERNAL else str(error)
-            trailers = _pushback(error)
-        finally:
-            seconds = time.monotonic() - started
-            self.metrics.rpc_handled(self.service, name, code.name, seconds)
-            self.calls.ended()
-        await context.abort(code, details, trailers)
-        raise AssertionError("abort raises")
+            with _calling(self, name, "unary", context) as call:
+                return await method(self, request, call)
+        except _Ended as ended:
+            await context.abort(*ended.abort)
+            raise AssertionError("abort raises") from None
 
-    return call
+    return unary
 
 
-def _internal(method: str, error: Exception) -> str:
-    request_id = uuid.uuid4().hex[:12]
-    log.error("%s failed, request id %s", method, request_id, exc_info=error)
-    return f"internal error; the server's log has it under request id {request_id}"
+def answering_stream(
+    method: Callable[[S, AsyncIterator[Request], Call], AsyncIterator[Reply]],
+) -> Callable[[S, AsyncIterator[Request], Context], AsyncIterator[Reply]]:
+    """Like `answering`, for a method that reads a stream and writes one."""
+    name = method.__name__
+
+    @functools.wraps(method)
+    async def stream(
+        self: S, requests: AsyncIterator[Request], context: Context
+    ) -> AsyncIterator[Reply]:
+        try:
+            with _calling(self, name, "bidi_stream", context) as call:
+                async for reply in method(self, requests, call):
+                    yield reply
+        except _Ended as ended:
+            await context.abort(*ended.abort)
+
+    return stream
+
+
+@contextmanager
+def _calling(self: Servicer, name: str, kind: RpcKind, context: Context) -> Iterator[Call]:
+    """Begins and ends the call's record; raises _Ended for what the block raises."""
+    code = grpc.StatusCode.CANCELLED
+    call = self.calls.begin(self.service, name, kind, context)
+    try:
+        yield call
+        code = grpc.StatusCode.OK
+    except (asyncio.CancelledError, GeneratorExit):
+        if context.time_remaining() == 0:
+            code = grpc.StatusCode.DEADLINE_EXCEEDED
+        raise
+    except Exception as error:
+        code = status_code(error)
+        internal = code is grpc.StatusCode.INTERNAL
+        details = internal_error(call, error) if internal else str(error)
+        raise _Ended(code, details, _pushback(error)) from error
+    finally:
+        self.calls.end(call, code)
+
+
+def internal_error(call: Call, error: Exception) -> str:
+    """What a client is told of an error that is not its own; the log has the rest."""
+    log.error("%s failed, request id %s", call.method, call.request_id, exc_info=error)
+    return f"internal error; the server's log has it under request id {call.request_id}"
 
 
 def _pushback(error: Exception) -> tuple[tuple[str, str], ...]:

@@ -1,14 +1,21 @@
 """packshot.v1.Classifier: protobuf to the pipeline's records and back."""
 
-from packshot.errors import ImageError
+from collections.abc import AsyncIterator
+
+from packshot.errors import DeadlineExceeded, ImageError, InvalidInput, NotFound, Unavailable
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierServicer
-from serving.api.answering import Calls, Context, answering
-from serving.metrics import Metrics
-from serving.pipeline import Classified, Pipeline, SentImage
-from serving.scheduler import Priority
+from serving.admission import Priority
+from serving.api.answering import answering, answering_stream, internal_error
+from serving.api.calls import Call, Calls
+from serving.api.streaming import Window
+from serving.engines import Answer
+from serving.model import Model
+from serving.models import Models
+from serving.pipeline import Classified, Pipeline, Ranking, SentImage, Terms
 
 PRIORITIES = {pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE, pb.PRIORITY_BULK: Priority.BULK}
+STREAM_WINDOW = 64  # images of one stream that are in the server at a time
 
 
 class Classifier(ClassifierServicer):
@@ -16,35 +23,65 @@ class Classifier(ClassifierServicer):
 
     service = "packshot.v1.Classifier"
 
-    def __init__(self, pipeline: Pipeline, metrics: Metrics, calls: Calls) -> None:
-        self.metrics = metrics
+    def __init__(self, models: Models, pipeline: Pipeline, calls: Calls) -> None:
         self.calls = calls
+        self._models = models
         self._pipeline = pipeline
 
     @answering
-    async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
-        model = self._pipeline.model_named(request.model)
-        answers = await self._pipeline.classify(
-            model,
-            [_sent_image(image) for image in request.images],
-            top_k=request.top_k,
-            timeout_seconds=context.time_remaining(),
-            priority=PRIORITIES.get(request.priority, Priority.INTERACTIVE),
-        )
+    async def Classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
+        model = self._models.named(request.model)
+        ranking = _ranking(request)
+        images = [_sent_image(image) for image in request.images]
+        terms = Terms(timeout_seconds=call.timeout_seconds, priority=_priority(request.priority))
+        call.asks(model, len(images))
+        answers = await self._pipeline.answer(model, images, terms, call.stages)
+        call.engine = answers.engine
         return pb.ClassifyResponse(
-            model=model.manifest.model,
-            version=model.manifest.version,
-            engine=model.engine,
-            results=[_result(answer, request.include_logits) for answer in answers],
+            model=model.name,
+            version=model.version,
+            engine=answers.engine,
+            results=[
+                self._result(model, answer, ranking, request.include_logits)
+                for answer in answers.images
+            ],
+        )
+
+    @answering_stream
+    async def ClassifyStream(
+        self, requests: AsyncIterator[pb.ClassifyStreamRequest], call: Call
+    ) -> AsyncIterator[pb.ClassifyStreamResponse]:
+        async def answer(request: pb.ClassifyStreamRequest) -> pb.ClassifyStreamResponse:
+            return await self._answer_in_stream(request, call)
+
+        window = Window(answer, size=STREAM_WINDOW, ending=self.calls.draining)
+        async for response in window.run(requests):
+            yield response
+        if window.ended_early:
+            raise Unavailable("the server is draining: send what is unanswered to another")
+
+    @answering
+    async def Embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
+        model = self._models.named(request.model)
+        images = [_sent_image(image) for image in request.images]
+        terms = Terms(timeout_seconds=call.timeout_seconds, priority=_priority(request.priority))
+        call.asks(model, len(images))
+        answers = await self._pipeline.answer(model, images, terms, call.stages)
+        call.engine = answers.engine
+        return pb.EmbedResponse(
+            model=model.name,
+            version=model.version,
+            engine=answers.engine,
+            results=[self._embedding(model, one, request.normalize) for one in answers.images],
         )
 
     @answering
-    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
-        model = self._pipeline.model_named(request.model)
+    async def GetModel(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:
+        model = self._models.named(request.model)
         manifest = model.manifest
         return pb.GetModelResponse(
-            model=manifest.model,
-            version=manifest.version,
+            model=model.name,
+            version=model.version,
             architecture=manifest.architecture,
             labels=manifest.labels,
             input_shape=manifest.image.shape,
@@ -53,13 +90,53 @@ class Classifier(ClassifierServicer):
                 pb.EngineRefusal(engine=r.engine, reason=r.reason, message=r.message)
                 for r in model.opened.refusals
             ],
-            accuracy=manifest.engines[model.engine].measured.accuracy,
+            accuracy=manifest.measured(model.engine).accuracy,
             rejected_versions=[
                 pb.RejectedVersion(version=version, reason=reason)
-                for version, reason in self._pipeline.rejected.items()
+                for version, reason in self._models.rejected.get(model.name, {}).items()
             ],
             max_images_per_request=self._pipeline.max_images_per_request,
+            served_models=self._models.names,
+            default_model=self._models.default or "",
+            min_confidence=manifest.min_confidence,
         )
+
+    async def _answer_in_stream(
+        self, request: pb.ClassifyStreamRequest, call: Call
+    ) -> pb.ClassifyStreamResponse:
+        """Whatever happens to one image is told in its answer; the stream goes on."""
+        response = pb.ClassifyStreamResponse(id=request.id)
+        try:
+            model = self._models.named(request.model)
+            call.asks(model, 1)
+            ranking = _ranking(request)
+            # The stream's own deadline covers it all; each image has the server's default.
+            answers = await self._pipeline.answer_when_free(
+                model, _sent_image(request.image), Terms(priority=Priority.BULK)
+            )
+            response.model, response.version = model.name, model.version
+            response.engine = answers.engine
+            (answer,) = answers.images
+            response.result.CopyFrom(self._result(model, answer, ranking, request.include_logits))
+        except Exception as error:
+            response.result.error.CopyFrom(_stream_error(call, error))
+        return response
+
+    def _result(
+        self, model: Model, answer: Answer | ImageError, ranking: Ranking, include_logits: bool
+    ) -> pb.ImageResult:
+        found = self._pipeline.classified(model, answer, ranking)
+        if isinstance(found, ImageError):
+            return pb.ImageResult(error=_image_error(found))
+        return _image_result(found, include_logits)
+
+    def _embedding(
+        self, model: Model, answer: Answer | ImageError, normalize: bool
+    ) -> pb.EmbedResult:
+        found = self._pipeline.embedding(model, answer, normalize=normalize)
+        if isinstance(found, ImageError):
+            return pb.EmbedResult(error=_image_error(found))
+        return pb.EmbedResult(embedding=found.tolist())
 
 
 def _sent_image(image: pb.Image) -> SentImage:
@@ -68,13 +145,40 @@ def _sent_image(image: pb.Image) -> SentImage:
     return SentImage(content=image.encoded, is_pixels=False)
 
 
-def _result(answer: Classified | ImageError, include_logits: bool) -> pb.ImageResult:
-    if isinstance(answer, ImageError):
-        return pb.ImageResult(error=pb.ImageError(reason=answer.reason, message=str(answer)))
+def _priority(value: pb.Priority) -> Priority:
+    return PRIORITIES.get(value, Priority.INTERACTIVE)
+
+
+def _ranking(request: pb.ClassifyRequest | pb.ClassifyStreamRequest) -> Ranking:
+    given = request.HasField("min_confidence")
+    return Ranking(top_k=request.top_k, min_confidence=request.min_confidence if given else None)
+
+
+def _image_result(found: Classified, include_logits: bool) -> pb.ImageResult:
     return pb.ImageResult(
         predictions=[
             pb.Prediction(label=p.label, index=p.index, probability=p.probability)
-            for p in answer.predictions
+            for p in found.predictions
         ],
-        logits=answer.logits.tolist() if include_logits else [],
+        logits=found.logits.tolist() if include_logits else [],
+        abstained=found.abstained,
     )
+
+
+def _image_error(error: ImageError) -> pb.ImageError:
+    return pb.ImageError(reason=error.reason, message=str(error))
+
+
+def _stream_error(call: Call, error: Exception) -> pb.ImageError:
+    for kind, reason in STREAM_REASONS.items():
+        if isinstance(error, kind):
+            return pb.ImageError(reason=reason, message=str(error))
+    return pb.ImageError(reason="internal", message=internal_error(call, error))
+
+
+STREAM_REASONS: dict[type[Exception], str] = {
+    NotFound: "not_found",
+    InvalidInput: "invalid",
+    DeadlineExceeded: "expired",
+    Unavailable: "unavailable",
+}

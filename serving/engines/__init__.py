@@ -1,28 +1,52 @@
 """Engines: what turns a batch of pixels into logits. The seam is the protocol below."""
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from packshot.image import Pixels
 from packshot.prediction import Logits
+
+Images: TypeAlias = Sequence[Pixels] | npt.NDArray[np.uint8]
+"""N pictures, uint8 [crop, crop, 3] each; an array uint8 [N, crop, crop, 3] is one such."""
 
 
 class Answer(NamedTuple):
-    """Logits float32 [N, classes] and embeddings float32 [N, features] of a batch of N."""
+    """Logits float32 [N, classes] and embeddings float32 [N, features] of a batch of N.
+
+    Of one image: [classes] and [features].
+    """
 
     logits: Logits
     embedding: npt.NDArray[np.float32]
 
 
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds of a run by batch size, for every size that will be used.
+
+    `lanes`: on one of the lanes. `alone`: on all cores, with nothing else running; may be empty.
+    """
+
+    lanes: dict[int, float]
+    alone: dict[int, float] = {}
+
+
 class Engine(Protocol):
-    """Runs batches; `lanes` of them may run at the same time, each from a thread of its own."""
+    """Runs batches; `lanes` of them may run at the same time, each from a thread of its own.
+
+    `largest_alone`: up to so many images are answered sooner by one run on all cores than by the
+    lanes; 0 if never.
+    """
 
     name: str
     lanes: int
+    largest_alone: int
 
-    def run(self, images: npt.NDArray[np.uint8]) -> Answer:
-        """uint8 [N, crop, crop, 3], RGB, N at least 1."""
+    def run(self, images: Images, *, alone: bool = False) -> Answer:
+        """At least one image. `alone`: no other run is in progress, use all there is."""
         ...
 
     def close(self) -> None:

@@ -1,0 +1,141 @@
+"""Who is let in: by the time that an answer will take, and by the room that there is.
+
+A request is let in only if, as far as predictions can tell, it can be answered in time (Clockwork,
+OSDI 2020); what would be late is refused at once. Predictions are corrected by what answers took.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from packshot.errors import Overloaded
+from serving.latency import Average
+from serving.metrics import ModelMetrics
+from serving.stages import Stage
+
+RETRY_AFTER_SECONDS = 0.25
+
+Urgency = tuple[int, float]
+"""Priority and deadline: the lower, the sooner."""
+
+
+class Priority(IntEnum):
+    """Bulk requests fill what interactive ones leave free, and are shed first."""
+
+    INTERACTIVE = 0
+    BULK = 1
+
+
+@dataclass(eq=False, kw_only=True)
+class Ticket:
+    """A request that was let in. `pending`: its images that have not begun to run.
+
+    `size`: its bytes. Its owner sets `answered` when every image of it got an answer.
+    """
+
+    priority: Priority
+    deadline: float
+    images: int
+    size: int
+    pending: int
+    admitted_at: float
+    predicted_seconds: float
+    answered: bool = False
+    shed: bool = False
+    stages: list[Stage] = field(default_factory=list)
+
+    @property
+    def urgency(self) -> Urgency:
+        return (self.priority, self.deadline)
+
+
+class Admission:
+    """The requests of one model that are in progress, and what it takes to become one of them."""
+
+    def __init__(
+        self,
+        *,
+        max_images: int,
+        max_bytes: int,
+        metrics: ModelMetrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._max_images = max_images
+        self._max_bytes = max_bytes
+        self._metrics = metrics
+        self._clock = clock
+        self._tickets: set[Ticket] = set()
+        self._correction = Average(1.0)
+
+    @property
+    def empty(self) -> bool:
+        """Nothing is in progress."""
+        return not self._tickets
+
+    @property
+    def images(self) -> int:
+        """In progress: let in, and neither answered nor shed."""
+        return sum(ticket.images for ticket in self._tickets if not ticket.shed)
+
+    def images_ahead(self, urgency: Urgency) -> int:
+        """Images that have not begun to run and go before one of that urgency."""
+        return sum(t.pending for t in self._tickets if not t.shed and t.urgency <= urgency)
+
+    def let_in(self, ticket: Ticket, *, fastest_run_seconds: float) -> list[Ticket]:
+        """Returns the bulk requests that are shed for it. Raises Overloaded."""
+        self._check_time(ticket, fastest_run_seconds)
+        shed = self._make_room(ticket)
+        for one in shed:
+            one.shed = True
+            self._metrics.refused("shed")
+        self._tickets.add(ticket)
+        self._metrics.images_in_progress.set(self.images)
+        return shed
+
+    def let_out(self, ticket: Ticket) -> None:
+        self._learn(ticket)
+        self._tickets.discard(ticket)
+        self._metrics.images_in_progress.set(self.images)
+
+    def _check_time(self, ticket: Ticket, fastest_run_seconds: float) -> None:
+        corrected = ticket.predicted_seconds * self._correction.high
+        allowed = ticket.deadline - ticket.admitted_at
+        # With nothing else to do a request is tried: estimates that have become too high would
+        # otherwise refuse everything, and never be corrected.
+        untried = self.empty and allowed >= fastest_run_seconds
+        if corrected > allowed and not untried:
+            self._metrics.refused("deadline")
+            raise Overloaded(
+                f"the answer would take {corrected * 1000:.0f} ms and has {allowed * 1000:.0f} ms: "
+                "try again later or allow more time",
+                retry_after_seconds=corrected - max(0.0, allowed),
+            )
+
+    def _make_room(self, wanted: Ticket) -> list[Ticket]:
+        """Chooses bulk requests, the latest deadline first, if an interactive one needs room."""
+        held = [ticket for ticket in self._tickets if not ticket.shed]
+        free_images = self._max_images - sum(ticket.images for ticket in held)
+        free_bytes = self._max_bytes - sum(ticket.size for ticket in held)
+        bulk = sorted((t for t in held if t.priority > wanted.priority), key=lambda t: -t.deadline)
+        shed = []
+        while (free_images < wanted.images or free_bytes < wanted.size) and bulk:
+            shed.append(bulk.pop(0))
+            free_images += shed[-1].images
+            free_bytes += shed[-1].size
+        if free_images < wanted.images or free_bytes < wanted.size:
+            self._metrics.refused("queue_full")
+            raise Overloaded(
+                f"there is room for {free_images} more images and {free_bytes} more bytes of at "
+                f"most {self._max_images} and {self._max_bytes}: try again later",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+        return shed
+
+    def _learn(self, ticket: Ticket) -> None:
+        """Compares what was predicted with what it took, or with the deadline that it missed."""
+        now = self._clock()
+        told = ticket.answered or now >= ticket.deadline
+        if told and ticket.predicted_seconds > 0 and ticket.priority is Priority.INTERACTIVE:
+            ratio = (now - ticket.admitted_at) / ticket.predicted_seconds
+            self._correction.observe(ratio)
+            self._metrics.prediction_ratio.observe(ratio)

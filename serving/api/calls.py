@@ -1,0 +1,127 @@
+"""The calls in progress: what each is, and what is told of it when it ends."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from serving.access_log import Access, AccessLog
+from serving.metrics import Metrics, RpcKind
+from serving.model import Model
+from serving.request_id import request_id
+from serving.stages import Stage
+
+if TYPE_CHECKING:
+    from serving.traces import Traces
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(kw_only=True)
+class Call:
+    """One RPC. Its handler adds what it answered, and with what."""
+
+    service: str
+    method: str
+    kind: RpcKind
+    context: Context
+    metadata: tuple[tuple[str, str | bytes], ...]
+    request_id: str
+    started: float
+    images: int = 0
+    model: str | None = None
+    version: int | None = None
+    engine: str | None = None
+    stages: list[Stage] = field(default_factory=list)
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        """What is left of the client's deadline; None if it gave none."""
+        seconds: float | None = self.context.time_remaining()
+        return seconds
+
+    def asks(self, model: Model, images: int) -> None:
+        self.model, self.version = model.name, model.version
+        self.images += images
+
+    def milliseconds(self, stage: str) -> float | None:
+        """The longest that one of its images was in a stage; None if none was."""
+        spent = [one.ended - one.started for one in self.stages if one.name == stage]
+        return round(max(spent) * 1000, 3) if spent else None
+
+
+class Calls:
+    """Counts the calls in progress, so that a drain knows when it is done, and reports their ends.
+
+    `draining` is set when streams should end instead of reading on.
+    """
+
+    def __init__(self, metrics: Metrics, access: AccessLog, traces: "Traces | None") -> None:
+        self.in_progress = 0
+        self.draining = asyncio.Event()
+        self._none = asyncio.Event()
+        self._none.set()
+        self._metrics = metrics
+        self._access = access
+        self._traces = traces
+
+    async def none(self) -> None:
+        """Until no call is in progress."""
+        await self._none.wait()
+
+    def begin(self, service: str, method: str, kind: RpcKind, context: Context) -> Call:
+        self.in_progress += 1
+        self._none.clear()
+        self._metrics.rpc_started(service, method, kind)
+        metadata = tuple(context.invocation_metadata() or ())
+        return Call(
+            service=service, method=method, kind=kind, context=context, metadata=metadata,
+            request_id=request_id(metadata), started=time.monotonic(),
+        )  # fmt: skip
+
+    def end(self, call: Call, code: grpc.StatusCode) -> None:
+        ended = time.monotonic()
+        seconds = ended - call.started
+        self._metrics.rpc_handled(call.service, call.method, code.name, seconds, call.kind)
+        trace_id = self._trace(call, code, ended) if self._traces else None
+        self._access.write(
+            Access(
+                request_id=call.request_id,
+                method=call.method,
+                code=code.name,
+                images=call.images,
+                total_ms=round(seconds * 1000, 3),
+                peer=call.context.peer(),
+                model=call.model,
+                version=call.version,
+                engine=call.engine,
+                decode_ms=call.milliseconds("decode"),
+                queue_ms=call.milliseconds("queue"),
+                infer_ms=call.milliseconds("infer"),
+                trace_id=trace_id,
+            )
+        )
+        self.in_progress -= 1
+        if self.in_progress == 0:
+            self._none.set()
+
+    def _trace(self, call: Call, code: grpc.StatusCode, ended: float) -> str | None:
+        assert self._traces is not None
+        told = {
+            "packshot.model": call.model,
+            "packshot.version": call.version,
+            "packshot.engine": call.engine,
+            "packshot.images": call.images,
+            "packshot.request_id": call.request_id,
+        }
+        return self._traces.record(
+            f"{call.service}/{call.method}",
+            call.metadata,
+            call.stages,
+            started=call.started,
+            ended=ended,
+            code=code.name,
+            attributes={name: value for name, value in told.items() if value is not None},
+        )

@@ -1,0 +1,70 @@
+"""A stream of images in, a stream of answers out, with a bounded number of images between."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Generic, TypeVar
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+
+
+class Window(Generic[Request, Reply]):
+    """Answers requests as they finish, at most `size` between being read and being written.
+
+    Nothing is read while that many are unanswered, or answered and not taken by the client: gRPC's
+    flow control then holds back the client. Reading ends early when `ending` is set.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[Request], Awaitable[Reply]],
+        *,
+        size: int,
+        ending: asyncio.Event,
+    ) -> None:
+        self._answer = answer
+        self._ending = ending
+        self._room = asyncio.Semaphore(size)
+        self._replies: asyncio.Queue[Reply | None] = asyncio.Queue()  # None: that was all
+        self.ended_early = False
+
+    async def run(self, requests: AsyncIterator[Request]) -> AsyncIterator[Reply]:
+        reading = asyncio.create_task(self._read(requests))
+        try:
+            while (reply := await self._replies.get()) is not None:
+                yield reply
+                self._room.release()
+            await reading  # raises what reading or answering raised
+        finally:
+            reading.cancel()
+
+    async def _read(self, requests: AsyncIterator[Request]) -> None:
+        ending = asyncio.create_task(self._ending.wait())
+        try:
+            async with asyncio.TaskGroup() as group:
+                while (request := await self._next(requests, ending)) is not None:
+                    group.create_task(self._one(request))
+        finally:
+            ending.cancel()
+            self._replies.put_nowait(None)
+
+    async def _one(self, request: Request) -> None:
+        self._replies.put_nowait(await self._answer(request))
+
+    async def _next(
+        self, requests: AsyncIterator[Request], ending: "asyncio.Task[bool]"
+    ) -> Request | None:
+        """The next request once there is room for it; None when there is none to come."""
+        coming = asyncio.create_task(self._take(requests))
+        try:
+            await asyncio.wait({coming, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if coming.done():
+                return coming.result()
+            self.ended_early = True
+            return None
+        finally:
+            coming.cancel()
+
+    async def _take(self, requests: AsyncIterator[Request]) -> Request | None:
+        await self._room.acquire()
+        return await anext(requests, None)

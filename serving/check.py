@@ -1,0 +1,36 @@
+"""What `--check` tells: which engine of each model would serve, how right and how fast it is."""
+
+from collections.abc import Iterable
+
+from serving.model import Model
+
+HEADINGS = ("model", "version", "engine", "golden", "tolerance", "1 image", "full batch")
+
+
+def table(models: Iterable[Model]) -> str:
+    """Golden: the largest |logit difference| from PyTorch. Times are of one run on this machine."""
+    rows = [HEADINGS, *(_row(model) for model in models)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join([*lines, *(_refusal(model) for model in models if model.opened.refusals)])
+
+
+def _row(model: Model) -> tuple[str, ...]:
+    opened, runs = model.opened, model.opened.profile.lanes
+    largest = max(runs)
+    return (
+        model.name,
+        str(model.version),
+        model.engine,
+        f"{opened.golden_difference:.2g}",
+        f"{opened.tolerance:.2g}",
+        f"{min(runs[1], *opened.profile.alone.values(), runs[1]) * 1000:.1f} ms",
+        f"{largest} in {runs[largest] * 1000:.1f} ms",
+    )
+
+
+def _refusal(model: Model) -> str:
+    return "\n".join(
+        f"{model.name}: not {refusal.engine} ({refusal.reason}): {refusal.message}"
+        for refusal in model.opened.refusals
+    )

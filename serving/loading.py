@@ -1,0 +1,123 @@
+"""From a folder of the store to a model that serves: hashes, pixels, engine, golden samples."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from packshot.bundle import Bundle, open_bundle
+from packshot.errors import DamagedFile, EngineRefused, NotFound
+from packshot.golden import check_pixels
+from packshot.store import current_version, model_names
+from serving.engines.open import Opened, Refusal, open_engine
+from serving.latency import LatencyModel
+from serving.metrics import Metrics
+from serving.model import Model
+from serving.scheduler import FAILURES_TO_REPLACE, Scheduler
+
+log = logging.getLogger("packshot.loading")
+
+
+class EngineChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """Which engines to try, in order, and how they run."""
+
+    order: tuple[str, ...]
+    lanes: int
+    max_batch: int
+
+
+class Room(msgspec.Struct, frozen=True, kw_only=True):
+    """What each model's queue may hold."""
+
+    max_images: int
+    max_bytes: int
+
+
+class Loader:
+    """Loads models from the store; the slow part runs in a thread."""
+
+    def __init__(self, store: Path, choice: EngineChoice, room: Room, metrics: Metrics) -> None:
+        self.store = store
+        self._choice = choice
+        self._room = room
+        self._metrics = metrics
+        self._replacing: set[asyncio.Task[None]] = set()
+
+    def choose(self, name: str) -> Path:
+        """Folder of the version to serve. Raises NotFound or DamagedFile."""
+        names = model_names(self.store)
+        if name not in names:
+            raise NotFound(f"no model {name!r} in {self.store}; there is {_listed(names)}")
+        return self.store / name / str(current_version(self.store / name))
+
+    async def load(self, folder: Path) -> Model:
+        """Raises NotFound, DamagedFile, AnswersDiffer or EngineRefused."""
+        log.info("loading %s", folder)
+        bundle, opened = await asyncio.to_thread(self._verify, folder)
+        return self._start(bundle, opened)
+
+    async def close(self) -> None:
+        """Waits for engines that are being opened to replace others."""
+        if self._replacing:
+            await asyncio.wait(self._replacing)
+
+    def _verify(self, folder: Path) -> tuple[Bundle, Opened]:
+        bundle = open_bundle(folder)
+        manifest = bundle.manifest
+        if (manifest.model, str(manifest.version)) != (folder.parent.name, folder.name):
+            raise DamagedFile(
+                f"{folder} holds version {manifest.version} of {manifest.model!r}: "
+                "put it in its place"
+            )
+        check_pixels(bundle.golden(), manifest.image)
+        return bundle, self._open(bundle, self._choice.order)
+
+    def _open(self, bundle: Bundle, order: Sequence[str]) -> Opened:
+        return open_engine(
+            bundle, order, lanes=self._choice.lanes, max_batch=self._choice.max_batch
+        )
+
+    def _start(self, bundle: Bundle, opened: Opened) -> Model:
+        metrics = self._metrics.of(bundle.manifest.model)
+        scheduler = Scheduler(
+            opened.engine,
+            LatencyModel(opened.profile),
+            max_queued_images=self._room.max_images,
+            max_queued_bytes=self._room.max_bytes,
+            metrics=metrics,
+            on_failing=lambda: self._replace_engine(model),
+        )
+        model = Model(bundle=bundle, opened=opened, scheduler=scheduler, metrics=metrics)
+        return model
+
+    def _replace_engine(self, model: Model) -> None:
+        task = asyncio.create_task(self._replace(model))
+        self._replacing.add(task)
+        task.add_done_callback(self._replacing.discard)
+
+    async def _replace(self, model: Model) -> None:
+        """Puts the next engine of the order in the place of one that keeps failing."""
+        failed = Refusal(
+            engine=model.engine,
+            reason="failed",
+            message=f"failed {FAILURES_TO_REPLACE} times in a row while it served",
+        )
+        order = self._choice.order
+        rest = order[order.index(model.engine) + 1 :] if model.engine in order else ()
+        log.critical("%s: engine %s %s", model.name, failed.engine, failed.message)
+        try:
+            opened = await asyncio.to_thread(self._open, model.bundle, rest)
+        except EngineRefused as error:
+            log.critical(
+                "%s: no engine can take over, %s goes on: %s", model.name, model.engine, error
+            )  # one message
+            model.scheduler.carry_on()
+            return
+        log.critical("%s: engine %s takes over", model.name, opened.engine.name)
+        model.take_over(opened, failed)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"

@@ -1,0 +1,298 @@
+"""Whatever comes in whatever order: nothing is lost, doubled, late, out of order or over the bound.
+
+Hypothesis makes up arrivals, cancellations, waiting, engine failures, replacements and drains; time
+is the test's own, and a run of the engine ends when the test says so.
+"""
+
+import asyncio
+import threading
+from dataclasses import dataclass, field
+
+import numpy as np
+from fakes import Clock
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from packshot.errors import DeadlineExceeded, Overloaded, ServiceFailed, Unavailable
+from serving.admission import Priority, Ticket
+from serving.engines import Answer, Images, Profile
+from serving.latency import LatencyModel
+from serving.metrics import Metrics
+from serving.pipeline import all_of
+from serving.scheduler import Scheduler
+
+RUN_SECONDS = 0.1
+MAX_IMAGES = 7
+MAX_BATCH = 3
+REFUSALS = (Overloaded, Unavailable)
+FAILURES = (DeadlineExceeded, ServiceFailed, Overloaded, Unavailable)
+
+
+class HeldEngine:
+    """A run waits until the test lets it end, well or badly. `ran`: image numbers, by batch."""
+
+    def __init__(self, name: str, lanes: int, clock: Clock) -> None:
+        self.name, self.lanes, self.largest_alone = name, lanes, lanes // 2
+        self.clock = clock
+        self.ran: list[tuple[float, list[int]]] = []
+        self.held: list[tuple[threading.Event, list[bool]]] = []
+        self.begun = threading.Semaphore(0)
+        self.closed = False
+        self.released = False
+        self._lock = threading.Lock()
+
+    def run(self, images: Images, *, alone: bool = False) -> Answer:
+        numbers = [number_of(image) for image in images]
+        end, fails = threading.Event(), [False]
+        with self._lock:
+            self.ran.append((self.clock.now, numbers))
+            if not self.released:
+                self.held.append((end, fails))
+            else:
+                end.set()
+        assert end.wait(timeout=30)
+        if fails[0]:
+            raise RuntimeError("told to fail")
+        logits = np.array(numbers, np.float32)[:, None]
+        return Answer(logits, logits)
+
+    def end_one(self, *, fails: bool) -> bool:
+        with self._lock:
+            if not self.held:
+                return False
+            end, outcome = self.held.pop(0)
+        outcome[0] = fails
+        end.set()
+        return True
+
+    def release(self) -> None:
+        with self._lock:
+            self.released = True
+            held, self.held = self.held, []
+        for end, _ in held:
+            end.set()
+
+    def close(self) -> None:
+        assert not self.held
+        self.closed = True
+
+
+def image_numbered(number: int) -> np.ndarray:
+    return np.array([[[number >> 8, number & 255, 0]]], np.uint8)
+
+
+def number_of(image: np.ndarray) -> int:
+    return int(image[0, 0, 0]) << 8 | int(image[0, 0, 1])
+
+
+@dataclass
+class Request:
+    numbers: list[int]
+    deadline: float
+    priority: Priority
+    task: "asyncio.Task[list[float]] | None" = None
+    ticket: Ticket | None = None
+    refused: bool = False
+    cancelled: bool = False
+    outcomes: list[object] = field(default_factory=list)
+
+
+class World:
+    """A scheduler, its engines, and everybody who asked it."""
+
+    def __init__(self, lanes: int) -> None:
+        self.clock = Clock()
+        self.lanes = lanes
+        self.out = False
+        self.draining = False
+        self.engines = [HeldEngine("engine-0", lanes, self.clock)]
+        self.requests: list[Request] = []
+        self.numbers = iter(range(1, 10_000))
+        self.scheduler = Scheduler(
+            self.engines[0],
+            self.latency(),
+            max_queued_images=MAX_IMAGES,
+            metrics=Metrics().of("colours"),
+            clock=self.clock,
+            on_failing=self.failing,
+        )
+
+    def latency(self) -> LatencyModel:
+        runs = dict.fromkeys(range(1, MAX_BATCH + 1), RUN_SECONDS)
+        return LatencyModel(Profile(lanes=runs, alone=runs))
+
+    def failing(self) -> None:
+        self.out = True
+
+    async def arrive(self, images: int, seconds: float, priority: Priority) -> None:
+        numbers = [next(self.numbers) for _ in range(images)]
+        request = Request(numbers, self.clock.now + seconds, priority)
+        self.requests.append(request)
+        request.task = asyncio.create_task(self.ask(request))
+        request.task.add_done_callback(lambda task: request.outcomes.append(outcome(task)))
+        await settle()
+        assert self.scheduler.images <= MAX_IMAGES
+
+    async def ask(self, request: Request) -> list[float]:
+        try:
+            admitted = self.scheduler.admit(
+                images=len(request.numbers), deadline=request.deadline, priority=request.priority
+            )
+            with admitted as request.ticket:
+                answers = await all_of(
+                    self.scheduler.submit(request.ticket, image_numbered(number))
+                    for number in request.numbers
+                )
+                request.ticket.answered = True
+                return [float(answer.logits[0]) for answer in answers]
+        except REFUSALS:
+            request.refused = request.ticket is None
+            raise
+
+    async def cancel(self, which: int) -> None:
+        waiting = [r for r in self.requests if not r.task.done()]
+        if waiting:
+            request = waiting[which % len(waiting)]
+            request.cancelled = request.task.cancel()
+            await settle()
+
+    async def end_run(self, *, fails: bool) -> None:
+        for engine in self.engines:
+            if engine.end_one(fails=fails):
+                await threads_rest(self)
+                return
+
+    async def replace(self) -> None:
+        if self.out and not self.draining:
+            self.out = False
+            engine = HeldEngine(f"engine-{len(self.engines)}", self.lanes, self.clock)
+            self.engines.append(engine)
+            self.scheduler.take_over(engine, self.latency())
+            await threads_rest(self)
+
+    async def end(self) -> None:
+        """Lets everything run out; afterwards nobody may be waiting."""
+        await self.replace()
+        self.draining = True
+        closing = asyncio.create_task(self.scheduler.close())
+        await settle()
+        for engine in self.engines:
+            engine.release()
+        await closing
+        await asyncio.gather(*(r.task for r in self.requests), return_exceptions=True)
+        await settle()
+
+
+def outcome(task: asyncio.Task) -> object:
+    if task.cancelled():
+        return "cancelled"
+    return task.exception() or task.result()
+
+
+async def settle() -> None:
+    for _ in range(12):
+        await asyncio.sleep(0)
+
+
+async def threads_rest(world: World) -> None:
+    """Until every run that has begun either is held in its engine or has been told of."""
+    while True:
+        await settle()
+        held = sum(len(engine.held) for engine in world.engines)
+        old = world.scheduler.lanes.running + sum(len(engine.held) for engine in world.engines[:-1])
+        if held == old:
+            return
+        await asyncio.sleep(0.0005)
+
+
+def check(world: World) -> None:
+    ran = [number for engine in world.engines for _, batch in engine.ran for number in batch]
+    assert len(ran) == len(set(ran)), "an image ran twice"
+    begun = {n: at for e in world.engines for at, batch in e.ran for n in batch}
+    for request in world.requests:
+        assert len(request.outcomes) == 1, "each request has one outcome"
+        (result,) = request.outcomes
+        if isinstance(result, list):
+            assert result == request.numbers, "its own answers, in its own order"
+        else:
+            assert result == "cancelled" or isinstance(result, FAILURES), result
+            assert (result == "cancelled") == request.cancelled
+        if request.refused:
+            assert not set(request.numbers) & set(ran), "what was refused never runs"
+        for number in request.numbers:
+            if number in begun:
+                assert begun[number] <= request.deadline + 1e-9, "what is too late never runs"
+    assert all(engine.closed for engine in world.engines)
+    assert world.scheduler.images == 0
+
+
+arrivals = st.tuples(
+    st.just("arrive"),
+    st.integers(1, 3),
+    st.sampled_from([0.05, 0.3, 1.0, 5.0]),
+    st.sampled_from(Priority),
+)
+steps = st.one_of(
+    *[arrivals] * 4,
+    *[st.tuples(st.just("end_run"))] * 2,
+    *[st.tuples(st.just("fail_run"))] * 2,
+    st.tuples(st.just("wait"), st.sampled_from([0.01, 0.1, 0.5])),
+    st.tuples(st.just("cancel"), st.integers(0, 9)),
+    st.tuples(st.just("replace")),
+)
+plans = st.builds(
+    lambda before, after: [*before, ("drain",), *after],
+    st.lists(steps, min_size=30, max_size=80),
+    st.lists(steps, max_size=10),
+)
+
+
+async def live(lanes: int, plan: list[tuple]) -> World:
+    world = World(lanes)
+    closing = None
+    for name, *values in plan:
+        if name == "arrive":
+            await world.arrive(*values)
+        elif name == "cancel":
+            await world.cancel(*values)
+        elif name == "wait":
+            world.clock.now += values[0]
+        elif name == "replace":
+            await world.replace()
+        elif name == "drain" and closing is None:
+            world.draining = True
+            closing = asyncio.create_task(world.scheduler.close())
+        elif name in ("end_run", "fail_run"):
+            await world.end_run(fails=name == "fail_run")
+        await threads_rest(world)
+    await world.end()
+    return world
+
+
+@settings(max_examples=150, deadline=None)
+@given(lanes=st.integers(1, 3), plan=plans)
+def test_nobody_is_lost_doubled_or_late(lanes: int, plan: list[tuple]):
+    check(asyncio.run(asyncio.wait_for(live(lanes, plan), 60)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    waiting=st.lists(
+        st.tuples(st.floats(1.0, 90.0), st.sampled_from(Priority)), min_size=1, max_size=MAX_IMAGES
+    )
+)
+def test_the_most_urgent_runs_first(waiting: list[tuple[float, Priority]]):
+    async def test() -> None:
+        world = World(lanes=1)
+        await world.arrive(1, 99.0, Priority.INTERACTIVE)
+        for seconds, priority in waiting[: MAX_IMAGES - 1]:
+            await world.arrive(1, seconds, priority)
+        await threads_rest(world)
+        let_in = [r for r in world.requests[1:] if not r.refused]
+        await world.end()
+        check(world)
+        urgency = {r.numbers[0]: (r.priority, r.deadline) for r in let_in}
+        order = [urgency[n] for _, batch in world.engines[0].ran[1:] for n in batch]
+        assert order == sorted(order)
+
+    asyncio.run(asyncio.wait_for(test(), 60))
