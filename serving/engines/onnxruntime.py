@@ -1,56 +1,101 @@
-"""ONNX Runtime on the CPU: the engines "fp32" and "int8"."""
+"""ONNX Runtime: the engines "fp32" and "int8" on the CPU, "cuda" on a GPU."""
 
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from packshot.bundle import EMBEDDING, INPUT, LOGITS
 from packshot.errors import EngineRefused
-from serving.engines import Answer
+from packshot.image import stack
+from serving.engines import Answer, Images
+from serving.engines.gpu import Probe, probe_gpu
 
 log = logging.getLogger("packshot.engines")
 
-PROVIDER = "CPUExecutionProvider"
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+PROVIDER_OPTIONS = {
+    CPU: {},
+    # TF32 keeps 10 bits of a factor: faster, but no longer the fp32 that the exporter measured.
+    CUDA: {"use_tf32": "0"},
+}
 
 
 class OnnxRuntimeEngine:
     """One session, run from several threads at once: they share its weights.
 
-    With several lanes each runs on one thread. That keeps all cores busy under load without the
-    waiting that splitting one small batch over cores costs (docs/decisions.md).
+    With several lanes on the CPU each runs on one thread. That keeps all cores busy under load
+    without the waiting that splitting one small batch over cores costs (docs/decisions.md).
     """
 
-    def __init__(self, path: Path, *, name: str, lanes: int, threads_per_lane: int = 1) -> None:
-        """Raises EngineRefused if the runtime or the file cannot be used."""
-        # The Linux wheel of onnxruntime reports usage to its maker unless told otherwise first.
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    def __init__(
+        self, path: Path, *, name: str, lanes: int, threads_per_lane: int = 1, provider: str = CPU
+    ) -> None:
+        """Raises EngineRefused if the runtime or the file cannot be used with this provider."""
+        ort = _import_onnxruntime(provider)
+        # Exactly one provider: given a choice, onnxruntime falls back without being asked.
+        providers = [(provider, PROVIDER_OPTIONS[provider])]
         try:
-            import onnxruntime as ort
-        except ImportError as error:
-            log.exception("onnxruntime cannot be imported")
-            raise EngineRefused("no_runtime", "onnxruntime cannot be imported") from error
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads_per_lane
-        options.inter_op_num_threads = 1
-        # Threads that spin while idle would take the CPU from the decoders beside them.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = ort.InferenceSession(path, options, providers=[PROVIDER])
+            options = _session_options(ort, provider, threads_per_lane)
+            self._session = ort.InferenceSession(path, options, providers=providers)
         except Exception as error:  # onnxruntime's errors share no narrower base class
             log.exception("onnxruntime cannot load %s", path)
             message = f"{path.name} cannot be loaded: the server's log has the error"
             raise EngineRefused("load_failed", message) from error
         self._session.disable_fallback()
-        if self._session.get_providers() != [PROVIDER]:
+        # A session on a GPU lists the CPU behind it, which the options keep it from using.
+        if self._session.get_providers()[:1] != [provider]:
             raise EngineRefused("load_failed", f"runs on {self._session.get_providers()}")
         self.name = name
         self.lanes = lanes
 
-    def run(self, images: npt.NDArray[np.uint8]) -> Answer:
-        return Answer(*self._session.run([LOGITS, EMBEDDING], {INPUT: images}))
+    def run(self, images: Images) -> Answer:
+        batch = images if isinstance(images, np.ndarray) else stack(images)
+        return Answer(*self._session.run([LOGITS, EMBEDDING], {INPUT: batch}))
 
     def close(self) -> None:
         del self._session
+
+
+def open_cuda(path: Path, probe: Probe = probe_gpu) -> OnnxRuntimeEngine:
+    """The engine "cuda": this ONNX file on the GPU, or not at all. Raises EngineRefused.
+
+    Two lanes: one copies while the other computes.
+    """
+    gpu = probe()
+    log.info("GPU %s, compute capability %s", gpu.name, gpu.compute_capability)
+    return OnnxRuntimeEngine(path, name="cuda", lanes=2, provider=CUDA)
+
+
+def _import_onnxruntime(provider: str) -> Any:
+    # The Linux wheel of onnxruntime reports usage to its maker unless told otherwise first.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        log.exception("onnxruntime cannot be imported")
+        raise EngineRefused("no_runtime", "onnxruntime cannot be imported") from error
+    if provider not in ort.get_available_providers():
+        raise EngineRefused(
+            "no_runtime",
+            f"this onnxruntime was built without {provider}: onnxruntime-gpu has it "
+            "(packshot[serve-gpu])",
+        )
+    return ort
+
+
+def _session_options(ort: Any, provider: str, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads that spin while idle would take the CPU from the decoders beside them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if provider != CPU:
+        # Otherwise a session for a GPU whose libraries are missing is quietly one for the CPU.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        # CUDA and cuDNN as pip installs them are not where the loader looks.
+        ort.preload_dlls()
+    return options
