@@ -53,7 +53,7 @@ class Classifier(ClassifierServicer):
                 pb.EngineRefusal(engine=r.engine, reason=r.reason, message=r.message)
                 for r in model.opened.refusals
             ],
-            accuracy=manifest.engines[model.engine].measured.accuracy,
+            accuracy=model.opened.file.measured.accuracy,
             rejected_versions=[
                 pb.RejectedVersion(version=version, reason=reason)
                 for version, reason in self._pipeline.rejected.items()
