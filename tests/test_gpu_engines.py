@@ -186,6 +186,30 @@ def test_a_runtime_that_is_not_installed_is_named():
     assert "packshot[tensorrt]" in str(error)
 
 
+def test_the_other_flavour_is_found_so_that_the_refusal_can_name_it(tmp_path, monkeypatch):
+    for name in ("tensorrt", "tensorrt_rtx", "cuda", "cuda.bindings", "cuda.bindings.runtime"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (tmp_path / "tensorrt_rtx.py").write_text("__version__ = '1.7'")
+    (tmp_path / "cuda" / "bindings").mkdir(parents=True)
+    for module in ("__init__.py", "bindings/__init__.py", "bindings/runtime.py"):
+        (tmp_path / "cuda" / module).touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert import_runtime("tensorrt_rtx").flavour == "tensorrt_rtx"
+    if find_spec("tensorrt") is None:
+        assert import_runtime("tensorrt").flavour == "tensorrt_rtx"
+    for name in ("tensorrt_rtx", "cuda", "cuda.bindings", "cuda.bindings.runtime"):
+        del sys.modules[name]  # before monkeypatch puts back what was there
+
+
+def test_a_tensorrt_that_cannot_start_is_refused(opened, trt, tmp_path):
+    def null(_logger: object) -> None:  # as its bindings do
+        raise TypeError("factory function returned nullptr")
+
+    trt.Runtime = null
+    error = refused(opened, write_plan(tmp_path / "model.plan", PLAN, DESCRIBED))
+    assert error.reason == "load_failed"
+
+
 def test_a_plan_that_tensorrt_does_not_take_is_refused(opened, trt, cudart, tmp_path):
     path = write_plan(tmp_path / "model.plan", PLAN, DESCRIBED)
     trt._loads = False

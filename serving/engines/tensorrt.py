@@ -4,6 +4,7 @@ import importlib
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
@@ -54,8 +55,7 @@ class TensorRTEngine:
     ) -> None:
         """Raises EngineRefused if TensorRT does not take the plan, CudaFailed if a call fails."""
         trt, cuda = runtime.trt, Cuda(runtime.cudart)
-        self._logger = trt.Logger(trt.Logger.WARNING)  # TensorRT keeps a pointer to it
-        self._runtime = trt.Runtime(self._logger)
+        self._runtime = trt.Runtime(_logger(trt))
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             message = "TensorRT does not load the plan: its messages are on standard error"
@@ -86,8 +86,14 @@ class TensorRTEngine:
 
     def close(self) -> None:
         self._stack.close()
-        # Each needs the next until its end: workers' contexts, engine, runtime, logger.
-        del self._engine, self._runtime, self._logger
+        # Each needs the next until its end: the workers' contexts, the engine, the runtime.
+        del self._engine, self._runtime
+
+
+@cache
+def _logger(trt: Any) -> Any:
+    """One for the process: TensorRT keeps a pointer to the first, whichever engine it was for."""
+    return trt.Logger(trt.Logger.WARNING)
 
 
 def import_runtime(flavour: Flavour) -> Runtime:
@@ -136,6 +142,10 @@ def open_plan(
         engine = TensorRTEngine(plan, sidecar, max_batch=max_batch, runtime=runtime)
     except CudaFailed as error:
         raise EngineRefused("load_failed", str(error)) from error
+    except (RuntimeError, TypeError) as error:  # the bindings', for what TensorRT cannot make
+        log.exception("TensorRT cannot load %s", path)
+        message = f"{path.name} cannot be loaded: the server's log has the error"
+        raise EngineRefused("load_failed", message) from error
     _log_opened(path, sidecar, gpu)
     return engine
 
