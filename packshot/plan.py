@@ -6,6 +6,7 @@ compares that with what it has before it lets TensorRT near the file.
 """
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,6 +39,9 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     name: str
     dtype: str
     shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} {list(self.shape)}"
 
 
 class PlanSidecar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -131,13 +135,13 @@ def _check_tensors(sidecar: PlanSidecar, image_shape: tuple[int, int, int]) -> N
     expected = Tensor(name=INPUT, dtype="uint8", shape=(BATCH, *image_shape))
     if sidecar.inputs != (expected,):
         raise EngineRefused(
-            "wrong_shape", f"its inputs are {_text(sidecar.inputs)}, not {_text((expected,))}"
+            "wrong_shape", f"its inputs are {listed(sidecar.inputs)}, not {listed((expected,))}"
         )
     found = {tensor.name: (tensor.dtype, tensor.shape[:-1]) for tensor in sidecar.outputs}
     if found != dict.fromkeys((LOGITS, EMBEDDING), ("float32", (BATCH,))):
         raise EngineRefused(
             "wrong_shape",
-            f"its outputs are {_text(sidecar.outputs)}, not {LOGITS} float32 [{BATCH}, classes] "
+            f"its outputs are {listed(sidecar.outputs)}, not {LOGITS} float32 [{BATCH}, classes] "
             f"and {EMBEDDING} float32 [{BATCH}, features]",
         )
 
@@ -152,5 +156,6 @@ def _numbers(compute_capability: str) -> tuple[int, ...]:
     return tuple(int(part) for part in compute_capability.split("."))
 
 
-def _text(tensors: tuple[Tensor, ...]) -> str:
-    return ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in tensors) or "none"
+def listed(tensors: Iterable[Tensor]) -> str:
+    """For a message."""
+    return ", ".join(str(tensor) for tensor in tensors) or "none"

@@ -19,6 +19,7 @@ from packshot.plan import (
     Tensor,
     check_plan,
     check_runtime,
+    listed,
     read_sidecar,
     sidecar_path,
 )
@@ -124,8 +125,8 @@ def open_plan(
 ) -> TensorRTEngine:
     """The engine for the plan at `path`, described by its sidecar. Raises EngineRefused.
 
-    In this order, because TensorRT ends the process where there is no driver, and reads a plan's
-    first bytes as if they were its own.
+    In this order: TensorRT ends the process where there is no driver, and says of a plan that does
+    not fit only that it is null.
     """
     gpu = probe()
     sidecar, plan = _read(path)
@@ -163,15 +164,18 @@ def _check_described(engine: Any, trt: Any, tensors: Sequence[Tensor]) -> None:
     """Memory is measured out by the sidecar: the plan must not write more than that."""
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     found = {
-        name: (
-            np.dtype(trt.nptype(engine.get_tensor_dtype(name))),
-            (*engine.get_tensor_shape(name),),
+        Tensor(
+            name=name,
+            dtype=np.dtype(trt.nptype(engine.get_tensor_dtype(name))).name,
+            shape=tuple(engine.get_tensor_shape(name)),
         )
         for name in names
     }
-    described = {tensor.name: (np.dtype(tensor.dtype), tensor.shape) for tensor in tensors}
-    if found != described:
-        raise EngineRefused("wrong_shape", f"the plan has {found}, its sidecar says {described}")
+    if found != set(tensors):
+        raise EngineRefused(
+            "wrong_shape",
+            f"the plan has {listed(sorted(found, key=str))}; its sidecar says {listed(tensors)}",
+        )
 
 
 def _make_ready(workers: Sequence[Worker], images: Tensor, max_batch: int) -> None:
