@@ -6,6 +6,7 @@ models/<name>/<version>/
   golden.npz        images with PyTorch's answers (packshot.golden)
   model.onnx        fp32, always there
   model.int8.onnx   if it passed its gate
+  model.<gpu>.plan  a TensorRT engine, with its sidecar .plan.json (packshot.plan), if asked for
   report.html       the model card
 """
 
@@ -24,6 +25,9 @@ MANIFEST = "manifest.json"
 LABELS = "labels.txt"
 GOLDEN = "golden.npz"
 REPORT = "report.html"
+PLAN = ".plan"
+SIDECAR = ".json"
+"""A plan's sidecar has the plan's name with this behind it."""
 
 INPUT = "images"
 """The engines' input: uint8 [N, crop, crop, 3], RGB."""
@@ -55,7 +59,7 @@ class EngineFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a bundle is. `engines` maps engine names ("fp32", "int8") to their files."""
+    """What a bundle is. `engines` maps names ("fp32", "int8", "tensorrt") to their files."""
 
     format: int = FORMAT
     model: str
@@ -111,7 +115,9 @@ def open_bundle(folder: Path) -> Bundle:
 
 def _check_listed(folder: Path, manifest: Manifest) -> None:
     """Every file that will be read has a hash."""
-    needed = {GOLDEN, LABELS, *(engine.file for engine in manifest.engines.values())}
+    files = {engine.file for engine in manifest.engines.values()}
+    sidecars = {file + SIDECAR for file in files if file.endswith(PLAN)}
+    needed = {GOLDEN, LABELS, *files, *sidecars}
     if unlisted := sorted(needed - manifest.files.keys()):
         raise DamagedFile(f"{folder / MANIFEST} has no hash of {', '.join(unlisted)}: export again")
 

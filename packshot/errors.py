@@ -27,7 +27,19 @@ ImageReason = Literal[
     "wrong_size",
 ]
 EngineReason = Literal[
-    "unknown_engine", "not_in_bundle", "no_runtime", "load_failed", "answers_differ"
+    "unknown_engine",
+    "not_in_bundle",
+    "no_driver",
+    "no_gpu",
+    "no_runtime",
+    "damaged",
+    "wrong_flavour",  # the rest of these: what a TensorRT plan was built for
+    "wrong_version",
+    "wrong_gpu",
+    "wrong_shape",
+    "load_failed",
+    "answers_differ",
+    "failed",  # while it served
 ]
 
 

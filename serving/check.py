@@ -23,8 +23,8 @@ def _row(model: Model) -> tuple[str, ...]:
         str(model.version),
         model.engine,
         f"{opened.golden_difference:.2g}",
-        f"{opened.tolerance:.2g}",
-        f"{min(runs[1], *opened.profile.alone.values(), runs[1]) * 1000:.1f} ms",
+        f"{opened.file.tolerance:.2g}",
+        f"{opened.profile.alone.get(1, runs[1]) * 1000:.1f} ms",
         f"{largest} in {runs[largest] * 1000:.1f} ms",
     )
 

@@ -5,6 +5,21 @@ import pytest
 from processes import Server, serving
 from tiny import colour_network, tiny_bundle
 
+from packshot.errors import EngineRefused
+from serving.engines.gpu import probe_gpu
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped, and say why, where there is none."""
+    for_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not for_gpu:
+        return
+    try:
+        probe_gpu()
+    except EngineRefused as refused:
+        for item in for_gpu:
+            item.add_marker(pytest.mark.skip(reason=f"{refused.reason}: {refused}"))
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:

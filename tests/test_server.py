@@ -319,9 +319,10 @@ def test_start_with_a_damaged_bundle(store):
 
 def test_start_with_no_usable_engine(tmp_path):
     tiny_bundle(tmp_path, int8=colour_network(sign=-1))
-    message = refused_to_start("--models", tmp_path, "--engines", "int8,tensorrt")
+    message = refused_to_start("--models", tmp_path, "--engines", "int8,tensorrt,tpu")
     assert "golden samples differ" in message
-    assert "no engine 'tensorrt'" in message
+    assert "tensorrt: not in the bundle: it was not exported" in message
+    assert "no engine 'tpu'" in message
 
 
 @pytest.mark.parametrize("option", ["--port", "--metrics-port"])

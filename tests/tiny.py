@@ -20,10 +20,12 @@ from packshot.bundle import (
     EngineFile,
     Manifest,
     Measured,
+    to_json,
     write_bundle,
 )
 from packshot.golden import make_golden
 from packshot.image import ImageSpec
+from packshot.plan import PlanSidecar, sidecar_path
 from packshot.store import new_version
 
 LABELS = ("red", "green", "blue")
@@ -81,8 +83,20 @@ def engine_file(file: str, precision: str = "fp32") -> EngineFile:
     )
 
 
-def tiny_bundle(store: Path, name: str = "colours", *, int8: bytes | None = None) -> Path:
-    """Adds a version to the store, with this int8 engine if any; returns its folder."""
+def write_plan(path: Path, plan: bytes, described: PlanSidecar) -> Path:
+    path.write_bytes(plan)
+    sidecar_path(path).write_bytes(to_json(described))
+    return path
+
+
+def tiny_bundle(
+    store: Path,
+    name: str = "colours",
+    *,
+    int8: bytes | None = None,
+    plan: tuple[bytes, PlanSidecar] | None = None,
+) -> Path:
+    """Adds a version to the store, with these engines beside fp32; returns its folder."""
     spec = ImageSpec()
     engines = {"fp32": engine_file("model.onnx")}
     with new_version(store / name) as (version, folder):
@@ -90,6 +104,9 @@ def tiny_bundle(store: Path, name: str = "colours", *, int8: bytes | None = None
         if int8 is not None:
             (folder / "model.int8.onnx").write_bytes(int8)
             engines["int8"] = engine_file("model.int8.onnx", "int8")
+        if plan is not None:
+            path = write_plan(folder / "model.h100.plan", *plan)
+            engines["tensorrt"] = engine_file(path.name, "fp16")
         golden = make_golden([jpeg(colour) for colour in PURE.values()], spec, reference)
         (folder / GOLDEN).write_bytes(golden.to_bytes())
         manifest = Manifest(

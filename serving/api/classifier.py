@@ -90,7 +90,7 @@ class Classifier(ClassifierServicer):
                 pb.EngineRefusal(engine=r.engine, reason=r.reason, message=r.message)
                 for r in model.opened.refusals
             ],
-            accuracy=manifest.measured(model.engine).accuracy,
+            accuracy=model.opened.file.measured.accuracy,
             rejected_versions=[
                 pb.RejectedVersion(version=version, reason=reason)
                 for version, reason in self._models.rejected.get(model.name, {}).items()

@@ -11,7 +11,11 @@ from packshot.image import Pixels
 from packshot.prediction import Logits
 
 Images: TypeAlias = Sequence[Pixels] | npt.NDArray[np.uint8]
-"""N pictures, uint8 [crop, crop, 3] each; an array uint8 [N, crop, crop, 3] is one such."""
+"""A batch: N arrays uint8 [crop, crop, 3], RGB, or one [N, crop, crop, 3]; N at least 1.
+
+Images that come one by one stay so until the engine puts them into batch memory of its own choice
+(a GPU's is pinned): one copy, not two.
+"""
 
 
 class Answer(NamedTuple):
@@ -46,7 +50,10 @@ class Engine(Protocol):
     largest_alone: int
 
     def run(self, images: Images, *, alone: bool = False) -> Answer:
-        """At least one image. `alone`: no other run is in progress, use all there is."""
+        """`alone`: no other run is in progress, all cores may be used.
+
+        The answer's arrays are the caller's: no later run writes to them.
+        """
         ...
 
     def close(self) -> None:

@@ -2,21 +2,62 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from packshot.bundle import Bundle
+from packshot.bundle import Bundle, EngineFile
 from packshot.errors import AnswersDiffer, EngineRefused
 from packshot.golden import GoldenSamples, check_answers
 from packshot.prediction import Logits
 from serving.engines import Engine, Profile
-from serving.engines.onnxruntime import OnnxRuntimeEngine
+from serving.engines.onnxruntime import OnnxRuntimeEngine, open_cuda
+from serving.engines.tensorrt import open_plan
 
 log = logging.getLogger("packshot.engines")
+
+
+class Wanted(NamedTuple):
+    """What an engine may ask about its file and its task."""
+
+    name: str
+    path: Path
+    image_shape: tuple[int, int, int]
+    lanes: int  # of an engine on the CPU; one on a GPU knows its own number
+    max_batch: int
+
+
+class Kind(NamedTuple):
+    """`file`: the manifest's engine whose file this one runs and whose figures it is held to."""
+
+    file: str
+    open: Callable[[Wanted], Engine]
+
+
+def _open_on_cpu(wanted: Wanted) -> Engine:
+    return OnnxRuntimeEngine(wanted.path, name=wanted.name, lanes=wanted.lanes)
+
+
+def _open_cuda(wanted: Wanted) -> Engine:
+    return open_cuda(wanted.path)
+
+
+def _open_tensorrt(wanted: Wanted) -> Engine:
+    return open_plan(wanted.path, max_batch=wanted.max_batch, image_shape=wanted.image_shape)
+
+
+ENGINES = {
+    "tensorrt": Kind("tensorrt", _open_tensorrt),
+    "cuda": Kind("fp32", _open_cuda),
+    "int8": Kind("int8", _open_on_cpu),
+    "fp32": Kind("fp32", _open_on_cpu),
+}
+"""The engines that packshot knows, by name."""
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,14 +71,14 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
     """The engine in use, and those that were tried before it.
 
-    `golden_difference`: the largest |logit difference| from PyTorch on the golden samples, of which
-    `tolerance` is allowed.
+    `file`: what it runs, with the figures that were measured of it. `golden_difference`: the largest
+    |logit difference| from PyTorch on the golden samples, here and now.
     """
 
     engine: Engine
-    profile: Profile
+    file: EngineFile
     golden_difference: float
-    tolerance: float
+    profile: Profile
     refusals: tuple[Refusal, ...]
 
 
@@ -47,37 +88,52 @@ def open_engine(bundle: Bundle, order: Sequence[str], *, lanes: int, max_batch: 
     refusals: list[Refusal] = []
     for name in order:
         try:
-            engine = _open(bundle, name, lanes)
-            difference, profile = _prove_and_warm_up(engine, bundle, golden, max_batch)
+            file = _file_of(bundle, name)
+            engine = _open(bundle, name, file, lanes, max_batch)
+            difference, profile = _prove_and_warm_up(engine, bundle, golden, file, max_batch)
         except EngineRefused as error:
             log.warning("engine %s refused (%s): %s", name, error.reason, error)
             refusals.append(Refusal(engine=name, reason=error.reason, message=str(error)))
         else:
             return Opened(
                 engine=engine,
-                profile=profile,
+                file=file,
                 golden_difference=difference,
-                tolerance=bundle.manifest.engines[name].tolerance,
+                profile=profile,
                 refusals=tuple(refusals),
             )
     reasons = "; ".join(f"{r.engine}: {r.message}" for r in refusals)
     raise EngineRefused("load_failed", f"none of the engines {list(order)} can be used: {reasons}")
 
 
-def _open(bundle: Bundle, name: str, lanes: int) -> Engine:
-    if name not in ("fp32", "int8"):
+def _file_of(bundle: Bundle, name: str) -> EngineFile:
+    """Asked before the hardware: a GPU or a driver would not help against a missing file."""
+    if name not in ENGINES:
         raise EngineRefused("unknown_engine", f"packshot has no engine {name!r}")
-    if name not in bundle.manifest.engines:
-        why = bundle.manifest.left_out.get(name, "it was not exported")
+    entry = ENGINES[name].file
+    if entry not in bundle.manifest.engines:
+        why = bundle.manifest.left_out.get(entry, "it was not exported")
         raise EngineRefused("not_in_bundle", f"not in the bundle: {why}")
-    return OnnxRuntimeEngine(bundle.engine_path(name), name=name, lanes=lanes)
+    return bundle.manifest.engines[entry]
+
+
+def _open(bundle: Bundle, name: str, file: EngineFile, lanes: int, max_batch: int) -> Engine:
+    return ENGINES[name].open(
+        Wanted(
+            name=name,
+            path=bundle.folder / file.file,
+            image_shape=bundle.manifest.image.shape,
+            lanes=lanes,
+            max_batch=max_batch,
+        )
+    )
 
 
 def _prove_and_warm_up(
-    engine: Engine, bundle: Bundle, golden: GoldenSamples, max_batch: int
+    engine: Engine, bundle: Bundle, golden: GoldenSamples, file: EngineFile, max_batch: int
 ) -> tuple[float, Profile]:
     try:
-        difference = _prove(engine, bundle, golden)
+        difference = _prove(engine, bundle, golden, file.tolerance)
         return difference, _warm_up(engine, golden, max_batch)
     except EngineRefused:
         engine.close()
@@ -89,7 +145,7 @@ def _prove_and_warm_up(
         raise EngineRefused("load_failed", message) from error
 
 
-def _prove(engine: Engine, bundle: Bundle, golden: GoldenSamples) -> float:
+def _prove(engine: Engine, bundle: Bundle, golden: GoldenSamples, tolerance: float) -> float:
     """On the very engine and hardware that will serve: labels fit, answers are PyTorch's."""
     manifest = bundle.manifest
     width = engine.run(golden.pixels[:1]).logits.shape[-1]
@@ -97,7 +153,6 @@ def _prove(engine: Engine, bundle: Bundle, golden: GoldenSamples) -> float:
         raise EngineRefused(
             "answers_differ", f"{width} logits for {len(manifest.labels)} labels: export again"
         )
-    tolerance = manifest.engines[engine.name].tolerance
     ways = (False, True) if engine.largest_alone else (False,)
     try:
         difference = max(
