@@ -71,8 +71,8 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
     """The engine in use, and those that were tried before it.
 
-    `file`: what it runs, with the figures that were measured of it. `golden_difference`: the largest
-    |logit difference| from PyTorch on the golden samples, here and now.
+    `file`: what it runs, with the figures that were measured of it. `golden_difference`: the
+    largest |logit difference| from PyTorch on the golden samples, here and now.
     """
 
     engine: Engine
