@@ -7,7 +7,8 @@ import uvloop
 
 from packshot.errors import PackshotError
 from serving.app import App
-from serving.settings import Settings, parse_settings
+from serving.command_line import parse_settings, to_toml
+from serving.settings import Settings
 
 
 async def _serve(settings: Settings) -> None:
@@ -21,7 +22,11 @@ def main() -> int:
         stream=sys.stderr,
     )
     try:
-        uvloop.run(_serve(parse_settings()))
+        settings = parse_settings()
+        if settings.print_config:
+            print(to_toml(settings.effective()))
+        else:
+            uvloop.run(_serve(settings))
     except PackshotError as error:
         print(f"packshot: cannot serve: {error}", file=sys.stderr)
         return 1

@@ -54,13 +54,14 @@ class App:
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT, then drains. Raises PackshotError if it cannot start."""
         stop = StopSignals()
-        port, metrics_port = await self._listen()
+        log.info("settings: %s", " ".join(map(str, self._settings.effective())))
+        port, http_port = await self._listen()
         try:
             if not await stop.run_until(self._load_model()):
                 log.info("stopped while loading")
                 return
             await self._set_ready(True)
-            self._log_ready(port, metrics_port)
+            self._log_ready(port, http_port)
             self._reloader.start()
             await stop.wait()
             log.info("draining")
@@ -74,7 +75,7 @@ class App:
     async def _listen(self) -> tuple[int, int]:
         """Takes the ports first: a taken one is found before seconds of loading."""
         host, settings = self._settings.host, self._settings
-        metrics_port = self._metrics.serve(host, settings.metrics_port)
+        http_port = self._metrics.serve(host, settings.http_port)
         try:
             port = self._server.add_insecure_port(f"{host}:{settings.port}")
         except RuntimeError as error:
@@ -89,10 +90,12 @@ class App:
         await self._health.set("", SERVING)  # alive, though not ready yet
         await self._set_ready(False)
         await self._server.start()
-        return port, metrics_port
+        return port, http_port
 
     async def _load_model(self) -> None:
-        folder = choose_bundle(self._settings.models, self._settings.model)
+        settings = self._settings
+        named = settings.default_model or next(iter(settings.model), None)
+        folder = choose_bundle(settings.models, named)
         verified = await asyncio.to_thread(verify, folder, self._settings)
         self._pipeline.model = start_model(verified, self._settings, self._metrics)
 
@@ -125,12 +128,12 @@ class App:
         answered.cancel()
         hurried.cancel()
 
-    def _log_ready(self, port: int, metrics_port: int) -> None:
+    def _log_ready(self, port: int, http_port: int) -> None:
         model = self._pipeline.current()
         log.info(
             "ready: model %s version %d, engine %s, on %s:%d, metrics on http://%s:%d/metrics",
             model.manifest.model, model.manifest.version, model.engine,
-            self._settings.host, port, self._settings.host, metrics_port,
+            self._settings.host, port, self._settings.host, http_port,
         )  # fmt: skip
 
 

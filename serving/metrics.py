@@ -117,6 +117,6 @@ class Metrics:
             server, _ = start_http_server(port, addr=host, registry=self.registry)
         except OSError as error:
             raise InvalidInput(
-                f"--metrics-port {port} on {host} cannot be used: {error.strerror}"
+                f"--http-port {port} on {host} cannot be used: {error.strerror}"
             ) from error
         return int(server.server_port)

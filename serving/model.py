@@ -7,7 +7,7 @@ import msgspec
 
 from packshot.bundle import Manifest, open_bundle
 from packshot.cores import available_cores
-from packshot.errors import DamagedFile, NotFound
+from packshot.errors import DamagedFile, EngineRefused, NotFound
 from packshot.golden import check_pixels
 from packshot.store import current_version, model_names
 from serving.engines.open import Opened, open_engine
@@ -76,7 +76,19 @@ def verify(folder: Path, settings: Settings) -> Verified:
         lanes=settings.lanes or available_cores(),
         max_batch=settings.max_batch,
     )
+    _require(opened, settings.require)
     return Verified(folder=folder, manifest=manifest, opened=opened)
+
+
+def _require(opened: Opened, name: str | None) -> None:
+    """Raises EngineRefused if it is not this engine that runs here, having closed it."""
+    if name in (None, opened.engine.name):
+        return
+    opened.engine.close()
+    why = "; ".join(f"{r.engine}: {r.message}" for r in opened.refusals) or "it comes first"
+    raise EngineRefused(
+        "load_failed", f"--require is {name}, and {opened.engine.name} would serve ({why})"
+    )
 
 
 def start_model(verified: Verified, settings: Settings, metrics: Metrics) -> Model:

@@ -33,7 +33,7 @@ class Server:
 
     def __init__(self, *options: object) -> None:
         command = [sys.executable, "-W", "error", "-m", "serving", "--port", "0"]
-        command += ["--metrics-port", "0", *map(str, options)]
+        command += ["--http-port", "0", *map(str, options)]
         self.process = subprocess.Popen(
             command, cwd=ROOT, text=True, stderr=subprocess.PIPE, env=environment()
         )

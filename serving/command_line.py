@@ -1,0 +1,81 @@
+"""The command line: flags to settings, and the settings in force as TOML."""
+
+import argparse
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from serving.settings import Effective, Option, Settings, options
+
+MORE = """Each option can also be given in the environment (PACKSHOT_MAX_BATCH=8) or in the TOML
+file of --config (max_batch = 8). A flag wins over the environment, that over the file."""
+
+
+def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
+    """Raises InvalidInput for what makes no sense, from wherever it comes."""
+    return Settings(**vars(_parser().parse_args(arguments)))
+
+
+def to_toml(effective: Sequence[Effective]) -> str:
+    """The settings in force as `--config` reads them, each with its source."""
+    lines = []
+    for name, value, source in effective:
+        line = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"
+        lines.append(f"{line:<40} # {source}" if value is not None else line)
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m serving",
+        usage="%(prog)s --models PATH [option ...]",
+        description="Serve the newest (or released) version of a bundle over gRPC.",
+        epilog=MORE,
+        argument_default=argparse.SUPPRESS,  # what is not given is left to the other sources
+        allow_abbrev=False,
+    )
+    for group, members in itertools.groupby(options().values(), lambda option: option.group):
+        section = parser.add_argument_group(group.title)
+        for option in members:
+            _add(section, option)
+    return parser
+
+
+def _add(section: Any, option: Option) -> None:
+    field = option.field
+    if field.annotation is bool:
+        section.add_argument(option.flag, action="store_true", help=field.description)
+        return
+    several = isinstance(field.default, tuple)
+    section.add_argument(
+        option.flag,
+        action="append" if several else "store",
+        metavar=_metavar(field),
+        help=field.description
+        if field.is_required()
+        else f"{field.description} (default: {_shown(field.default)})",
+    )
+
+
+def _metavar(field: FieldInfo) -> str:
+    if get_origin(field.annotation) is Literal:
+        return "|".join(get_args(field.annotation))
+    kinds: dict[object, str] = {int: "N", float: "X", Path: "PATH", Path | None: "FILE"}
+    return "A,B" if isinstance(field.default, tuple) else kinds.get(field.annotation, "TEXT")
+
+
+def _shown(default: object) -> str:
+    if default is None or default == ():
+        return "none"
+    return ",".join(default) if isinstance(default, tuple) else str(default)
+
+
+def _toml(value: object) -> str:
+    plain = (
+        [*value] if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+    )
+    return json.dumps(plain, ensure_ascii=False)  # JSON's texts, numbers and lists are TOML's too
