@@ -3,15 +3,15 @@
 #   make train export serve              on a drawn sample catalogue
 #   make train export serve DATA=photos  on your own: one sub-folder a class
 
-PYTHON       ?= python3
-MODEL        ?= products
-DATA         ?= data/sample
-RUN          ?= runs/$(MODEL)
-ARCH         ?= resnet50
-EPOCHS       ?=
-PORT         ?= 8001
-METRICS_PORT ?= 8002
-IMAGE        ?= data/sample/test/mug/mug-074.jpg
+PYTHON    ?= python3
+MODEL     ?= products
+DATA      ?= data/sample
+RUN       ?= runs/$(MODEL)
+ARCH      ?= resnet50
+EPOCHS    ?=
+PORT      ?= 8001
+HTTP_PORT ?= 8002
+IMAGE     ?= data/sample/test/mug/mug-074.jpg
 
 UV_VERSION           := 0.13.8
 GRPCIO_TOOLS_VERSION := 1.71.2
@@ -37,7 +37,7 @@ help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  DATA=$(DATA) RUN=$(RUN) MODEL=$(MODEL) ARCH=$(ARCH) EPOCHS=$(or $(EPOCHS),<the recipe's>)"
-	@echo "  PORT=$(PORT) METRICS_PORT=$(METRICS_PORT) IMAGE=$(IMAGE)"
+	@echo "  PORT=$(PORT) HTTP_PORT=$(HTTP_PORT) IMAGE=$(IMAGE)"
 
 setup: $(READY) ## create .venv and install the locked packages (other verbs do it when needed)
 
@@ -62,8 +62,8 @@ train: $(READY) $(if $(IS_SAMPLE),$(SAMPLE)) ## fine-tune ARCH on DATA: checkpoi
 export: $(READY) ## turn the checkpoint of RUN into the next version of models/MODEL, verified
 	$(BIN)/python -m exporters --run "$(RUN)" --models models --model $(MODEL)
 
-serve: $(READY) ## serve models/MODEL on PORT, Prometheus metrics on METRICS_PORT
-	$(BIN)/python -m serving --models models --model $(MODEL) --port $(PORT) --metrics-port $(METRICS_PORT)
+serve: $(READY) ## serve models/MODEL on PORT, metrics on HTTP_PORT
+	$(BIN)/python -m serving --models models --model $(MODEL) --port $(PORT) --http-port $(HTTP_PORT)
 
 classify: $(READY) ## classify IMAGE (a file, folder or pattern) with the server on PORT
 	@$(BIN)/packshot classify --target 127.0.0.1:$(PORT) "$(IMAGE)"

@@ -59,7 +59,7 @@ def floor(bundle: Bundle, engine_name: str, images: Sequence[bytes], seconds: fl
 def server(models: Path, model: str) -> Iterator[tuple[str, str]]:
     """A server of its own process on free ports: (engine, target)."""
     command = [sys.executable, "-m", "serving", "--models", str(models), "--model", model]
-    command += ["--port", "0", "--metrics-port", "0"]
+    command += ["--port", "0", "--http-port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         for line in process.stderr or ():

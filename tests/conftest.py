@@ -33,5 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of the tiny bundle whose int8 engine is wrong, so that fp32 answers."""
     models = tmp_path_factory.mktemp("models")
     tiny_bundle(models, int8=colour_network(sign=-1))
-    with serving("--models", models, "--max-image-pixels", 2_000_000) as running:
+    with serving(
+        "--models", models, "--engines", "int8,fp32", "--max-image-pixels", 2_000_000
+    ) as running:
         yield running

@@ -144,7 +144,9 @@ def test_an_overloaded_server_is_asked_again_also_with_a_large_image():
 
 def test_a_request_above_the_servers_message_limit_is_no_overload(store):
     with (
-        serving("--models", store, "--max-message-bytes", 100_000) as server,
+        serving(
+            "--models", store, "--max-message-bytes", 100_000, "--max-image-bytes", 90_000
+        ) as server,
         Client(server.target) as client,
         pytest.raises(InvalidInput, match="send fewer or smaller images"),
     ):

@@ -36,5 +36,5 @@ def test_make_help_lists_the_verbs():
     done = subprocess.run(["make", "help"], cwd=ROOT, text=True, capture_output=True, check=True)
     listed = set(re.findall(r"^  make (\w+) ", done.stdout, re.MULTILINE))
     assert listed >= VERBS
-    for variable in ("DATA", "RUN", "MODEL", "PORT", "METRICS_PORT", "ARCH", "EPOCHS", "IMAGE"):
+    for variable in ("DATA", "RUN", "MODEL", "PORT", "HTTP_PORT", "ARCH", "EPOCHS", "IMAGE"):
         assert f"{variable}=" in done.stdout

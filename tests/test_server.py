@@ -292,7 +292,7 @@ def test_a_draining_server_says_it_is_not_ready_but_still_answers(store):
 
 
 def refused_to_start(*options: object) -> str:
-    done = program("serving", "--port", 0, "--metrics-port", 0, *options)
+    done = program("serving", "--port", 0, "--http-port", 0, *options)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr
@@ -325,7 +325,7 @@ def test_start_with_no_usable_engine(tmp_path):
     assert "no engine 'tpu'" in message
 
 
-@pytest.mark.parametrize("option", ["--port", "--metrics-port"])
+@pytest.mark.parametrize("option", ["--port", "--http-port"])
 def test_start_on_a_taken_port(store, option):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
