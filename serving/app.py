@@ -215,7 +215,10 @@ def _choice(settings: Settings) -> EngineChoice:
     # What is required is all that is tried: a fallback would have to be refused anyway.
     order = (settings.require,) if settings.require else settings.engines
     return EngineChoice(
-        order=order, lanes=settings.lanes or available_cores(), max_batch=settings.max_batch
+        order=order,
+        required=settings.require is not None,
+        lanes=settings.lanes or available_cores(),
+        max_batch=settings.max_batch,
     )
 
 

@@ -24,6 +24,7 @@ class EngineChoice(msgspec.Struct, frozen=True, kw_only=True):
     """Which engines to try, in order, and how they run."""
 
     order: tuple[str, ...]
+    required: bool = False  # then nothing may take the place of the only one in the order
     lanes: int
     max_batch: int
 
@@ -75,9 +76,14 @@ class Loader:
         return bundle, self._open(bundle, self._choice.order)
 
     def _open(self, bundle: Bundle, order: Sequence[str]) -> Opened:
-        return open_engine(
-            bundle, order, lanes=self._choice.lanes, max_batch=self._choice.max_batch
-        )
+        choice = self._choice
+        try:
+            return open_engine(bundle, order, lanes=choice.lanes, max_batch=choice.max_batch)
+        except EngineRefused as error:
+            if choice.required:
+                message = f"{error}; by --require nothing may take its place"
+                raise EngineRefused(error.reason, message) from error
+            raise
 
     def _start(self, bundle: Bundle, opened: Opened) -> Model:
         metrics = self._metrics.of(bundle.manifest.model)

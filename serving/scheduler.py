@@ -144,7 +144,8 @@ class Scheduler:
         """Until `images` of that urgency would be run, if nothing more urgent comes."""
         if self._admission.empty and self._runs_alone(images):
             return self._latency.run_seconds(images, alone=True)
-        lanes, now = self.engine.lanes, self._clock()
+        lanes = 1 if self.engine.lanes_share else self.engine.lanes
+        now = self._clock()
         busy = sum(max(0.0, end - now) for end in self._until.values())
         ahead = self._admission.images_ahead(urgency)
         shared = (busy + self._latency.work_seconds(ahead + images)) / lanes
@@ -222,7 +223,8 @@ class Scheduler:
         self._drop_dead()
         waiting = len(self._queue)
         alone = self._runs_alone(waiting)
-        share = waiting if alone else -(-waiting // lanes.idle)
+        whole = alone or lanes.engine.lanes_share
+        share = waiting if whole else -(-waiting // lanes.idle)
         items = [heapq.heappop(self._queue) for _ in range(min(share, self._latency.largest))]
         for item in items:
             item.ticket.pending -= 1

@@ -13,9 +13,17 @@ class FakeEngine:
     While `gate` is closed, runs wait in it; `entered` counts those that have begun.
     """
 
-    def __init__(self, *, lanes: int = 1, name: str = "fake", largest_alone: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        lanes: int = 1,
+        name: str = "fake",
+        largest_alone: int = 0,
+        lanes_share: bool = False,
+    ) -> None:
         self.name = name
         self.lanes = lanes
+        self.lanes_share = lanes_share
         self.largest_alone = largest_alone
         self.alone: list[bool] = []
         self.batches: list[int] = []

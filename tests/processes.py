@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,16 +46,25 @@ class Server:
         found = READY.search(self.log)
         assert found, self.log
         self.target, self.metrics_url = found.groups()
+        self.http_url = self.metrics_url.removesuffix("/metrics")
 
     @property
     def log(self) -> str:
         return "".join(self.lines)
 
     def metric(self, sample: str) -> float:
-        """The value of one sample of /metrics, such as 'packshot_ready'; 0 if it is not there."""
+        """The value of one sample of /metrics, or without labels the sum of them all; else 0."""
         text = urllib.request.urlopen(self.metrics_url, timeout=TIMEOUT).read().decode()
-        values = [line.split()[-1] for line in text.splitlines() if line.startswith(f"{sample} ")]
-        return float(values[0]) if values else 0.0
+        starts = (f"{sample} ", f"{sample}{{")
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(starts))
+
+    def page(self, path: str) -> tuple[int, str]:
+        """Status and text of a page of the HTTP port."""
+        try:
+            with urllib.request.urlopen(self.http_url + path, timeout=TIMEOUT) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)

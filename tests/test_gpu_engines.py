@@ -370,7 +370,7 @@ def test_a_plan_of_the_bundle_serves_where_it_fits(tmp_path, opened, cudart, mon
     chosen = opening.open_engine(open_bundle(folder), ORDER, lanes=1, max_batch=2)
     assert (chosen.engine.name, chosen.refusals) == ("tensorrt", ())
     assert chosen.file.file == "model.h100.plan"
-    assert chosen.profile.keys() == {1, 2}
+    assert chosen.profile.lanes.keys() == {1, 2}
     chosen.engine.close()
     assert cudart.alive == {}
 

@@ -224,6 +224,6 @@ def test_an_engine_that_is_required_or_none(store):
     ports = ("--port", 0, "--http-port", 0)
     done = program("serving", "--models", store, *ports, *engines, "--require", "int8")
     assert done.returncode == 1
-    assert "--require is int8, and fp32 would serve (int8: not in the bundle" in done.stderr
+    assert "int8: not in the bundle: it was not exported; by --require nothing may" in done.stderr
     with serving("--models", store, *engines, "--require", "fp32") as server:
         assert "engine fp32, on" in server.log

@@ -42,11 +42,13 @@ class Engine(Protocol):
     """Runs batches; `lanes` of them may run at the same time, each from a thread of its own.
 
     `largest_alone`: up to so many images are answered sooner by one run on all cores than by the
-    lanes; 0 if never.
+    lanes; 0 if never. `lanes_share`: lanes overlap copies with the computing of one device, so that
+    two half batches are no faster than a whole one; else each lane has a core of its own.
     """
 
     name: str
     lanes: int
+    lanes_share: bool
     largest_alone: int
 
     def run(self, images: Images, *, alone: bool = False) -> Answer:

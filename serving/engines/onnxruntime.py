@@ -36,6 +36,7 @@ class OnnxRuntimeEngine:
         """Raises EngineRefused if the runtime or the file cannot be used with this provider."""
         self.name = name
         self.lanes = lanes
+        self.lanes_share = provider != CPU
         self.largest_alone = lanes // 2 if provider == CPU else 0
         self._in_lane = _open_session(path, provider, threads=1)
         self._alone = self._in_lane

@@ -50,6 +50,7 @@ class TensorRTEngine:
 
     name = "tensorrt"
     lanes = 2
+    lanes_share = True
     largest_alone = 0
 
     def __init__(
