@@ -2,18 +2,21 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
+from packshot.channel import is_loopback
 from packshot.cores import available_cores
 from packshot.errors import InvalidInput
 from packshot.image import ImageLimits
 from packshot.v1 import classifier_pb2_grpc
 from serving.api.answering import Calls
 from serving.api.classifier import Classifier
+from serving.certificates import Certificates, TlsFiles
 from serving.decoding import DecodePool
 from serving.metrics import Metrics
 from serving.model import choose_bundle, start_model, verify
@@ -21,6 +24,7 @@ from serving.pipeline import Pipeline
 from serving.reload import Reloader
 from serving.settings import Settings
 from serving.signals import StopSignals
+from serving.tokens import TokenInterceptor, Tokens
 
 log = logging.getLogger("packshot.app")
 
@@ -49,7 +53,8 @@ class App:
         self._reloader = Reloader(self._pipeline, settings, self._metrics)
         self._calls = Calls()
         self._health = health.HealthServicer()
-        self._server = _new_server(settings)
+        self._certificates = _certificates(settings, self._metrics)
+        self._server = _new_server(settings, _interceptors(settings, self._metrics))
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT, then drains. Raises PackshotError if it cannot start."""
@@ -77,7 +82,7 @@ class App:
         host, settings = self._settings.host, self._settings
         http_port = self._metrics.serve(host, settings.http_port)
         try:
-            port = self._server.add_insecure_port(f"{host}:{settings.port}")
+            port = self._add_port(f"{host}:{settings.port}")
         except RuntimeError as error:
             raise InvalidInput(
                 f"--port {settings.port} on {host} cannot be used: {error}"
@@ -91,6 +96,11 @@ class App:
         await self._set_ready(False)
         await self._server.start()
         return port, http_port
+
+    def _add_port(self, address: str) -> int:
+        if self._certificates is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, self._certificates.credentials())
 
     async def _load_model(self) -> None:
         settings = self._settings
@@ -137,8 +147,30 @@ class App:
         )  # fmt: skip
 
 
-def _new_server(settings: Settings) -> grpc.aio.Server:
+def _certificates(settings: Settings, metrics: Metrics) -> Certificates | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    files = TlsFiles(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
+    return Certificates(files, metrics)
+
+
+def _interceptors(settings: Settings, metrics: Metrics) -> list[grpc.aio.ServerInterceptor]:
+    if settings.token_file is None:
+        return []
+    if settings.tls_cert is None and not is_loopback(settings.host):
+        log.warning(
+            "TOKENS TRAVEL IN PLAIN TEXT on %s: give --tls-cert and --tls-key, unless something in "
+            "front of this server, such as a mesh, ends TLS",
+            settings.host,
+        )
+    return [TokenInterceptor(Tokens(settings.token_file), metrics)]
+
+
+def _new_server(
+    settings: Settings, interceptors: Sequence[grpc.aio.ServerInterceptor]
+) -> grpc.aio.Server:
     return grpc.aio.server(
+        interceptors=interceptors,
         options=[
             ("grpc.so_reuseport", 0),  # else two servers would silently share the port
             ("grpc.max_receive_message_length", settings.max_message_bytes),

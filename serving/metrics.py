@@ -101,6 +101,20 @@ class Metrics:
             buckets=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0),
             registry=self.registry,
         )
+        self.certificate_expiry = Gauge(
+            "packshot_certificate_expiry_timestamp_seconds",
+            "When the first certificate of the file in use ends, in seconds since 1970.",
+            ["use"],
+            registry=self.registry,
+        )
+        self.certificate_reloads = Counter(
+            "packshot_certificate_reloads_total",
+            "Changed certificates: swapped in, or refused so that the old one goes on.",
+            ["result"],
+            registry=self.registry,
+        )
+        for result in ("swapped", "refused"):
+            self.certificate_reloads.labels(result)
         self.handled = Counter(
             "grpc_server_handled_total",
             "RPCs completed, by status.",
