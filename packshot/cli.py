@@ -3,6 +3,7 @@
 import argparse
 import csv
 import glob
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import msgspec
 from tqdm import tqdm
 
+from packshot.channel import Tls, read_token
 from packshot.client import DEFAULT_TARGET, Client, ImageSource, Result
 from packshot.errors import InvalidInput, PackshotError
 from packshot.image import SUFFIXES
 from packshot.load import LoadPlan, load_images, report_text, run_load
 
+TOKEN = "PACKSHOT_TOKEN"  # noqa: S105  # the variable's name
 BAR_FROM = 20  # images: fewer are answered before a bar is of use
 
 
@@ -90,7 +93,8 @@ def load(options: argparse.Namespace) -> int:
         images_per_request=options.images_per_request,
         timeout_seconds=options.timeout,
     )
-    report = run_load(plan, load_images(_expand(options.images)))
+    images = load_images(_expand(options.images))
+    report = run_load(plan, images, tls=_tls(options), token=_token(options))
     print(msgspec.json.encode(report).decode() if options.json else report_text(report))
     return 1 if report.errors or report.image_errors else 0
 
@@ -148,7 +152,24 @@ def _no_bar(count: int) -> bool:
 
 
 def _client(options: argparse.Namespace) -> Client:
-    return Client(options.target, model=options.model, timeout_seconds=options.timeout)
+    return Client(
+        options.target,
+        tls=_tls(options),
+        token=_token(options),
+        model=options.model,
+        timeout_seconds=options.timeout,
+    )
+
+
+def _tls(options: argparse.Namespace) -> Tls | bool:
+    if options.ca or options.cert or options.key:
+        return Tls(ca=options.ca, cert=options.cert, key=options.key)
+    return bool(options.tls)
+
+
+def _token(options: argparse.Namespace) -> str | None:
+    """Never a flag of its own: other users of the machine can read a command line."""
+    return read_token(options.token_file) if options.token_file else os.environ.get(TOKEN) or None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -194,6 +215,13 @@ def _verb(verbs: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser
     verb.add_argument("--model", default="", help="name of the model (default: the server's)")
     verb.add_argument(
         "--timeout", type=float, default=30.0, help="seconds per request (default: %(default)s)"
+    )
+    verb.add_argument("--tls", action="store_true", help="connect by TLS; the next three imply it")
+    verb.add_argument("--ca", metavar="FILE", help="PEM file of authorities (default: the usual)")
+    verb.add_argument("--cert", metavar="FILE", help="PEM file of this client's certificate")
+    verb.add_argument("--key", metavar="FILE", help="PEM file of its private key")
+    verb.add_argument(
+        "--token-file", type=Path, metavar="FILE", help=f"bearer token (default: ${TOKEN}, if set)"
     )
     return verb
 

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from packshot.channel import Connection, Tls
 from packshot.errors import DeadlineExceeded, InvalidInput, PackshotError
 from packshot.prediction import Prediction
 from packshot.status import error_from_status
@@ -126,6 +127,8 @@ class Client:
         self,
         target: str = DEFAULT_TARGET,
         *,
+        tls: Tls | bool = False,
+        token: str | None = None,
         model: str = "",
         timeout_seconds: float = 30.0,
         bulk: bool = False,
@@ -134,7 +137,9 @@ class Client:
     ) -> None:
         """`timeout_seconds` is the deadline of each request, which the server sees and heeds.
 
-        `bulk` requests run when no others wait, and are refused first when there is too much.
+        `tls` is True for the usual authorities, or says which; `token` is sent with every call, in
+        plain text only to this machine. `bulk` requests run when no others wait, and are refused
+        first when there is too much.
         """
         if timeout_seconds <= 0:
             raise InvalidInput(f"timeout_seconds is {timeout_seconds}; it must be above 0")
@@ -147,7 +152,8 @@ class Client:
         self._images_per_request = images_per_request
         self._server_limit: int | None = None
         self._requests_in_flight = requests_in_flight
-        self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self._connection = Connection(target=target, tls=tls, token=token)
+        self._channel = self._connection.channel(CHANNEL_OPTIONS)
         self._stub = ClassifierStub(self._channel)
 
     def classify(
@@ -160,8 +166,8 @@ class Client:
         """Classifies one image or many; one result per image, in order. `top_k` 0 means 5.
 
         An image that cannot be used gets a result with `error`. Raises PackshotError if the service
-        cannot answer: InvalidInput, NotFound, Overloaded, DeadlineExceeded, Unavailable,
-        ServiceFailed.
+        cannot answer: InvalidInput, Unauthenticated, NotFound, Overloaded, DeadlineExceeded,
+        Unavailable, ServiceFailed.
         """
         one = isinstance(images, _IMAGE_TYPES)
         sources: Iterable[ImageSource] = [images] if one else images  # type: ignore[list-item,assignment]  # `one` tells which
@@ -193,7 +199,9 @@ class Client:
         """What the server serves, by which engine. Raises PackshotError."""
         try:
             reply = self._stub.GetModel(
-                pb.GetModelRequest(model=self._model), timeout=self._timeout_seconds
+                pb.GetModelRequest(model=self._model),
+                timeout=self._timeout_seconds,
+                metadata=self._connection.metadata,
             )
         except grpc.RpcError as error:
             raise self._translated(error) from error
@@ -256,7 +264,9 @@ class Client:
             priority=self._priority,
         )
         call: _Call
-        call = self._stub.Classify.future(request, timeout=self._timeout_seconds)
+        call = self._stub.Classify.future(
+            request, timeout=self._timeout_seconds, metadata=self._connection.metadata
+        )
         return call
 
     def _results(self, group: list[_Loaded], call: "_Call | None") -> Iterator[Result]:
@@ -276,7 +286,10 @@ class Client:
     def _translated(self, error: grpc.RpcError) -> PackshotError:
         code, details = error.code(), error.details() or ""
         if code is grpc.StatusCode.UNAVAILABLE:
-            details = f"no answer from {self.target}: {details} (is the server running?)"
+            how = "with" if self._connection.tls else "without"
+            details = (
+                f"no answer from {self.target}: {details} (is a server running there, {how} TLS?)"
+            )
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded(
                 f"no answer from {self.target} within {self._timeout_seconds:g} s"

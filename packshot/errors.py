@@ -3,6 +3,7 @@
     PackshotError
     ├── InvalidInput           a value from outside is wrong: the message names it and the remedy
     │   └── ImageError         one image cannot be used; `reason` is from a closed set
+    ├── Unauthenticated        no valid token was shown
     ├── NotFound               no model, version or file of that name
     ├── DamagedFile            a file is not what its record says: wrong hash, half, unreadable
     ├── EngineRefused          an engine cannot run here; `reason` is from a closed set
@@ -57,6 +58,10 @@ class ImageError(InvalidInput):
     def __init__(self, reason: ImageReason, message: str) -> None:
         super().__init__(message)
         self.reason: ImageReason = reason
+
+
+class Unauthenticated(PackshotError):
+    """No valid token was shown."""
 
 
 class NotFound(PackshotError):

@@ -15,6 +15,7 @@ import grpc
 import msgspec
 import numpy as np
 
+from packshot.channel import Connection, Tls
 from packshot.client import MAX_MESSAGE_BYTES
 from packshot.errors import InvalidInput
 from packshot.v1 import classifier_pb2 as pb
@@ -64,9 +65,11 @@ def load_images(names: Sequence[str]) -> list[bytes]:
         raise InvalidInput(f"{error.filename}: {error.strerror}") from error
 
 
-def run_load(plan: LoadPlan, images: Sequence[bytes]) -> LoadReport:
+def run_load(
+    plan: LoadPlan, images: Sequence[bytes], *, tls: Tls | bool = False, token: str | None = None
+) -> LoadReport:
     """Runs the plan against a server. Raises InvalidInput for a plan that makes no sense."""
-    return asyncio.run(_run(plan, images))
+    return asyncio.run(_run(plan, images, Connection(target=plan.target, tls=tls, token=token)))
 
 
 def report_text(report: LoadReport) -> str:
@@ -84,13 +87,13 @@ def report_text(report: LoadReport) -> str:
     )
 
 
-async def _run(plan: LoadPlan, images: Sequence[bytes]) -> LoadReport:
+async def _run(plan: LoadPlan, images: Sequence[bytes], connection: Connection) -> LoadReport:
     endless = itertools.cycle(images)
     latencies: list[float] = []
     errors: Counter[str] = Counter()
     image_errors: Counter[str] = Counter()
     options = [("grpc.max_send_message_length", MAX_MESSAGE_BYTES)]
-    async with grpc.aio.insecure_channel(plan.target, options=options) as channel:
+    async with connection.aio_channel(options) as channel:
         stub = ClassifierStub(channel)
 
         async def send(due: float) -> None:
@@ -99,7 +102,9 @@ async def _run(plan: LoadPlan, images: Sequence[bytes]) -> LoadReport:
                 model=plan.model, images=[pb.Image(encoded=one) for one in chosen], top_k=1
             )
             try:
-                reply = await stub.Classify(request, timeout=plan.timeout_seconds)
+                reply = await stub.Classify(
+                    request, timeout=plan.timeout_seconds, metadata=connection.metadata
+                )
                 latencies.append(time.perf_counter() - due)
                 image_errors.update(r.error.reason for r in reply.results if r.HasField("error"))
             except grpc.aio.AioRpcError as error:

@@ -6,6 +6,7 @@ from packshot import errors
 
 CODES: dict[type[errors.PackshotError], grpc.StatusCode] = {
     errors.InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     # Never UNAVAILABLE for overload: clients and meshes retry that, which multiplies the load.
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,

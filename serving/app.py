@@ -4,13 +4,11 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
 from packshot.cores import available_cores
-from packshot.errors import InvalidInput
 from packshot.image import ImageLimits
 from packshot.v1 import classifier_pb2_grpc
 from serving.access_log import AccessLog
@@ -20,6 +18,7 @@ from serving.cache import Cache
 from serving.check import table
 from serving.decoding import DecodePool
 from serving.http import HttpPort
+from serving.listening import add_port, new_server
 from serving.liveness import Liveness
 from serving.loading import EngineChoice, Loader, Room
 from serving.metrics import Metrics
@@ -38,7 +37,6 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SENDING_SECONDS = 0.5
 WATCH_SECONDS = 0.5
-OTHER_CALLS = 64  # health, reflection and model queries beside the classifying ones
 
 
 class App:
@@ -73,7 +71,7 @@ class App:
         self._liveness = Liveness(hang_seconds=settings.hang_seconds)
         self._liveness.add(lambda _: self._models.trouble(settings.hang_seconds))
         self._health = health.HealthServicer()
-        self._server = _new_server(settings)
+        self._server = new_server(settings, metrics)
         self._accepting = False
         metrics.saturation.set_function(self._saturation)
         metrics.live.set_function(lambda: self._liveness.reason() is None)
@@ -126,12 +124,7 @@ class App:
         http = HttpPort(
             host, settings.http_port, self._metrics.registry, self._liveness.reason, self._not_ready
         )
-        try:
-            port = self._server.add_insecure_port(f"{host}:{settings.port}")
-        except RuntimeError as error:
-            raise InvalidInput(
-                f"--port {settings.port} on {host} cannot be used: {error}"
-            ) from error
+        port = add_port(self._server, settings, self._metrics)
         classifier = Classifier(self._models, self._pipeline, self._calls)
         classifier_pb2_grpc.add_ClassifierServicer_to_server(classifier, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -224,18 +217,3 @@ def _choice(settings: Settings) -> EngineChoice:
 
 def _room(settings: Settings) -> Room:
     return Room(max_images=settings.max_queued_images, max_bytes=settings.max_queued_bytes)
-
-
-def _new_server(settings: Settings) -> grpc.aio.Server:
-    return grpc.aio.server(
-        options=[
-            ("grpc.so_reuseport", 0),  # else two servers would silently share the port
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.max_send_message_length", settings.max_message_bytes),
-            # Clients that ping to keep idle connections open are welcome.
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-        ],
-        # A request has one image or more: further ones would only be refused, after being received.
-        maximum_concurrent_rpcs=settings.max_queued_images + OTHER_CALLS,
-    )

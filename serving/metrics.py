@@ -45,6 +45,7 @@ class Metrics:
         self._declare_requests(self.declared)
         self._declare_images(self.declared)
         self._declare_engines(self.declared)
+        self._declare_certificates(self.declared)
         self._declare_rpcs(self.declared)
 
     def _declare_process(self, declare: Declared) -> None:
@@ -150,6 +151,18 @@ class Metrics:
             "packshot_reloads_total",
             "Other versions found in the store: swapped in, or why they stay out.",
             {"model": OPEN, "result": RELOADS},
+        )
+
+    def _declare_certificates(self, declare: Declared) -> None:
+        self.certificate_expiry = declare.gauge(
+            "packshot_certificate_expiry_timestamp_seconds",
+            "When the first certificate of the file in use ends, in seconds since 1970.",
+            {"use": OPEN},
+        )
+        self.certificate_reloads = declare.counter(
+            "packshot_certificate_reloads_total",
+            "Changed certificates: swapped in, or refused so that the old one goes on.",
+            {"result": ("swapped", "refused")},
         )
 
     def _declare_rpcs(self, declare: Declared) -> None:

@@ -1,0 +1,66 @@
+"""The gRPC server: its limits, its TLS, who is let in, and its port."""
+
+import logging
+
+import grpc
+
+from packshot.channel import is_loopback
+from packshot.errors import InvalidInput
+from serving.certificates import Certificates, TlsFiles
+from serving.metrics import Metrics
+from serving.settings import Settings
+from serving.tokens import TokenInterceptor, Tokens
+
+log = logging.getLogger("packshot.listening")
+
+OTHER_CALLS = 64  # health, reflection and model queries beside the classifying ones
+
+
+def new_server(settings: Settings, metrics: Metrics) -> grpc.aio.Server:
+    """Raises InvalidInput for a token file that cannot be used."""
+    return grpc.aio.server(
+        interceptors=_interceptors(settings, metrics),
+        options=[
+            ("grpc.so_reuseport", 0),  # else two servers would silently share the port
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+            # Clients that ping to keep idle connections open are welcome.
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ],
+        # A request has one image or more: further ones would only be refused, after being received.
+        maximum_concurrent_rpcs=settings.max_queued_images + OTHER_CALLS,
+    )
+
+
+def add_port(server: grpc.aio.Server, settings: Settings, metrics: Metrics) -> int:
+    """The port taken. Raises InvalidInput if it cannot be had, or for bad certificates."""
+    address = f"{settings.host}:{settings.port}"
+    certificates = _certificates(settings, metrics)
+    try:
+        if certificates is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, certificates.credentials())
+    except RuntimeError as error:
+        raise InvalidInput(
+            f"--port {settings.port} on {settings.host} cannot be used: {error}"
+        ) from error
+
+
+def _certificates(settings: Settings, metrics: Metrics) -> Certificates | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    files = TlsFiles(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
+    return Certificates(files, metrics)
+
+
+def _interceptors(settings: Settings, metrics: Metrics) -> list[grpc.aio.ServerInterceptor]:
+    if settings.token_file is None:
+        return []
+    if settings.tls_cert is None and not is_loopback(settings.host):
+        log.warning(
+            "TOKENS TRAVEL IN PLAIN TEXT on %s: give --tls-cert and --tls-key, unless something in "
+            "front of this server, such as a mesh, ends TLS",
+            settings.host,
+        )
+    return [TokenInterceptor(Tokens(settings.token_file), metrics)]

@@ -1,0 +1,64 @@
+"""An authority for tests, and the certificates that it gives out, as PEM files."""
+
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+from cryptography.x509.oid import NameOID
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+
+
+def named(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+class Authority:
+    """Signs certificates for 127.0.0.1."""
+
+    def __init__(self, name: str = "authority") -> None:
+        self._name = named(name)
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self.certificate = self._signed(name, self._key, NOW + timedelta(days=9), is_ca=True)
+
+    def pem(self, file: Path) -> Path:
+        file.write_bytes(self.certificate.public_bytes(Encoding.PEM))
+        return file
+
+    def issue(
+        self, cert: Path, key: Path, *, name: str = "server", days: float = 1, password: bytes = b""
+    ) -> x509.Certificate:
+        """Writes a pair of files; with `days` below 0 it has expired already."""
+        secret = ec.generate_private_key(ec.SECP256R1())
+        issued = self._signed(name, secret, NOW + timedelta(days=days))
+        secrecy = BestAvailableEncryption(password) if password else NoEncryption()
+        key.write_bytes(secret.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, secrecy))
+        cert.write_bytes(issued.public_bytes(Encoding.PEM))
+        return issued
+
+    def _signed(
+        self, name: str, key: ec.EllipticCurvePrivateKey, end: datetime, *, is_ca: bool = False
+    ) -> x509.Certificate:
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(named(name))
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(NOW - timedelta(days=9))
+            .not_valid_after(end)
+            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+        )
+        if not is_ca:
+            address = x509.IPAddress(ip_address("127.0.0.1"))
+            builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        return builder.sign(self._key, hashes.SHA256())
