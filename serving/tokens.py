@@ -12,7 +12,7 @@ import grpc
 
 from packshot.errors import InvalidInput, Unauthenticated
 from packshot.status import status_code
-from serving.metrics import Metrics
+from serving.metrics import Metrics, RpcKind
 from serving.watched import stamp
 
 log = logging.getLogger("packshot.tokens")
@@ -77,16 +77,18 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         ):
             return handler
         # Names of methods that do not exist would be labels of an endless set.
-        return self._refusing(method if handler is not None else "/unknown/unknown")
+        if handler is None:
+            return self._refusing("/unknown/unknown", "unary")
+        return self._refusing(method, "bidi_stream" if handler.request_streaming else "unary")
 
-    def _refusing(self, method: str) -> Handler:
+    def _refusing(self, method: str, kind: RpcKind) -> Handler:
         """Of a stream, whatever the method is: it answers without waiting for the request."""
         _, service, name = method.split("/", 2)
         error = Unauthenticated(REFUSAL)
 
         async def refuse(_requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            self._metrics.rpc_started(service, name)
-            self._metrics.rpc_handled(service, name, status_code(error).name, 0.0)
+            self._metrics.rpc_started(service, name, kind)
+            self._metrics.rpc_handled(service, name, status_code(error).name, 0.0, kind)
             await context.abort(status_code(error), str(error))
 
         return grpc.stream_stream_rpc_method_handler(refuse)

@@ -194,7 +194,8 @@ def token_file(tmp_path):
 
 
 HANDLED = (
-    'grpc_server_handled_total{grpc_code="UNAUTHENTICATED",grpc_method="%s",grpc_service="%s"}'
+    'grpc_server_handled_total{grpc_code="UNAUTHENTICATED",grpc_method="%s",grpc_service="%s",'
+    'grpc_type="unary"}'
 )
 
 
