@@ -6,7 +6,8 @@ that still arrives in time. The load generator runs on the same cores and takes 
     python -m benchmarks.overload --models models --model products --images data/sample
 """
 
-from benchmarks.serving import CONCURRENCY, load_folder, parse_options, server
+from benchmarks.process import server
+from benchmarks.serving import CONCURRENCY, load_folder, parse_options
 from packshot.load import LoadPlan, run_load
 
 DEADLINE_SECONDS = 0.5
@@ -16,14 +17,14 @@ TIMES_SATURATION = (0.7, 1.0, 2.0, 4.0)
 def main() -> None:
     options = parse_options(__doc__ or "")
     images = load_folder(options.images)
-    with server(options.models, options.model) as (engine, target):
-        closed = LoadPlan(target=target, concurrency=CONCURRENCY, seconds=options.seconds)
+    with server(options.models, options.model) as served:
+        closed = LoadPlan(target=served.target, concurrency=CONCURRENCY, seconds=options.seconds)
         run_load(closed, images)  # warm
         peak = run_load(closed, images).images_per_second
-        print(f"{engine}: {peak:.1f} images/s with {CONCURRENCY} requests in flight")
+        print(f"{served.engine}: {peak:.1f} images/s with {CONCURRENCY} requests in flight")
         for times in TIMES_SATURATION:
             plan = LoadPlan(
-                target=target,
+                target=served.target,
                 rate=times * peak,
                 seconds=options.seconds,
                 timeout_seconds=DEADLINE_SECONDS,

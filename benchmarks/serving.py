@@ -8,16 +8,13 @@ session: no queue, no sockets, no protobuf. What the server reaches of that is i
 
 import argparse
 import itertools
-import re
 import statistics
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.process import server
 from packshot.bundle import Bundle, open_bundle
 from packshot.cores import available_cores
 from packshot.image import load_pixels, stack
@@ -28,7 +25,6 @@ from serving.engines.onnxruntime import OnnxRuntimeEngine
 FLOOR_BATCH = 4
 CONCURRENCY = 16
 IMAGES = 64
-READY = re.compile(r"engine (\w+), on ([\d.]+:\d+),")
 
 
 def floor(bundle: Bundle, engine_name: str, images: Sequence[bytes], seconds: float) -> float:
@@ -55,24 +51,6 @@ def floor(bundle: Bundle, engine_name: str, images: Sequence[bytes], seconds: fl
     return sum(counts) / (time.perf_counter() - started)
 
 
-@contextmanager
-def server(models: Path, model: str) -> Iterator[tuple[str, str]]:
-    """A server of its own process on free ports: (engine, target)."""
-    command = [sys.executable, "-m", "serving", "--models", str(models), "--model", model]
-    command += ["--port", "0", "--http-port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        for line in process.stderr or ():
-            if found := READY.search(line):
-                yield found[1], found[2]
-                break
-        else:
-            raise SystemExit("the server did not start")
-    finally:
-        process.terminate()
-        process.communicate()
-
-
 def parse_options(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--models", type=Path, default=Path("models"))
@@ -92,17 +70,18 @@ def main() -> None:
     folder = options.models / options.model
     bundle = open_bundle(folder / str(current_version(folder)))
     images = load_folder(options.images)
-    with server(options.models, options.model) as (engine, target):
-        plan = LoadPlan(target=target, concurrency=CONCURRENCY, seconds=options.seconds)
+    with server(options.models, options.model) as served:
+        engine = served.engine
+        plan = LoadPlan(target=served.target, concurrency=CONCURRENCY, seconds=options.seconds)
         run_load(plan, images)  # warm
         ratios = []
         for number in range(1, options.rounds + 1):
-            served = run_load(plan, images)
+            report = run_load(plan, images)
             bare = floor(bundle, engine, images, options.seconds)
-            ratios.append(served.images_per_second / bare)
+            ratios.append(report.images_per_second / bare)
             print(
-                f"round {number}: {engine} served {served.images_per_second:.1f} images/s (p99 "
-                f"{served.latency_ms['p99']:.0f} ms, {CONCURRENCY} in flight), floor {bare:.1f}, "
+                f"round {number}: {engine} served {report.images_per_second:.1f} images/s (p99 "
+                f"{report.latency_ms['p99']:.0f} ms, {CONCURRENCY} in flight), floor {bare:.1f}, "
                 f"ratio {ratios[-1]:.2f}",
                 flush=True,
             )

@@ -25,7 +25,10 @@ PERCENTILES = (50, 90, 99, 100)
 
 
 class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """`rate` requests a second (open loop), or without it `concurrency` in flight (closed loop)."""
+    """`rate` requests a second (open loop), or without it `concurrency` in flight (closed loop).
+
+    `pixels`: the images are raw pixels, not encoded files.
+    """
 
     target: str
     model: str = ""
@@ -34,6 +37,7 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 10.0
     images_per_request: int = 1
     timeout_seconds: float = 30.0
+    pixels: bool = False
 
     def __post_init__(self) -> None:
         names = ("rate", "concurrency", "seconds", "images_per_request", "timeout_seconds")
@@ -99,7 +103,7 @@ async def _run(plan: LoadPlan, images: Sequence[bytes], connection: Connection) 
         async def send(due: float) -> None:
             chosen = itertools.islice(endless, plan.images_per_request)
             request = pb.ClassifyRequest(
-                model=plan.model, images=[pb.Image(encoded=one) for one in chosen], top_k=1
+                model=plan.model, images=[_message(one, plan) for one in chosen], top_k=1
             )
             try:
                 reply = await stub.Classify(
@@ -132,6 +136,10 @@ async def _run(plan: LoadPlan, images: Sequence[bytes], connection: Connection) 
         if latencies
         else {},
     )
+
+
+def _message(image: bytes, plan: LoadPlan) -> pb.Image:
+    return pb.Image(pixels=image) if plan.pixels else pb.Image(encoded=image)
 
 
 async def _arrivals(rate: float, started: float, seconds: float) -> AsyncIterator[float]:

@@ -20,9 +20,11 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
 def probabilities(logits: Logits, temperature: float = 1.0) -> npt.NDArray[np.float64]:
     """Softmax over the last axis of logits divided by the temperature that calibration found."""
-    scaled = logits.astype(np.float64) / temperature
-    exponentials = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    shares: npt.NDArray[np.float64] = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    shares: npt.NDArray[np.float64] = logits.astype(np.float64)
+    shares /= temperature
+    shares -= shares.max(axis=-1, keepdims=True)
+    np.exp(shares, out=shares)
+    shares /= shares.sum(axis=-1, keepdims=True)
     return shares
 
 
@@ -33,5 +35,6 @@ def top_predictions(
     shares = probabilities(logits, temperature)
     best = np.argsort(-shares, kind="stable")[:k]
     return tuple(
-        Prediction(label=labels[i], index=int(i), probability=float(shares[i])) for i in best
+        Prediction(label=labels[index], index=index, probability=share)
+        for index, share in zip(best.tolist(), shares[best].tolist(), strict=True)
     )

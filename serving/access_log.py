@@ -44,12 +44,17 @@ class AccessLog:
         self._metrics = metrics
         self._suppressed = 0
 
+    def has_room(self, code: str) -> bool:
+        """Whether a request of that status is to be written; one that is not is counted."""
+        if code in SERVER_ERRORS or self._bucket.take():
+            return True
+        self._suppressed += 1
+        self._metrics.access_lines_suppressed.inc()
+        return False
+
     def write(self, access: Access) -> None:
+        """For which there was room."""
         failed = access.code in SERVER_ERRORS
-        if not failed and not self._bucket.take():
-            self._suppressed += 1
-            self._metrics.access_lines_suppressed.inc()
-            return
         extra = msgspec.to_builtins(access)
         if self._suppressed:
             extra["suppressed"], self._suppressed = self._suppressed, 0

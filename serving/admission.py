@@ -65,17 +65,14 @@ class Admission:
         self._metrics = metrics
         self._clock = clock
         self._tickets: set[Ticket] = set()
+        self._bytes = 0
         self._correction = Average(1.0)
+        self.images = 0  # in progress: let in, and neither answered nor shed
 
     @property
     def empty(self) -> bool:
         """Nothing is in progress."""
         return not self._tickets
-
-    @property
-    def images(self) -> int:
-        """In progress: let in, and neither answered nor shed."""
-        return sum(ticket.images for ticket in self._tickets if not ticket.shed)
 
     def images_ahead(self, urgency: Urgency) -> int:
         """Images that have not begun to run and go before one of that urgency."""
@@ -87,14 +84,21 @@ class Admission:
         shed = self._make_room(ticket)
         for one in shed:
             one.shed = True
+            self._hold(one, -1)
             self._metrics.refused("shed")
         self._tickets.add(ticket)
-        self._metrics.images_in_progress.set(self.images)
+        self._hold(ticket, 1)
         return shed
 
     def let_out(self, ticket: Ticket) -> None:
         self._learn(ticket)
         self._tickets.discard(ticket)
+        if not ticket.shed:
+            self._hold(ticket, -1)
+
+    def _hold(self, ticket: Ticket, sign: int) -> None:
+        self.images += sign * ticket.images
+        self._bytes += sign * ticket.size
         self._metrics.images_in_progress.set(self.images)
 
     def _check_time(self, ticket: Ticket, fastest_run_seconds: float) -> None:
@@ -113,11 +117,13 @@ class Admission:
 
     def _make_room(self, wanted: Ticket) -> list[Ticket]:
         """Chooses bulk requests, the latest deadline first, if an interactive one needs room."""
-        held = [ticket for ticket in self._tickets if not ticket.shed]
-        free_images = self._max_images - sum(ticket.images for ticket in held)
-        free_bytes = self._max_bytes - sum(ticket.size for ticket in held)
-        bulk = sorted((t for t in held if t.priority > wanted.priority), key=lambda t: -t.deadline)
-        shed = []
+        free_images = self._max_images - self.images
+        free_bytes = self._max_bytes - self._bytes
+        if free_images >= wanted.images and free_bytes >= wanted.size:
+            return []
+        held = (t for t in self._tickets if not t.shed and t.priority > wanted.priority)
+        bulk = sorted(held, key=lambda ticket: -ticket.deadline)
+        shed: list[Ticket] = []
         while (free_images < wanted.images or free_bytes < wanted.size) and bulk:
             shed.append(bulk.pop(0))
             free_images += shed[-1].images

@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 
 from packshot.errors import ImageError
 from packshot.image import ImageLimits, ImageSpec, Pixels, load_pixels
 from serving.latency import Average
 from serving.saturation import Utilisation
 from serving.stages import Stage
+from serving.threads import Threads
 
 log = logging.getLogger("packshot.decoding")
 
@@ -19,7 +19,7 @@ class DecodePool:
 
     def __init__(self, threads: int, limits: ImageLimits) -> None:
         self._limits = limits
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._threads = Threads(threads, "decode")
         self._free = asyncio.Semaphore(threads)
         self._width = threads
         self._pending = 0
@@ -36,28 +36,18 @@ class DecodePool:
         """The picture, and when it was decoded. Raises ImageError."""
         self._pending += 1
         try:
-            pixels, stage = await self._in_a_thread(encoded, spec)
+            await self._free.acquire()
+            self.utilisation.add(1)
+            pixels, stage = await self._threads.run(
+                self._decode, encoded, spec, ended=self._release
+            )
         finally:
             self._pending -= 1
         self._seconds.observe(stage.ended - stage.started)
         return pixels, stage
 
-    async def _in_a_thread(self, encoded: bytes, spec: ImageSpec) -> tuple[Pixels, Stage]:
-        await self._free.acquire()
-        loop = asyncio.get_running_loop()
-        self.utilisation.add(1)
-        work = self._threads.submit(self._decode, encoded, spec)
-
-        def release(_done: "Future[tuple[Pixels, Stage]]") -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._release)
-
-        # The thread is free when its work has ended, not when its caller has lost interest.
-        work.add_done_callback(release)
-        return await asyncio.wrap_future(work)
-
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     def _release(self) -> None:
         self.utilisation.add(-1)

@@ -56,7 +56,7 @@ def test_many_files_travel_in_few_requests_and_come_back_in_order(server, folder
     paths = sorted(folder.rglob("*.jpg"))
     sample = (
         'grpc_server_handled_total{grpc_code="OK",grpc_method="Classify",'
-        'grpc_service="packshot.v1.Classifier"}'
+        'grpc_service="packshot.v1.Classifier",grpc_type="unary"}'
     )
     before = server.metric(sample)
     with Client(server.target, images_per_request=8) as client:

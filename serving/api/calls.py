@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -27,14 +28,21 @@ class Call:
     method: str
     kind: RpcKind
     context: Context
-    metadata: tuple[tuple[str, str | bytes], ...]
-    request_id: str
     started: float
     images: int = 0
     model: str | None = None
     version: int | None = None
     engine: str | None = None
     stages: list[Stage] = field(default_factory=list)
+
+    @cached_property
+    def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        return tuple(self.context.invocation_metadata() or ())
+
+    @cached_property
+    def request_id(self) -> str:
+        """The client's, or one of our own, made when it is first asked for."""
+        return request_id(self.metadata)
 
     @property
     def timeout_seconds(self) -> float | None:
@@ -75,34 +83,17 @@ class Calls:
         self.in_progress += 1
         self._none.clear()
         self._metrics.rpc_started(service, method, kind)
-        metadata = tuple(context.invocation_metadata() or ())
         return Call(
-            service=service, method=method, kind=kind, context=context, metadata=metadata,
-            request_id=request_id(metadata), started=time.monotonic(),
-        )  # fmt: skip
+            service=service, method=method, kind=kind, context=context, started=time.monotonic()
+        )
 
     def end(self, call: Call, code: grpc.StatusCode) -> None:
         ended = time.monotonic()
         seconds = ended - call.started
         self._metrics.rpc_handled(call.service, call.method, code.name, seconds, call.kind)
         trace_id = self._trace(call, code, ended) if self._traces else None
-        self._access.write(
-            Access(
-                request_id=call.request_id,
-                method=call.method,
-                code=code.name,
-                images=call.images,
-                total_ms=round(seconds * 1000, 3),
-                peer=call.context.peer(),
-                model=call.model,
-                version=call.version,
-                engine=call.engine,
-                decode_ms=call.milliseconds("decode"),
-                queue_ms=call.milliseconds("queue"),
-                infer_ms=call.milliseconds("infer"),
-                trace_id=trace_id,
-            )
-        )
+        if self._access.has_room(code.name):
+            self._access.write(_access(call, code, seconds, trace_id))
         self.in_progress -= 1
         if self.in_progress == 0:
             self._none.set()
@@ -125,3 +116,21 @@ class Calls:
             code=code.name,
             attributes={name: value for name, value in told.items() if value is not None},
         )
+
+
+def _access(call: Call, code: grpc.StatusCode, seconds: float, trace_id: str | None) -> Access:
+    return Access(
+        request_id=call.request_id,
+        method=call.method,
+        code=code.name,
+        images=call.images,
+        total_ms=round(seconds * 1000, 3),
+        peer=call.context.peer(),
+        model=call.model,
+        version=call.version,
+        engine=call.engine,
+        decode_ms=call.milliseconds("decode"),
+        queue_ms=call.milliseconds("queue"),
+        infer_ms=call.milliseconds("infer"),
+        trace_id=trace_id,
+    )
