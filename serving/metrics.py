@@ -103,7 +103,7 @@ class Metrics:
         )
         self.certificate_expiry = Gauge(
             "packshot_certificate_expiry_timestamp_seconds",
-            "When the first certificate of the file in use ends, in seconds since 1970.",
+            "When the server's certificate, or the last client authority, ends: seconds since 1970.",
             ["use"],
             registry=self.registry,
         )
