@@ -103,7 +103,7 @@ class Metrics:
         )
         self.certificate_expiry = Gauge(
             "packshot_certificate_expiry_timestamp_seconds",
-            "When the server's certificate, or the last client authority, ends: seconds since 1970.",
+            "When the server's certificate, or the last client authority, ends (Unix time).",
             ["use"],
             registry=self.registry,
         )
