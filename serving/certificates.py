@@ -96,35 +96,38 @@ def _read(files: TlsFiles) -> Pair:
     key, public = _private_key(files.key)
     if _spki(public) != _spki(chain[0].public_key()):
         raise InvalidInput(f"--tls-key {files.key} is not the key of --tls-cert {files.cert}")
+    _refuse_if_ended("--tls-cert", files.cert, chain[0])
     authorities, roots = None, None
     if files.client_ca is not None:
         authorities, roots = _certificates("--tls-client-ca", files.client_ca)
+        _refuse_if_ended("--tls-client-ca", files.client_ca, max(roots, key=_expires))
     return Pair(
         configuration=grpc.ssl_server_certificate_configuration([(key, cert)], authorities),
         subject=chain[0].subject.rfc4514_string() or "no name",
-        expires=_expires(chain),
-        client_ca_expires=_expires(roots) if roots else None,
+        expires=_expires(chain[0]),
+        client_ca_expires=max(map(_expires, roots)) if roots else None,
     )
 
 
 def _certificates(option: str, file: Path) -> tuple[bytes, Sequence[Certificate]]:
-    """The file's bytes and its certificates, all of them valid now."""
+    """The file's bytes and what they hold, one or more."""
     content = _content(option, file)
     try:
-        found = load_pem_x509_certificates(content)
+        return content, load_pem_x509_certificates(content)
     except ValueError as error:
         raise InvalidInput(f"{option} {file} holds no PEM certificate: {error}") from error
-    now = datetime.now(UTC)
-    for one in found:
-        if one.not_valid_after_utc < now:
-            raise InvalidInput(
-                f"{option} {file} expired on {one.not_valid_after_utc:%Y-%m-%d %H:%M} UTC: renew it"
-            )
-        if one.not_valid_before_utc > now:
-            raise InvalidInput(
-                f"{option} {file} is not valid before {one.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
-            )
-    return content, found
+
+
+def _refuse_if_ended(option: str, file: Path, one: Certificate) -> None:
+    """Of the server's own certificate, and of the authority that lasts longest.
+
+    Others in the file may have ended: roots that are being replaced, or that cross-signed a chain.
+    """
+    now, start, end = datetime.now(UTC), one.not_valid_before_utc, one.not_valid_after_utc
+    if end < now:
+        raise InvalidInput(f"{option} {file} expired on {end:%Y-%m-%d %H:%M} UTC: renew it")
+    if start > now:
+        raise InvalidInput(f"{option} {file} is not valid before {start:%Y-%m-%d %H:%M} UTC")
 
 
 def _private_key(file: Path) -> tuple[bytes, PublicKeyTypes]:
@@ -151,6 +154,5 @@ def _spki(key: PublicKeyTypes) -> bytes:
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
-def _expires(chain: Sequence[Certificate]) -> float:
-    """When the first of them ends."""
-    return min(one.not_valid_after_utc for one in chain).timestamp()
+def _expires(one: Certificate) -> float:
+    return one.not_valid_after_utc.timestamp()

@@ -156,7 +156,7 @@ class Metrics:
     def _declare_certificates(self, declare: Declared) -> None:
         self.certificate_expiry = declare.gauge(
             "packshot_certificate_expiry_timestamp_seconds",
-            "When the first certificate of the file in use ends, in seconds since 1970.",
+            "When the server's certificate, or the last client authority, ends (Unix time).",
             {"use": OPEN},
         )
         self.certificate_reloads = declare.counter(

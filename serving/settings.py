@@ -15,7 +15,7 @@ from pydantic_settings import (
 )
 
 from packshot.errors import InvalidInput
-from serving.sources import PREFIX, ConfigFile, Environment, Origins
+from serving.sources import PREFIX, ConfigFile, Environment, Origins, is_missing
 
 
 class Group(NamedTuple):
@@ -234,7 +234,7 @@ class Settings(BaseSettings):
     def _check_files(self) -> None:
         for name in ("tls_cert", "tls_key", "tls_client_ca", "token_file"):
             path = getattr(self, name)
-            if path is not None and not path.is_file():
+            if path is not None and is_missing(path):
                 raise InvalidInput(f"{self._spelled(name)} {path}: there is no such file")
 
     def _check_security(self) -> None:

@@ -58,7 +58,7 @@ class ConfigFile(TomlConfigSettingsSource):
         self, settings: type[BaseSettings], file: Path | None, names: Collection[str]
     ) -> None:
         """Raises InvalidInput for a file that is not there, is no TOML, or has a key not known."""
-        if file is not None and not file.is_file():
+        if file is not None and is_missing(file):
             raise InvalidInput(f"--config {file}: there is no such file")
         try:
             super().__init__(settings, file)
@@ -81,6 +81,14 @@ class Origins(PydanticBaseSettingsSource):
             for name in values:
                 found.setdefault(name, ORIGINS[source])
         return {"origins": found}
+
+
+def is_missing(file: Path) -> bool:
+    """Not so for a file in a folder that may not be entered: reading it says why."""
+    try:
+        return not file.is_file()
+    except OSError:
+        return False
 
 
 def _service_link(variable: str, value: str) -> bool:

@@ -25,10 +25,10 @@ def named(name: str) -> x509.Name:
 class Authority:
     """Signs certificates for 127.0.0.1."""
 
-    def __init__(self, name: str = "authority") -> None:
+    def __init__(self, name: str = "authority", days: float = 9) -> None:
         self._name = named(name)
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self.certificate = self._signed(name, self._key, NOW + timedelta(days=9), is_ca=True)
+        self.certificate = self._signed(name, self._key, NOW + timedelta(days=days), is_ca=True)
 
     def pem(self, file: Path) -> Path:
         file.write_bytes(self.certificate.public_bytes(Encoding.PEM))

@@ -172,6 +172,18 @@ def test_certificates_swapped_by_a_link_as_kubernetes_does(store, pki, tmp_path)
         until(lambda: served_certificate(server) == second)
 
 
+def test_authorities_that_have_ended_beside_one_that_has_not(store, pki, tmp_path):
+    ended = Authority("ended", days=-1).pem(tmp_path / "ended.pem")
+    start = ("--models", store, *pki.options, "--tls-client-ca", ended)
+    assert f"--tls-client-ca {ended} expired on" in refused_to_start(*start)
+    for file in (ended, pki.cert):
+        file.write_bytes(file.read_bytes() + pki.ca.read_bytes() + ended.read_bytes())
+    pki.authority.issue(tmp_path / "me.pem", tmp_path / "me.key", name="client")
+    mine = Tls(ca=pki.ca, cert=tmp_path / "me.pem", key=tmp_path / "me.key")
+    with serving(*start) as server, Client(server.target, tls=mine) as client:
+        assert client.model().model == "colours"
+
+
 def test_start_with_certificates_that_cannot_serve(store, pki, tmp_path):
     start = ("--models", store, *pki.options)
     pki.authority.issue(pki.cert, pki.key, days=-2)

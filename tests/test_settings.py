@@ -141,6 +141,8 @@ def test_a_file_that_cannot_be_used_is_named(file):
     assert refused("--config", file) == f"--config {file}: there is no such file"
     file.write_text("max_batch 4\n")
     assert refused("--config", file).startswith(f"--config {file} cannot be read: Expected '='")
+    too_long = "a" * 300
+    assert f"--config {too_long} cannot be read: " in refused("--config", too_long)
 
 
 def test_contradictions_are_refused_with_the_remedy(tmp_path, monkeypatch):
