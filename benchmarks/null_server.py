@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from packshot.image import ImageLimits, ImageSpec, Pixels
-from serving import decoding
+from serving import pipeline
 from serving.__main__ import main
 from serving.engines import Answer, Images
 from serving.engines.onnxruntime import OnnxRuntimeEngine
@@ -46,6 +46,6 @@ def null_decode(_encoded: bytes, spec: ImageSpec, _limits: ImageLimits) -> Pixel
 
 
 if __name__ == "__main__":
-    decoding.load_pixels = null_decode
+    pipeline.load_pixels = null_decode
     ENGINES["fp32"] = Kind("fp32", NullEngine)
     raise SystemExit(main())

@@ -3,11 +3,12 @@
 A server that takes everything in answers everybody late. What counts is the share of its best rate
 that still arrives in time. The load generator runs on the same cores and takes its part of them.
 
-    python -m benchmarks.overload --models models --model products --images data/sample
+    python -m benchmarks.overload --models models --model products
 """
 
+from benchmarks.photos import photos
 from benchmarks.process import server
-from benchmarks.serving import CONCURRENCY, load_folder, parse_options
+from benchmarks.serving import CONCURRENCY, parse_options
 from packshot.load import LoadPlan, run_load
 
 DEADLINE_SECONDS = 0.5
@@ -16,7 +17,7 @@ TIMES_SATURATION = (0.7, 1.0, 2.0, 4.0)
 
 def main() -> None:
     options = parse_options(__doc__ or "")
-    images = load_folder(options.images)
+    images = photos()
     with server(options.models, options.model) as served:
         closed = LoadPlan(target=served.target, concurrency=CONCURRENCY, seconds=options.seconds)
         run_load(closed, images)  # warm

@@ -1,9 +1,10 @@
 """Served against the floor: the same engine and decoder in a bare loop, in alternating rounds.
 
 The floor is one thread a core, each decoding its own images and running them through one shared
-session: no queue, no sockets, no protobuf. What the server reaches of that is its efficiency.
+session: no queue, no sockets, no protobuf. Two ratios: throughput, for which the load generator
+takes its part of the cores, and CPU seconds an image of the server process alone.
 
-    python -m benchmarks.serving --models models --model products --images data/sample
+    python -m benchmarks.serving --models models --model products
 """
 
 import argparse
@@ -14,7 +15,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.process import server
+import msgspec
+
+from benchmarks.photos import photos
+from benchmarks.process import Served, server
 from packshot.bundle import Bundle, open_bundle
 from packshot.cores import available_cores
 from packshot.image import load_pixels, stack
@@ -24,68 +28,87 @@ from serving.engines.onnxruntime import OnnxRuntimeEngine
 
 FLOOR_BATCH = 4
 CONCURRENCY = 16
-IMAGES = 64
 
 
-def floor(bundle: Bundle, engine_name: str, images: Sequence[bytes], seconds: float) -> float:
-    """Images a second of one decode-and-run loop a core."""
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one round."""
+
+    images_per_second: float
+    cpu_ms: float  # an image
+    p99_ms: float = 0.0
+
+
+def bare(bundle: Bundle, engine_name: str, images: Sequence[bytes], seconds: float) -> Measured:
+    """One decode-and-run loop a core."""
     cores = available_cores()
     engine = OnnxRuntimeEngine(bundle.engine_path(engine_name), name=engine_name, lanes=cores)
     spec = bundle.manifest.image
     engine.run(stack([load_pixels(images[0], spec)] * FLOOR_BATCH))
     counts = [0] * cores
-    until = time.perf_counter() + seconds
+    started, cpu = time.perf_counter(), time.process_time()
 
     def lane(number: int) -> None:
         endless = itertools.cycle(images[number:] + images[:number])
-        while time.perf_counter() < until:
+        while time.perf_counter() < started + seconds:
             engine.run(stack([load_pixels(next(endless), spec) for _ in range(FLOOR_BATCH)]))
             counts[number] += FLOOR_BATCH
 
-    started = time.perf_counter()
     lanes = [threading.Thread(target=lane, args=(number,)) for number in range(cores)]
     for thread in lanes:
         thread.start()
     for thread in lanes:
         thread.join()
-    return sum(counts) / (time.perf_counter() - started)
+    total = sum(counts)
+    return Measured(
+        images_per_second=total / (time.perf_counter() - started),
+        cpu_ms=(time.process_time() - cpu) / total * 1000,
+    )
+
+
+def through(served: Served, images: Sequence[bytes], seconds: float) -> Measured:
+    """One image a request, 16 in flight."""
+    plan = LoadPlan(target=served.target, concurrency=CONCURRENCY, seconds=seconds)
+    cpu = served.cpu_seconds()
+    report = run_load(plan, images)
+    return Measured(
+        images_per_second=report.images_per_second,
+        cpu_ms=(served.cpu_seconds() - cpu) / report.answered * 1000,
+        p99_ms=report.latency_ms["p99"],
+    )
 
 
 def parse_options(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--model", default="products")
-    parser.add_argument("--images", type=Path, default=Path("data/sample"))
     parser.add_argument("--seconds", type=float, default=8.0, help="per round")
     parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args()
-
-
-def load_folder(folder: Path) -> list[bytes]:
-    return [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))[:IMAGES]]
 
 
 def main() -> None:
     options = parse_options(__doc__ or "")
     folder = options.models / options.model
     bundle = open_bundle(folder / str(current_version(folder)))
-    images = load_folder(options.images)
+    images = photos()
+    throughput, cpu = [], []
     with server(options.models, options.model) as served:
-        engine = served.engine
-        plan = LoadPlan(target=served.target, concurrency=CONCURRENCY, seconds=options.seconds)
-        run_load(plan, images)  # warm
-        ratios = []
+        through(served, images, options.seconds / 2)  # warm
         for number in range(1, options.rounds + 1):
-            report = run_load(plan, images)
-            bare = floor(bundle, engine, images, options.seconds)
-            ratios.append(report.images_per_second / bare)
+            ours = through(served, images, options.seconds)
+            floor = bare(bundle, served.engine, images, options.seconds)
+            throughput.append(ours.images_per_second / floor.images_per_second)
+            cpu.append(ours.cpu_ms / floor.cpu_ms)
             print(
-                f"round {number}: {engine} served {report.images_per_second:.1f} images/s (p99 "
-                f"{report.latency_ms['p99']:.0f} ms, {CONCURRENCY} in flight), floor {bare:.1f}, "
-                f"ratio {ratios[-1]:.2f}",
+                f"round {number}: {served.engine} served {ours.images_per_second:.1f} images/s "
+                f"(p99 {ours.p99_ms:.0f} ms) at {ours.cpu_ms:.1f} CPU ms an image; floor "
+                f"{floor.images_per_second:.1f} at {floor.cpu_ms:.1f}",
                 flush=True,
             )
-    print(f"median ratio {statistics.median(ratios):.2f} on {available_cores()} cores")
+    print(
+        f"median on {available_cores()} cores: {statistics.median(throughput):.2f} of the floor's "
+        f"throughput, {statistics.median(cpu):.2f} of its CPU an image"
+    )
 
 
 if __name__ == "__main__":

@@ -30,12 +30,14 @@ class Priority(IntEnum):
 class Ticket:
     """A request that was let in. `pending`: its images that have not begun to run.
 
-    `size`: its bytes. Its owner sets `answered` when every image of it got an answer.
+    `encoded`: those of its images that a lane decodes; `size`: its bytes. Its owner sets `answered`
+    when every image of it got an answer.
     """
 
     priority: Priority
     deadline: float
     images: int
+    encoded: int
     size: int
     pending: int
     admitted_at: float
@@ -74,9 +76,14 @@ class Admission:
         """Nothing is in progress."""
         return not self._tickets
 
-    def images_ahead(self, urgency: Urgency) -> int:
-        """Images that have not begun to run and go before one of that urgency."""
-        return sum(t.pending for t in self._tickets if not t.shed and t.urgency <= urgency)
+    def ahead(self, urgency: Urgency) -> tuple[int, float]:
+        """Images that have not begun to run and go before one of that urgency.
+
+        The second number: how many of them a lane has to decode, on average over each request.
+        """
+        before = [t for t in self._tickets if not t.shed and t.urgency <= urgency]
+        encoded = sum(t.pending * t.encoded / t.images for t in before)
+        return sum(t.pending for t in before), encoded
 
     def let_in(self, ticket: Ticket, *, fastest_run_seconds: float) -> list[Ticket]:
         """Returns the bulk requests that are shed for it. Raises Overloaded."""

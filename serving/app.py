@@ -62,6 +62,7 @@ class App:
         self._pipeline = Pipeline(
             self._decoders,
             Cache(settings.cache_bytes, metrics),
+            limits,
             max_images_per_request=settings.max_images_per_request,
             default_timeout_seconds=settings.default_timeout_ms / 1000,
         )

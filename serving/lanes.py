@@ -1,17 +1,34 @@
-"""The lanes of an engine: threads that run batches, and a watch on how long they take."""
+"""The lanes of an engine: threads that decode and run batches, and how long they take."""
 
 import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple, TypeAlias
 
+from packshot.errors import ImageError, PackshotError, ServiceFailed
 from packshot.image import Pixels
 from serving.engines import Answer, Engine
 from serving.saturation import Utilisation
+from serving.stages import Stage
 from serving.threads import Threads
 
 log = logging.getLogger("packshot.lanes")
+
+Picture: TypeAlias = Pixels | Callable[[], Pixels]
+"""uint8 [crop, crop, 3], or what decodes it, raising ImageError."""
+
+
+class Outcome(NamedTuple):
+    """What became of a batch: one answer or error a picture, and the times that it took.
+
+    `ran` is None if no picture was left to run.
+    """
+
+    answers: list[Answer | PackshotError]
+    decoded: list[Stage | None]
+    ran: Stage | None
 
 
 class Lanes:
@@ -23,33 +40,28 @@ class Lanes:
         self.failures_in_a_row = 0
         self.utilisation = Utilisation(engine.lanes, clock)
         self._clock = clock
-        self._started: dict[int, float] = {}  # number of a run -> when it began
+        self._started: dict[int, float] = {}  # number of a batch -> when it began
         self._numbers = itertools.count()
         self._threads = Threads(engine.lanes, f"{engine.name}-lane")
 
     @property
     def running(self) -> int:
-        """Batches in the engine."""
+        """Batches in the lanes."""
         return len(self._started)
 
     def longest_run(self) -> float:
-        """Seconds that the oldest of the runs in progress has taken so far; 0 without one."""
+        """Seconds that the oldest of the batches in progress has taken so far; 0 without one."""
         begun = list(self._started.values())
         return self._clock() - min(begun) if begun else 0.0
 
-    async def run(self, images: Sequence[Pixels], *, alone: bool) -> Answer:
-        """One row a picture, or whatever the engine raises."""
+    async def run(self, pictures: Sequence[Picture], *, alone: bool) -> Outcome:
+        """Raises whatever the engine raises."""
         number, width = next(self._numbers), self.engine.lanes if alone else 1
         self._started[number] = self._clock()
         self.utilisation.add(width)
         return await self._threads.run(
-            partial(self.engine.run, images, alone=alone),
-            ended=partial(self._ended, number, width),
+            self._in_thread, pictures, alone, ended=partial(self._ended, number, width)
         )
-
-    def _ended(self, number: int, width: int) -> None:
-        del self._started[number]
-        self.utilisation.add(-width)
 
     def close(self) -> None:
         """Closes the engine; one that hangs in a run is left alone, as its memory is in use."""
@@ -61,3 +73,45 @@ class Lanes:
             )  # fmt: skip
             return
         self.engine.close()
+
+    def _ended(self, number: int, width: int) -> None:
+        del self._started[number]
+        self.utilisation.add(-width)
+
+    def _in_thread(self, pictures: Sequence[Picture], alone: bool) -> Outcome:
+        found = [self._decode(picture) for picture in pictures]
+        images = [pixels for pixels, _ in found if not isinstance(pixels, PackshotError)]
+        if not images:
+            errors = [error for error, _ in found if isinstance(error, PackshotError)]
+            return Outcome([*errors], [None] * len(found), None)
+        started = self._clock()
+        answer = self.engine.run(images, alone=alone)
+        ran = Stage("infer", started, self._clock())
+        rows = iter(_rows(answer, len(images)))
+        return Outcome(
+            [pixels if isinstance(pixels, PackshotError) else next(rows) for pixels, _ in found],
+            [stage for _, stage in found],
+            ran,
+        )
+
+    def _decode(self, picture: Picture) -> tuple[Pixels | PackshotError, Stage | None]:
+        if not callable(picture):
+            return picture, None
+        started = self._clock()
+        try:
+            pixels = picture()
+        except ImageError as error:
+            return error.with_traceback(None), None  # frames would keep the file in memory
+        except (
+            Exception
+        ):  # a fault of ours, or no memory: not the engine's, and not its neighbours'
+            log.exception("an image could not be decoded")
+            return ServiceFailed("decoding failed"), None
+        return pixels, Stage("decode", started, self._clock())
+
+
+def _rows(answer: Answer, size: int) -> list[Answer]:
+    """One answer an image. Raises ValueError if the engine lost some."""
+    if len(answer.logits) != size:
+        raise ValueError(f"the engine gave {len(answer.logits)} answers to {size} images")
+    return [Answer(*row) for row in zip(*answer, strict=True)]

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Coroutine, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -10,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from packshot.errors import DeadlineExceeded, ImageError, InvalidInput, Overloaded
-from packshot.image import Pixels, read_pixels
+from packshot.image import ImageLimits, load_pixels, read_pixels
 from packshot.prediction import Logits, Prediction, top_predictions
 from serving.admission import RETRY_AFTER_SECONDS, Priority, Ticket
 from serving.cache import Cache
 from serving.decoding import DecodePool
 from serving.engines import Answer
+from serving.lanes import Picture
 from serving.model import Model
 from serving.stages import Stage
 
@@ -77,6 +79,7 @@ class Pipeline:
         self,
         decoders: DecodePool,
         cache: Cache,
+        limits: ImageLimits,
         *,
         max_images_per_request: int,
         default_timeout_seconds: float,
@@ -85,6 +88,7 @@ class Pipeline:
         self._default_timeout_seconds = default_timeout_seconds
         self._decoders = decoders
         self._cache = cache
+        self._limits = limits
 
     async def answer(
         self,
@@ -175,11 +179,14 @@ class Pipeline:
         timeout_seconds = terms.timeout_seconds
         if timeout_seconds is None:
             timeout_seconds = self._default_timeout_seconds
+        encoded = sum(not image.is_pixels for image in images)
+        in_lanes = model.scheduler.lanes_decode
         with model.scheduler.admit(
             images=len(images),
             size=sum(len(image.content) for image in images),
             deadline=time.monotonic() + timeout_seconds,
-            decode_seconds=self._decoders.predict_seconds(sum(not i.is_pixels for i in images)),
+            encoded=encoded if in_lanes else 0,
+            decode_seconds=0.0 if in_lanes else self._decoders.predict_seconds(encoded),
             priority=terms.priority,
         ) as ticket:
             ticket.stages = stages
@@ -193,16 +200,25 @@ class Pipeline:
 
     async def _one(self, model: Model, ticket: Ticket, image: SentImage) -> Answer | ImageError:
         try:
-            pixels = await self._decode(image, model, ticket)
+            picture = await self._picture(model, ticket, image)
         except ImageError as error:
             ticket.pending -= 1  # it will never reach the queue
             return error
-        return await model.scheduler.submit(ticket, pixels)
+        try:
+            return await model.scheduler.submit(ticket, picture)
+        except ImageError as error:  # a lane could not decode it
+            return error
 
-    async def _decode(self, image: SentImage, model: Model, ticket: Ticket) -> Pixels:
+    async def _picture(self, model: Model, ticket: Ticket, image: SentImage) -> Picture:
+        """What the queue takes: pixels, or for lanes that decode for themselves, how to get them.
+
+        A device's lanes copy and compute, and would wait for decoding: there the pool does it.
+        """
         spec = model.manifest.image
         if image.is_pixels:
             return read_pixels(image.content, spec)
+        if model.scheduler.lanes_decode:
+            return partial(load_pixels, image.content, spec, self._limits)
         pixels, stage = await self._decoders.decode(image.content, spec)
         model.metrics.stage("decode", stage.ended - stage.started)
         ticket.stages.append(stage)

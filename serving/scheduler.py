@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from packshot.errors import DeadlineExceeded, Overloaded, ServiceFailed, Unavailable
-from packshot.image import Pixels
+from packshot.errors import DeadlineExceeded, Overloaded, PackshotError, ServiceFailed, Unavailable
 from serving.admission import RETRY_AFTER_SECONDS, Admission, Priority, Ticket, Urgency
 from serving.engines import Answer, Engine
-from serving.lanes import Lanes
-from serving.latency import LatencyModel
+from serving.lanes import Lanes, Outcome, Picture
+from serving.latency import Average, LatencyModel
 from serving.metrics import ModelMetrics
 from serving.stages import Stage
 
@@ -38,7 +37,7 @@ class Item:
     urgency: Urgency
     number: int
     ticket: Ticket = field(compare=False)
-    pixels: Pixels = field(compare=False)
+    picture: Picture = field(compare=False)
     answer: "asyncio.Future[Answer]" = field(compare=False)
     queued_at: float = field(compare=False)
 
@@ -88,12 +87,18 @@ class Scheduler:
 
     def _start(self, engine: Engine, latency: LatencyModel) -> None:
         self._latency = latency
+        self._decoding = Average()
         self.lanes = lanes = Lanes(engine, self._clock)
         self._serving = [asyncio.create_task(self._serve_lane(lanes)) for _ in range(engine.lanes)]
 
     @property
     def engine(self) -> Engine:
         return self.lanes.engine
+
+    @property
+    def lanes_decode(self) -> bool:
+        """Each lane has a core of its own, and can as well decode what it runs."""
+        return not self.engine.lanes_share
 
     @property
     def being_replaced(self) -> bool:
@@ -112,12 +117,14 @@ class Scheduler:
         images: int,
         deadline: float,
         size: int = 0,
+        encoded: int = 0,
         decode_seconds: float = 0.0,
         priority: Priority = Priority.INTERACTIVE,
     ) -> Iterator[Ticket]:
-        """Holds room for a request, of `size` bytes, while it is decoded, queued and run.
+        """Holds room for a request, of `size` bytes, while it is queued, decoded and run.
 
-        `decode_seconds`: how long its images will wait for and be in the decoders. Raises
+        `encoded`: images that a lane will decode; `decode_seconds`: how long the others will wait
+        for and be in the decoders before they come to the queue. Raises
         Overloaded if there is no room or it cannot be answered by `deadline` (on the scheduler's
         clock), Unavailable while the engine is being replaced and once the scheduler is closing.
         """
@@ -126,9 +133,10 @@ class Scheduler:
         if self._out:
             raise Unavailable(f"engine {self.engine.name} failed and is being replaced: try again")
         ticket = Ticket(
-            priority=priority, deadline=deadline, images=images, size=size, pending=images,
-            admitted_at=self._clock(),
-            predicted_seconds=decode_seconds + self.predict_seconds(images, (priority, deadline)),
+            priority=priority, deadline=deadline, images=images, encoded=encoded, size=size,
+            pending=images, admitted_at=self._clock(),
+            predicted_seconds=decode_seconds
+            + self.predict_seconds(images, (priority, deadline), encoded),
         )  # fmt: skip
         fastest = self._latency.fastest_run_seconds
         for shed in self._admission.let_in(ticket, fastest_run_seconds=fastest):
@@ -140,29 +148,33 @@ class Scheduler:
             if self._admission.empty:
                 self._work.set()  # a lane may be waiting for this to end
 
-    def predict_seconds(self, images: int, urgency: Urgency) -> float:
-        """Until `images` of that urgency would be run, if nothing more urgent comes."""
+    def predict_seconds(self, images: int, urgency: Urgency, encoded: int = 0) -> float:
+        """Until `images` of that urgency, `encoded` of them still to be decoded by a lane, would be
+        run, if nothing more urgent comes.
+        """
+        each = self._decoding.value
         if self._admission.empty and self._runs_alone(images):
-            return self._latency.run_seconds(images, alone=True)
+            return encoded * each + self._latency.run_seconds(images, alone=True)
         lanes = 1 if self.engine.lanes_share else self.engine.lanes
         now = self._clock()
         busy = sum(max(0.0, end - now) for end in self._until.values())
-        ahead = self._admission.images_ahead(urgency)
-        shared = (busy + self._latency.work_seconds(ahead + images)) / lanes
-        alone = self._latency.work_seconds(-(-images // lanes))
-        return max(shared, alone)
+        ahead, encoded_ahead = self._admission.ahead(urgency)
+        work = self._latency.work_seconds(ahead + images) + (encoded_ahead + encoded) * each
+        alone = self._latency.work_seconds(-(-images // lanes)) - (-encoded // lanes) * each
+        return max((busy + work) / lanes, alone)
 
-    async def submit(self, ticket: Ticket, pixels: Pixels) -> Answer:
+    async def submit(self, ticket: Ticket, picture: Picture) -> Answer:
         """The answer to one image of an admitted request; cancelling the caller takes it out.
 
-        Raises DeadlineExceeded, Overloaded (shed), ServiceFailed or Unavailable.
+        Raises ImageError (if a lane had to decode it), DeadlineExceeded, Overloaded (shed),
+        ServiceFailed or Unavailable.
         """
         if self._ended:
             raise Unavailable("the server is shutting down")
         if ticket.shed:
             raise _shed()
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        item = Item(ticket.urgency, next(self._numbers), ticket, pixels, answer, self._clock())
+        item = Item(ticket.urgency, next(self._numbers), ticket, picture, answer, self._clock())
         heapq.heappush(self._queue, item)
         self._work.set()
         return await answer
@@ -255,13 +267,11 @@ class Scheduler:
 
     async def _run(self, lanes: Lanes, batch: Batch) -> None:
         started, size = self._clock(), len(batch.items)
-        self._metrics.batch_images.observe(size)
+        pictures = [item.picture for item in batch.items]
         number = batch.items[0].number
-        self._until[number] = started + self._latency.run_seconds(size, alone=batch.alone)
+        self._until[number] = started + self._predict_batch(pictures, batch.alone)
         try:
-            rows = _rows(
-                await lanes.run([item.pixels for item in batch.items], alone=batch.alone), size
-            )
+            outcome = await lanes.run(pictures, alone=batch.alone)
         except Exception:
             # Whatever went wrong, it is this batch's misfortune only: the lane goes on.
             log.exception("engine %s failed on a batch of %d", lanes.engine.name, size)
@@ -269,18 +279,41 @@ class Scheduler:
             return
         finally:
             del self._until[number]
-        ended = self._clock()
-        lanes.failures_in_a_row = 0
+        if outcome.ran is not None:
+            lanes.failures_in_a_row = 0
+            self._learn(lanes, batch, outcome)
+        for item, answer, decoded in zip(batch.items, *outcome[:2], strict=True):
+            self._tell_stages(item, started, decoded, outcome.ran)
+            if item.answer.done():
+                continue
+            if isinstance(answer, PackshotError):
+                item.answer.set_exception(answer)
+            else:
+                item.answer.set_result(answer)
+
+    def _predict_batch(self, pictures: list[Picture], alone: bool) -> float:
+        encoded = sum(map(callable, pictures))
+        run = self._latency.run_seconds(len(pictures), alone=alone)
+        return encoded * self._decoding.value + run
+
+    def _learn(self, lanes: Lanes, batch: Batch, outcome: Outcome) -> None:
+        assert outcome.ran is not None
+        seconds = outcome.ran.ended - outcome.ran.started
+        ran = sum(not isinstance(answer, PackshotError) for answer in outcome.answers)
+        self._metrics.batch_images.observe(ran)
+        self._metrics.stage("infer", seconds)
         if lanes is self.lanes:
-            self._latency.observe(size, ended - started, alone=batch.alone)
-        self._metrics.stage("infer", ended - started)
-        for item, row in zip(batch.items, rows, strict=True):
-            self._metrics.stage("queue", started - item.queued_at)
-            item.ticket.stages += (
-                Stage("queue", item.queued_at, started), Stage("infer", started, ended)
-            )  # fmt: skip
-            if not item.answer.done():
-                item.answer.set_result(row)
+            self._latency.observe(ran, seconds, alone=batch.alone)
+            for decoded in filter(None, outcome.decoded):
+                self._decoding.observe(decoded.ended - decoded.started)
+
+    def _tell_stages(
+        self, item: Item, started: float, decoded: Stage | None, ran: Stage | None
+    ) -> None:
+        queued = Stage("queue", item.queued_at, started)
+        for stage in filter(None, (queued, decoded)):
+            self._metrics.stage(stage.name, stage.ended - stage.started)
+        item.ticket.stages += filter(None, (queued, decoded, ran))
 
     def _failed(self, lanes: Lanes, batch: Batch) -> None:
         self._metrics.engine_failed(lanes.engine.name)
@@ -292,13 +325,6 @@ class Scheduler:
         if in_service and lanes.failures_in_a_row == FAILURES_TO_REPLACE:
             self._out = True
             self._on_failing()
-
-
-def _rows(answer: Answer, size: int) -> list[Answer]:
-    """One answer an image. Raises ValueError if the engine lost some."""
-    if len(answer.logits) != size:
-        raise ValueError(f"the engine gave {len(answer.logits)} answers to {size} images")
-    return [Answer(*row) for row in zip(*answer, strict=True)]
 
 
 async def _end_lanes(
