@@ -14,6 +14,7 @@ from packshot.v1 import classifier_pb2_grpc
 from serving.access_log import AccessLog
 from serving.api.calls import Calls
 from serving.api.classifier import Classifier
+from serving.api.parsing import Registrar
 from serving.cache import Cache
 from serving.check import table
 from serving.decoding import DecodePool
@@ -126,7 +127,7 @@ class App:
         )
         port = add_port(self._server, settings, self._metrics)
         classifier = Classifier(self._models, self._pipeline, self._calls)
-        classifier_pb2_grpc.add_ClassifierServicer_to_server(classifier, self._server)
+        classifier_pb2_grpc.add_ClassifierServicer_to_server(classifier, Registrar(self._server))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (Classifier.service, "grpc.health.v1.Health", reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
