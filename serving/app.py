@@ -176,10 +176,12 @@ class App:
 
         Streams that never end (health's Watch) do not hold it up; a second signal cuts it short.
         """
-        stopping = asyncio.create_task(self._server.stop(self._settings.drain_timeout_seconds))
+        timeout = self._settings.drain_timeout_seconds
+        stopping = asyncio.create_task(self._server.stop(timeout + SENDING_SECONDS))
         answered = asyncio.create_task(self._calls.none())
         hurried = asyncio.create_task(stop.wait_for_second())
-        await asyncio.wait({stopping, answered, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        ends = {stopping, answered, hurried}
+        await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if self._calls.in_progress:
             log.error("%d requests were cut off", self._calls.in_progress)
         # A shorter grace takes the place of the longer one; replies still have to be sent.
