@@ -26,6 +26,7 @@ from serving.metrics import Metrics
 from serving.models import Models
 from serving.pipeline import Pipeline
 from serving.reload import Reloader
+from serving.scheduler import CLOSE_TIMEOUT_SECONDS
 from serving.settings import Settings
 from serving.signals import StopSignals
 
@@ -165,7 +166,8 @@ class App:
         await self._stop_accepting(stop)
         await self._reloader.stop()
         await self._loader.close()
-        await self._models.close()
+        # A run that takes longer counts as hung: it is left behind.
+        await self._models.close(min(self._settings.hang_seconds, CLOSE_TIMEOUT_SECONDS))
         self._decoders.close()
         self._liveness.stop()
         if self._traces is not None:
