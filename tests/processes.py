@@ -63,8 +63,11 @@ class Server:
     @property
     def memory_bytes(self) -> int:
         """Resident, as the kernel counts it."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.split("VmRSS:")[1].split()[0]) * 1024
+        return self._status("VmRSS") * 1024
+
+    @property
+    def threads(self) -> int:
+        return self._status("Threads")
 
     @property
     def open_files(self) -> int:
@@ -89,6 +92,10 @@ class Server:
         code = self.process.wait(TIMEOUT)
         self._reader.join(TIMEOUT)
         return code
+
+    def _status(self, field: str) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split(f"{field}:")[1].split()[0])
 
     def _read(self) -> None:
         for line in self.process.stderr:
