@@ -250,8 +250,9 @@ def test_junk_on_the_grpc_port(fuzzed):
 def throw(target: str, junk: bytes) -> None:
     """Sends all of it, or as much as is taken, and waits until the other side hangs up."""
     with connect(target) as connection, suppress(ConnectionError):
-        connection.sendall(junk)
-        connection.shutdown(socket.SHUT_WR)
+        with suppress(OSError):  # it hangs up first
+            connection.sendall(junk)
+            connection.shutdown(socket.SHUT_WR)
         while connection.recv(4096):
             pass
 
