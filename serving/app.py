@@ -14,6 +14,7 @@ from packshot.v1 import classifier_pb2_grpc
 from serving.access_log import AccessLog
 from serving.api.calls import Calls
 from serving.api.classifier import Classifier
+from serving.api.parsing import Registrar
 from serving.cache import Cache
 from serving.check import table
 from serving.decoding import DecodePool
@@ -25,6 +26,7 @@ from serving.metrics import Metrics
 from serving.models import Models
 from serving.pipeline import Pipeline
 from serving.reload import Reloader
+from serving.scheduler import CLOSE_TIMEOUT_SECONDS
 from serving.settings import Settings
 from serving.signals import StopSignals
 
@@ -127,7 +129,7 @@ class App:
         )
         port = add_port(self._server, settings, self._metrics)
         classifier = Classifier(self._models, self._pipeline, self._calls)
-        classifier_pb2_grpc.add_ClassifierServicer_to_server(classifier, self._server)
+        classifier_pb2_grpc.add_ClassifierServicer_to_server(classifier, Registrar(self._server))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (Classifier.service, "grpc.health.v1.Health", reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -165,7 +167,8 @@ class App:
         await self._stop_accepting(stop)
         await self._reloader.stop()
         await self._loader.close()
-        await self._models.close()
+        # A run that takes longer counts as hung: it is left behind.
+        await self._models.close(min(self._settings.hang_seconds, CLOSE_TIMEOUT_SECONDS))
         self._decoders.close()
         self._liveness.stop()
         if self._traces is not None:
@@ -176,10 +179,12 @@ class App:
 
         Streams that never end (health's Watch) do not hold it up; a second signal cuts it short.
         """
-        stopping = asyncio.create_task(self._server.stop(self._settings.drain_timeout_seconds))
+        timeout = self._settings.drain_timeout_seconds
+        stopping = asyncio.create_task(self._server.stop(timeout + SENDING_SECONDS))
         answered = asyncio.create_task(self._calls.none())
         hurried = asyncio.create_task(stop.wait_for_second())
-        await asyncio.wait({stopping, answered, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        ends = {stopping, answered, hurried}
+        await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if self._calls.in_progress:
             log.error("%d requests were cut off", self._calls.in_progress)
         # A shorter grace takes the place of the longer one; replies still have to be sent.

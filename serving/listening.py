@@ -14,6 +14,9 @@ from serving.tokens import TokenInterceptor, Tokens
 log = logging.getLogger("packshot.listening")
 
 OTHER_CALLS = 64  # health, reflection and model queries beside the classifying ones
+HELLO_MS = 20_000  # from connecting to the end of TLS and to HTTP/2's first words
+SILENCE_MS = 30_000  # then a ping asks whether the client is still there
+PONG_MS = 60_000  # on a slow line the answer queues behind photographs
 
 
 def new_server(settings: Settings, metrics: Metrics) -> grpc.aio.Server:
@@ -24,6 +27,11 @@ def new_server(settings: Settings, metrics: Metrics) -> grpc.aio.Server:
             ("grpc.so_reuseport", 0),  # else two servers would silently share the port
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
+            # A client that is gone, or never spoke, would hold its connection for minutes and its
+            # half-sent requests, each of which counts below, for hours.
+            ("grpc.server_handshake_timeout_ms", HELLO_MS),
+            ("grpc.keepalive_time_ms", SILENCE_MS),
+            ("grpc.http2.ping_timeout_ms", PONG_MS),
             # Clients that ping to keep idle connections open are welcome.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),

@@ -64,9 +64,9 @@ class Models:
         out = (model for model in self if model.scheduler.being_replaced)
         return next((f"engine {m.engine} of {m.name} is being replaced" for m in out), None)
 
-    async def close(self) -> None:
-        """Answers what was let in, then closes every engine."""
-        closing = [asyncio.create_task(model.scheduler.close()) for model in self]
+    async def close(self, timeout_seconds: float) -> None:
+        """Answers what was let in, then closes every engine but one that runs on for so long."""
+        closing = [asyncio.create_task(model.scheduler.close(timeout_seconds)) for model in self]
         if everything := {*closing, *self._draining}:
             await asyncio.wait(everything)
 

@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 60
+SERVING = ("-m", "serving")
+FAKE_SERVING = ("tests/fake_server.py",)  # its engine misbehaves as the test wants
 READY = re.compile(r"on ([\d.]+:\d+), metrics on (http://[\w.:/]+)")
 
 
@@ -30,18 +33,23 @@ def environment(**more: str) -> dict[str, str]:
 
 
 class Server:
-    """`python -m serving` on free ports of 127.0.0.1; its log is read by a thread."""
+    """`python -m serving` on free ports of 127.0.0.1; its log is read by a thread.
 
-    def __init__(self, *options: object) -> None:
-        command = [sys.executable, "-W", "error", "-m", "serving", "--port", "0"]
-        command += ["--http-port", "0", *map(str, options)]
+    It has a target and pages once `wait_until_ready` has returned.
+    """
+
+    def __init__(self, *options: object, program: tuple[str, ...] = SERVING) -> None:
+        command = [sys.executable, "-W", "error", *program, "--port", "0", "--http-port", "0"]
         self.process = subprocess.Popen(
-            command, cwd=ROOT, text=True, stderr=subprocess.PIPE, env=environment()
-        )
+            [*command, *map(str, options)], cwd=ROOT, text=True, stderr=subprocess.PIPE,
+            env=environment(PYTHONPATH=str(ROOT)),
+        )  # fmt: skip
         self.lines: list[str] = []
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def wait_until_ready(self) -> None:
         assert self._ready.wait(TIMEOUT), self.log
         found = READY.search(self.log)
         assert found, self.log
@@ -52,6 +60,20 @@ class Server:
     def log(self) -> str:
         return "".join(self.lines)
 
+    @property
+    def memory_bytes(self) -> int:
+        """Resident, as the kernel counts it."""
+        return self._status("VmRSS") * 1024
+
+    @property
+    def threads(self) -> int:
+        return self._status("Threads")
+
+    @property
+    def open_files(self) -> int:
+        """Connections among them."""
+        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
+
     def metric(self, sample: str) -> float:
         """The value of one sample of /metrics, or without labels the sum of them all; else 0."""
         text = urllib.request.urlopen(self.metrics_url, timeout=TIMEOUT).read().decode()
@@ -60,11 +82,7 @@ class Server:
 
     def page(self, path: str) -> tuple[int, str]:
         """Status and text of a page of the HTTP port."""
-        try:
-            with urllib.request.urlopen(self.http_url + path, timeout=TIMEOUT) as response:
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
+        return page(self.http_url + path)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
@@ -75,6 +93,10 @@ class Server:
         self._reader.join(TIMEOUT)
         return code
 
+    def _status(self, field: str) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split(f"{field}:")[1].split()[0])
+
     def _read(self) -> None:
         for line in self.process.stderr:
             self.lines.append(line)
@@ -83,9 +105,34 @@ class Server:
         self._ready.set()
 
 
+def page(url: str) -> tuple[int, str]:
+    """Status and text."""
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.002)  # leaves the cores to those who make it come to pass
+
+
 @contextmanager
-def serving(*options: object) -> Iterator[Server]:
-    server = Server(*options)
+def serving(*options: object, program: tuple[str, ...] = SERVING) -> Iterator[Server]:
+    with starting(*options, program=program) as server:
+        server.wait_until_ready()
+        yield server
+
+
+@contextmanager
+def starting(*options: object, program: tuple[str, ...] = SERVING) -> Iterator[Server]:
+    """Like `serving`, without waiting until it is ready."""
+    server = Server(*options, program=program)
     try:
         yield server
     finally:

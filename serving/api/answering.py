@@ -12,6 +12,7 @@ import grpc
 from packshot.errors import Overloaded
 from packshot.status import status_code
 from serving.api.calls import Call, Calls, Context
+from serving.api.parsing import all_readable, readable
 from serving.metrics import RpcKind
 
 log = logging.getLogger("packshot.api")
@@ -46,7 +47,7 @@ def answering(
     async def unary(self: S, request: Request, context: Context) -> Reply:
         try:
             with _calling(self, name, "unary", context) as call:
-                return await method(self, request, call)
+                return await method(self, readable(request), call)
         except _Ended as ended:
             await context.abort(*ended.abort)
             raise AssertionError("abort raises") from None
@@ -66,7 +67,7 @@ def answering_stream(
     ) -> AsyncIterator[Reply]:
         try:
             with _calling(self, name, "bidi_stream", context) as call:
-                async for reply in method(self, requests, call):
+                async for reply in method(self, all_readable(requests), call):
                     yield reply
         except _Ended as ended:
             await context.abort(*ended.abort)

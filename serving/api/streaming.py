@@ -44,6 +44,8 @@ class Window(Generic[Request, Reply]):
             async with asyncio.TaskGroup() as group:
                 while (request := await self._next(requests, ending)) is not None:
                     group.create_task(self._one(request))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
         finally:
             ending.cancel()
             self._replies.put_nowait(None)

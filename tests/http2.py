@@ -1,0 +1,39 @@
+"""HTTP/2 by hand, for connections that no gRPC client would make."""
+
+import socket
+import struct
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, SETTINGS, PING = 0, 1, 4, 6
+END_HEADERS = 4
+
+
+def frame(kind: int, payload: bytes, *, flags: int = 0, stream: int = 0) -> bytes:
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def hello() -> bytes:
+    return PREFACE + frame(SETTINGS, b"")
+
+
+def request_headers(method: str, stream: int = 1) -> bytes:
+    """A gRPC call's headers, as literals that no table remembers."""
+    fields = {
+        ":method": "POST", ":scheme": "http", ":path": method, ":authority": "localhost",
+        "content-type": "application/grpc", "te": "trailers",
+    }  # fmt: skip
+    block = b"".join(
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in fields.items()
+    )
+    return frame(HEADERS, block, flags=END_HEADERS, stream=stream)
+
+
+def half_a_message(stream: int = 1) -> bytes:
+    """The first half of a message of 1000 bytes."""
+    return frame(DATA, struct.pack(">BI", 0, 1000) + bytes(500), stream=stream)
+
+
+def connect(target: str) -> socket.socket:
+    host, port = target.split(":")
+    return socket.create_connection((host, int(port)), timeout=60)
