@@ -6,9 +6,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +28,13 @@ def program(*arguments: object, **options: object) -> subprocess.CompletedProces
 
 def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "ORT_DISABLE_TELEMETRY": "1", **more}
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Returns as soon as it holds."""
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
 
 
 class Server:
