@@ -1,8 +1,9 @@
-"""The `packshot` command: classify files, ask what is served, load-test a server."""
+"""The `packshot` command: classify or embed files, ask what is served, load-test a server."""
 
 import argparse
 import csv
 import glob
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,16 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 from tqdm import tqdm
 
+from packshot.answers import Embedding, Result
+from packshot.atomic import write_whole
 from packshot.channel import Tls, read_token
-from packshot.client import DEFAULT_TARGET, Client, ImageSource, Result
+from packshot.client import DEFAULT_TARGET, Client
 from packshot.errors import InvalidInput, PackshotError
 from packshot.image import SUFFIXES
 from packshot.load import LoadPlan, load_images, report_text, run_load
+from packshot.outgoing import ImageSource
 
 TOKEN = "PACKSHOT_TOKEN"  # noqa: S105  # the variable's name
 BAR_FROM = 20  # images: fewer are answered before a bar is of use
+EMBEDDED_AT_A_TIME = 256
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,11 +49,36 @@ def classify(options: argparse.Namespace) -> int:
         sys.stdin.buffer.read() if name == "-" else name for name in names
     ]
     with _client(options) as client:
-        results = client.stream(sources, top_k=options.top_k)
+        results = (_as_they_finish if options.bulk else _in_order)(client, names, sources, options)
         shown = tqdm(results, total=len(sources), unit="image", disable=_no_bar(len(sources)))
-        answers = Answers(names, shown)
+        answers = Answers(shown)
         FORMATTERS[options.format](iter(answers), AboveBar())
     return 1 if answers.failures else 0
+
+
+def _in_order(
+    client: Client,
+    names: Sequence[str],
+    sources: Sequence[ImageSource],
+    options: argparse.Namespace,
+) -> Iterator[Result]:
+    results = client.stream(sources, top_k=options.top_k, min_confidence=options.min_confidence)
+    for name, result in zip(names, results, strict=True):
+        yield msgspec.structs.replace(result, name=name)
+
+
+def _as_they_finish(
+    client: Client,
+    names: Sequence[str],
+    sources: Sequence[ImageSource],
+    options: argparse.Namespace,
+) -> Iterator[Result]:
+    items = ((str(number), source) for number, source in enumerate(sources))  # names may be twice
+    results = client.classify_stream(
+        items, top_k=options.top_k, min_confidence=options.min_confidence
+    )
+    for result in results:
+        yield msgspec.structs.replace(result, name=names[int(result.name)])
 
 
 class AboveBar:
@@ -64,16 +95,66 @@ class AboveBar:
 
 
 class Answers:
-    """Results under the names that the user gave; counts the images that could not be used."""
+    """Results to be shown; counts the images that could not be used."""
 
-    def __init__(self, names: Sequence[str], results: Iterable[Result]) -> None:
-        self._names, self._results = names, results
+    def __init__(self, results: Iterable[Result]) -> None:
+        self._results = results
         self.failures = 0
 
     def __iter__(self) -> Iterator[Result]:
-        for name, result in zip(self._names, self._results, strict=True):
+        for result in self._results:
             self.failures += result.error is not None
-            yield msgspec.structs.replace(result, name=name)
+            yield result
+
+
+def embed(options: argparse.Namespace) -> int:
+    if options.out.suffix not in WRITERS:
+        raise InvalidInput(f"{options.out}: end its name with {' or '.join(WRITERS)}")
+    names = _expand(options.images)
+    with _client(options) as client:
+        shown = tqdm(
+            _embeddings(client, names, options),
+            total=len(names), unit="image", disable=_no_bar(len(names)),
+        )  # fmt: skip
+        found = list(shown)
+    try:
+        write_whole(options.out, WRITERS[options.out.suffix](found))
+    except OSError as error:
+        raise InvalidInput(f"{options.out} cannot be written: {error.strerror}") from error
+    failed = [one for one in found if one.error is not None]
+    for one in failed:
+        print(f"{one.name}  ERROR {one.reason}: {one.error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _embeddings(
+    client: Client, names: Sequence[str], options: argparse.Namespace
+) -> Iterator[Embedding]:
+    for start in range(0, len(names), EMBEDDED_AT_A_TIME):
+        some = names[start : start + EMBEDDED_AT_A_TIME]
+        sources = [sys.stdin.buffer.read() if name == "-" else name for name in some]
+        found = client.embed(sources, normalize=options.normalize)
+        for name, one in zip(some, found, strict=True):
+            yield msgspec.structs.replace(one, name=name)
+
+
+def _npz(found: Sequence[Embedding]) -> bytes:
+    """`names` and `embeddings`, a row each, of the images that could be used."""
+    good = [one for one in found if one.error is None]
+    file = io.BytesIO()
+    rows = np.array([one.embedding for one in good], np.float32)
+    np.savez(file, names=np.array([one.name for one in good], str), embeddings=rows)
+    return file.getvalue()
+
+
+def _jsonl(found: Sequence[Embedding]) -> bytes:
+    records = [
+        {**msgspec.structs.asdict(one), "embedding": one.embedding.tolist()} for one in found
+    ]
+    return b"".join(msgspec.json.encode(record) + b"\n" for record in records)
+
+
+WRITERS = {".npz": _npz, ".jsonl": _jsonl}
 
 
 def model(options: argparse.Namespace) -> int:
@@ -105,7 +186,8 @@ def _write_table(results: Iterator[Result], out: "AboveBar") -> None:
             print(f"{result.name}  ERROR {result.reason}: {result.error}", file=out)
             continue
         ranked = "  ".join(f"{p.label} {p.probability:.1%}" for p in result.predictions)
-        print(f"{result.name}  {ranked}", file=out)
+        unsure = "ABSTAINED  " if result.abstained else ""
+        print(f"{result.name}  {unsure}{ranked}", file=out)
 
 
 def _write_json(results: Iterator[Result], out: "AboveBar") -> None:
@@ -117,12 +199,13 @@ def _write_json(results: Iterator[Result], out: "AboveBar") -> None:
 
 def _write_csv(results: Iterator[Result], out: "AboveBar") -> None:
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["name", "rank", "label", "probability", "error"])
+    writer.writerow(["name", "rank", "label", "probability", "error", "abstained"])
     for result in results:
         if result.error is not None:
-            writer.writerow([result.name, "", "", "", f"{result.reason}: {result.error}"])
+            writer.writerow([result.name, "", "", "", f"{result.reason}: {result.error}", ""])
+        abstained = str(result.abstained).lower()
         for rank, p in enumerate(result.predictions, start=1):
-            writer.writerow([result.name, rank, p.label, f"{p.probability:.6f}", ""])
+            writer.writerow([result.name, rank, p.label, f"{p.probability:.6f}", "", abstained])
 
 
 FORMATTERS = {"table": _write_table, "json": _write_json, "csv": _write_csv}
@@ -183,6 +266,18 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--top-k", type=int, default=5, help="labels per image (default: %(default)s)"
     )
+    verb.add_argument(
+        "--min-confidence",
+        type=float,
+        metavar="X",
+        help="mark answers less probable than this as abstained (default: the model's threshold)",
+    )
+    verb.add_argument(
+        "--bulk",
+        action="store_true",
+        help="for many files: print as they finish, let interactive requests go first, wait for a "
+        "busy or restarting server",
+    )
     formats = verb.add_mutually_exclusive_group()
     formats.add_argument(
         "--json", dest="format", action="store_const", const="json", help="one JSON object a line"
@@ -191,6 +286,19 @@ def _parser() -> argparse.ArgumentParser:
         "--csv", dest="format", action="store_const", const="csv", help="one row per image and rank"
     )
     verb.set_defaults(format="table")
+
+    verb = _verb(verbs, "embed", embed, "write what the network sees of images, as vectors")
+    verb.add_argument(
+        "images", nargs="+", metavar="FILE|DIR|GLOB|-", help="image files; - reads one from stdin"
+    )
+    verb.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE.npz|FILE.jsonl",
+        help="arrays `names` and `embeddings` without the images that failed, or an object a line",
+    )
+    verb.add_argument("--normalize", action="store_true", help="scale to length 1 (L2)")
 
     _verb(verbs, "model", model, "show what is being served, by which engine")
 

@@ -7,32 +7,30 @@ with Client("127.0.0.1:8001") as client:
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 import grpc
-import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from packshot.answers import Embedding, ModelInfo, Result, embedding, model_info, result
 from packshot.channel import Connection, Tls
 from packshot.errors import DeadlineExceeded, InvalidInput, PackshotError
-from packshot.prediction import Prediction
+from packshot.outgoing import MAX_REQUEST_BYTES, ImageSource, Outgoing, Wanted, read_source
 from packshot.status import error_from_status
+from packshot.stream import BulkStream
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierStub
 
-ImageSource = str | Path | bytes | npt.NDArray[np.uint8]
-"""A path, an encoded file's bytes, or pixels: RGB, uint8, of the shape that `model()` tells."""
+Record = TypeVar("Record", Result, Embedding)
+_Call: TypeAlias = "grpc.Future[Any]"  # of a ClassifyResponse or an EmbedResponse
+_Send: TypeAlias = Callable[[list[pb.Image]], _Call]
 
 _IMAGE_TYPES = (str, Path, bytes, np.ndarray)
-_Call: TypeAlias = "grpc.Future[pb.ClassifyResponse]"
 
 DEFAULT_TARGET = "127.0.0.1:8001"
-MAX_TOP_K = 1_000_000
-MAX_REQUEST_BYTES = 32 * 1024 * 1024
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 # Classifying twice does no harm, so a refusal for overload or a restarting server is retried, later
@@ -48,7 +46,9 @@ SERVICE_CONFIG = {
                 "backoffMultiplier": 2,
                 "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
             },
-        }
+        },
+        # A stream is taken up again by packshot.stream, which knows what was answered.
+        {"name": [{"service": "packshot.v1.Classifier", "method": "ClassifyStream"}]},
     ],
     "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
 }
@@ -56,68 +56,12 @@ CHANNEL_OPTIONS = [
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
     # gRPC retries only what fits into this buffer; its default would leave out most photographs.
     ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES),
+    # A server that restarts is found again in seconds; by default after up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
 ]
-
-
-class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to one image: predictions, best first, or an error of its own."""
-
-    name: str
-    predictions: tuple[Prediction, ...] = ()
-    error: str | None = None
-    reason: str | None = None  # packshot.errors.ImageReason, or "unreadable" for a local file
-    logits: tuple[float, ...] = ()
-    model: str = ""
-    version: int = 0
-    engine: str = ""
-
-    @property
-    def best(self) -> Prediction:
-        """Raises InvalidInput if the image could not be used."""
-        if self.error is not None:
-            raise InvalidInput(f"{self.name}: {self.error}")
-        return self.predictions[0]
-
-    @property
-    def label(self) -> str:
-        return self.best.label
-
-    @property
-    def probability(self) -> float:
-        return self.best.probability
-
-
-class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server serves.
-
-    `refused`: engine -> why it does not run there. `rejected`: version in the store -> why it does
-    not serve.
-    """
-
-    model: str
-    version: int
-    architecture: str
-    labels: tuple[str, ...]
-    input_shape: tuple[int, ...]
-    engine: str
-    refused: dict[str, str]
-    accuracy: float
-    max_images_per_request: int
-    rejected: dict[str, str]
-
-
-class _Loaded(msgspec.Struct, frozen=True, kw_only=True):
-    """One image read and ready to send, or the reason why it is not."""
-
-    name: str
-    message: pb.Image | None = None
-    error: str | None = None
-
-    @property
-    def size(self) -> int:
-        return self.message.ByteSize() if self.message is not None else 0
 
 
 class Client:
@@ -162,38 +106,100 @@ class Client:
         *,
         top_k: int = 5,
         include_logits: bool = False,
+        min_confidence: float | None = None,
     ) -> list[Result]:
         """Classifies one image or many; one result per image, in order. `top_k` 0 means 5.
 
-        An image that cannot be used gets a result with `error`. Raises PackshotError if the service
-        cannot answer: InvalidInput, Unauthenticated, NotFound, Overloaded, DeadlineExceeded,
-        Unavailable, ServiceFailed.
+        An image that cannot be used gets a result with `error`; one whose best label is less
+        probable than `min_confidence` (without it, than the model's own threshold) is `abstained`.
+        Raises PackshotError if the service cannot answer: InvalidInput, Unauthenticated, NotFound,
+        Overloaded, DeadlineExceeded, Unavailable, ServiceFailed.
         """
-        one = isinstance(images, _IMAGE_TYPES)
-        sources: Iterable[ImageSource] = [images] if one else images  # type: ignore[list-item,assignment]  # `one` tells which
-        return list(self.stream(sources, top_k=top_k, include_logits=include_logits))
+        return list(
+            self.stream(
+                _many(images),
+                top_k=top_k,
+                include_logits=include_logits,
+                min_confidence=min_confidence,
+            )
+        )
 
     def stream(
-        self, images: Iterable[ImageSource], *, top_k: int = 5, include_logits: bool = False
+        self,
+        images: Iterable[ImageSource],
+        *,
+        top_k: int = 5,
+        include_logits: bool = False,
+        min_confidence: float | None = None,
     ) -> Iterator[Result]:
         """Like `classify`, yielding each result as soon as it and those before it are there.
 
         Images are read as they are needed: a folder of any size fits.
         """
-        if not 0 <= top_k <= MAX_TOP_K:
-            raise InvalidInput(f"top_k is {top_k}; it must be from 0 to {MAX_TOP_K}")
-        waiting: deque[tuple[list[_Loaded], _Call | None]] = deque()
-        try:
-            for group in self._groups(images):
-                waiting.append((group, self._send(group, top_k, include_logits)))
-                if len(waiting) >= self._requests_in_flight:
-                    yield from self._results(*waiting.popleft())
-            while waiting:
-                yield from self._results(*waiting.popleft())
-        finally:
-            for _, call in waiting:
-                if call is not None:
-                    call.cancel()
+        wanted = Wanted(top_k=top_k, include_logits=include_logits, min_confidence=min_confidence)
+
+        def send(messages: list[pb.Image]) -> _Call:
+            request = pb.ClassifyRequest(
+                model=self._model,
+                images=messages,
+                top_k=wanted.top_k,
+                include_logits=wanted.include_logits,
+                priority=self._priority,
+                min_confidence=wanted.min_confidence,
+            )
+            return self._sent(self._stub.Classify, request)
+
+        yield from self._answered(images, send, Result, result)
+
+    def classify_stream(
+        self,
+        items: Iterable[tuple[str, ImageSource]],
+        *,
+        top_k: int = 5,
+        include_logits: bool = False,
+        min_confidence: float | None = None,
+    ) -> Iterator[Result]:
+        """For whole catalogues: (id, image) in, results out as they finish, `name` being the id.
+
+        Runs when no interactive request waits, and waits instead of being refused. At most 128
+        images are read and unanswered, whose ids must differ. When the server drains, restarts or
+        is away for some seconds, what is unanswered is sent again: each id is answered exactly
+        once. `timeout_seconds` is here the longest wait for the next answer.
+
+        Raises PackshotError as `classify` does, Unavailable after several attempts in vain.
+        """
+        wanted = Wanted(top_k=top_k, include_logits=include_logits, min_confidence=min_confidence)
+        template = pb.ClassifyStreamRequest(
+            model=self._model,
+            top_k=wanted.top_k,
+            include_logits=wanted.include_logits,
+            min_confidence=wanted.min_confidence,
+        )
+        return BulkStream(
+            lambda requests: self._stub.ClassifyStream(
+                requests, metadata=self._connection.metadata
+            ),
+            items,
+            template=template,
+            translated=self._translated,
+            timeout_seconds=self._timeout_seconds,
+        ).results()
+
+    def embed(
+        self, images: ImageSource | Iterable[ImageSource], *, normalize: bool = False
+    ) -> list[Embedding]:
+        """What the classifying layer sees of each image: near in direction for similar pictures.
+
+        With `normalize` of length 1 (L2). Order, errors and exceptions as in `classify`.
+        """
+
+        def send(messages: list[pb.Image]) -> _Call:
+            request = pb.EmbedRequest(
+                model=self._model, images=messages, normalize=normalize, priority=self._priority
+            )
+            return self._sent(self._stub.Embed, request)
+
+        return list(self._answered(_many(images), send, Embedding, embedding))
 
     def model(self) -> ModelInfo:
         """What the server serves, by which engine. Raises PackshotError."""
@@ -205,18 +211,7 @@ class Client:
             )
         except grpc.RpcError as error:
             raise self._translated(error) from error
-        return ModelInfo(
-            model=reply.model,
-            version=reply.version,
-            architecture=reply.architecture,
-            labels=tuple(reply.labels),
-            input_shape=tuple(reply.input_shape),
-            engine=reply.engine,
-            refused={r.engine: f"{r.reason}: {r.message}" for r in reply.refused_engines},
-            accuracy=reply.accuracy,
-            max_images_per_request=reply.max_images_per_request,
-            rejected={r.version: r.reason for r in reply.rejected_versions},
-        )
+        return model_info(reply)
 
     def close(self) -> None:
         self._channel.close()
@@ -232,17 +227,40 @@ class Client:
     ) -> None:
         self.close()
 
-    def _groups(self, images: Iterable[ImageSource]) -> Iterator[list[_Loaded]]:
-        group: list[_Loaded] = []
+    def _answered(
+        self,
+        images: Iterable[ImageSource],
+        send: _Send,
+        record: type[Record],
+        read: Callable[[str, Any, Any], Record],
+    ) -> Iterator[Record]:
+        """A record per image, in order, with some requests in flight; `read` makes it."""
+        waiting: deque[tuple[list[Outgoing], _Call | None]] = deque()
+        try:
+            for group in self._groups(images):
+                messages = [one.message for one in group if one.message is not None]
+                waiting.append((group, send(messages) if messages else None))
+                if len(waiting) >= self._requests_in_flight:
+                    yield from self._records(*waiting.popleft(), record, read)
+            while waiting:
+                yield from self._records(*waiting.popleft(), record, read)
+        finally:
+            for _, call in waiting:
+                if call is not None:
+                    call.cancel()
+
+    def _groups(self, images: Iterable[ImageSource]) -> Iterator[list[Outgoing]]:
+        group: list[Outgoing] = []
         size = 0
         for number, image in enumerate(images, start=1):
-            loaded = _load(image, number)
-            too_big = size + loaded.size > MAX_REQUEST_BYTES
+            name = str(image) if isinstance(image, str | Path) else f"image {number}"
+            one = read_source(name, image)
+            too_big = size + one.size > MAX_REQUEST_BYTES
             if group and (too_big or len(group) >= self._group_limit()):
                 yield group
                 group, size = [], 0
-            group.append(loaded)
-            size += loaded.size
+            group.append(one)
+            size += one.size
         if group:
             yield group
 
@@ -252,36 +270,29 @@ class Client:
             self._server_limit = self.model().max_images_per_request
         return min(self._images_per_request, self._server_limit or 1)
 
-    def _send(self, group: list[_Loaded], top_k: int, include_logits: bool) -> "_Call | None":
-        messages = [one.message for one in group if one.message is not None]
-        if not messages:
-            return None
-        request = pb.ClassifyRequest(
-            model=self._model,
-            images=messages,
-            top_k=top_k,
-            include_logits=include_logits,
-            priority=self._priority,
-        )
-        call: _Call
-        call = self._stub.Classify.future(
+    def _sent(self, method: Any, request: pb.ClassifyRequest | pb.EmbedRequest) -> _Call:
+        call: _Call = method.future(
             request, timeout=self._timeout_seconds, metadata=self._connection.metadata
         )
         return call
 
-    def _results(self, group: list[_Loaded], call: "_Call | None") -> Iterator[Result]:
-        reply = pb.ClassifyResponse()
-        if call is not None:
-            try:
-                reply = call.result()
-            except grpc.RpcError as error:
-                raise self._translated(error) from error
-        answers = iter(reply.results)
+    def _records(
+        self,
+        group: list[Outgoing],
+        call: "_Call | None",
+        record: type[Record],
+        read: Callable[[str, Any, Any], Record],
+    ) -> Iterator[Record]:
+        try:
+            reply = call.result() if call is not None else None
+        except grpc.RpcError as error:
+            raise self._translated(error) from error
+        answers = iter(reply.results if reply is not None else ())
         for one in group:
             if one.message is None:
-                yield Result(name=one.name, error=one.error, reason="unreadable")
+                yield record(name=one.name, error=one.error, reason="unreadable")
             else:
-                yield _result(one.name, next(answers), reply)
+                yield read(one.name, next(answers), reply)
 
     def _translated(self, error: grpc.RpcError) -> PackshotError:
         code, details = error.code(), error.details() or ""
@@ -297,48 +308,6 @@ class Client:
         return error_from_status(code, details)
 
 
-def _load(image: ImageSource, number: int) -> _Loaded:
-    name = str(image) if isinstance(image, str | Path) else f"image {number}"
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise InvalidInput(
-                f"{name} is an array of {image.dtype} {list(image.shape)}; expected uint8 RGB "
-                "[height, width, 3]"
-            )
-        return _too_large(name, image.nbytes) or _Loaded(
-            name=name, message=pb.Image(pixels=image.tobytes())
-        )
-    if isinstance(image, bytes):
-        return _too_large(name, len(image)) or _Loaded(name=name, message=pb.Image(encoded=image))
-    try:
-        size = Path(image).stat().st_size
-        return _too_large(name, size) or _Loaded(
-            name=name, message=pb.Image(encoded=Path(image).read_bytes())
-        )
-    except OSError as error:
-        return _Loaded(name=name, error=f"cannot be read: {error.strerror}")
-    except ValueError as error:  # a NUL character in the path
-        return _Loaded(name=name, error=f"cannot be read: {error}")
-
-
-def _too_large(name: str, size: int) -> _Loaded | None:
-    if size <= MAX_REQUEST_BYTES:
-        return None
-    return _Loaded(name=name, error=f"{size} bytes; at most {MAX_REQUEST_BYTES} can be sent")
-
-
-def _result(name: str, answer: pb.ImageResult, reply: pb.ClassifyResponse) -> Result:
-    failed = answer.HasField("error")
-    return Result(
-        name=name,
-        predictions=tuple(
-            Prediction(label=p.label, index=p.index, probability=p.probability)
-            for p in answer.predictions
-        ),
-        error=answer.error.message if failed else None,
-        reason=answer.error.reason if failed else None,
-        logits=tuple(answer.logits),
-        model=reply.model,
-        version=reply.version,
-        engine=reply.engine,
-    )
+def _many(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
+    one = isinstance(images, _IMAGE_TYPES)
+    return [images] if one else images  # type: ignore[list-item,return-value]  # `one` tells which

@@ -44,6 +44,7 @@ class Ticket:
     predicted_seconds: float
     answered: bool = False
     shed: bool = False
+    engine: str = ""  # what ran its images
     stages: list[Stage] = field(default_factory=list)
 
     @property

@@ -112,10 +112,12 @@ class Pipeline:
         if missing:
             wanted = [images[number] for number in missing]
             found = await self._run(model, wanted, terms, [] if stages is None else stages)
-            for number, one in zip(missing, found, strict=True):
+            for number, one in zip(missing, found.images, strict=True):
                 answers[number] = one
-                if keys[number] and isinstance(one, Answer):
+                # Another engine may have taken over since the key was made.
+                if keys[number] and isinstance(one, Answer) and found.engine == engine:
                     self._cache.put(keys[number], one)
+            engine = found.engine
         model.metrics.stage("total", time.monotonic() - started)
         return Answers(images=[a for a in answers if a is not None], engine=engine)
 
@@ -175,7 +177,7 @@ class Pipeline:
 
     async def _run(
         self, model: Model, images: Sequence[SentImage], terms: Terms, stages: list[Stage]
-    ) -> list[Answer | ImageError]:
+    ) -> Answers:
         timeout_seconds = terms.timeout_seconds
         if timeout_seconds is None:
             timeout_seconds = self._default_timeout_seconds
@@ -196,7 +198,7 @@ class Pipeline:
             except TimeoutError as error:
                 raise DeadlineExceeded(f"no answer within {timeout_seconds:.3f} s") from error
             ticket.answered = not any(isinstance(answer, ImageError) for answer in answers)
-        return answers
+        return Answers(images=answers, engine=ticket.engine or model.engine)
 
     async def _one(self, model: Model, ticket: Ticket, image: SentImage) -> Answer | ImageError:
         try:

@@ -58,15 +58,19 @@ class Reloader:
         names = self._names or model_names(self._loader.store)
         if not names:
             raise NotFound(f"no model in {self._loader.store}: run `make export`")
+        if self._default is not None:
+            self._loader.choose(self._default)  # it must be there, whatever else is
         self._models.default = self._default or _only(names, asked=self._names)
         for name in names:
             wanted = name in self._names or name == self._models.default
+            folder = self._loader.store / name / RELEASED
             try:
-                self._models.put(await self._loader.load(self._loader.choose(name)))
-            except PackshotError as error:
+                folder = self._loader.choose(name)
+                self._models.put(await self._loader.load(folder))
+            except Exception as error:  # whatever is wrong with one that nobody asked for
                 if wanted:
                     raise
-                self._reject(name, self._loader.store / name, error)
+                self._reject(name, folder, error)
         if not self._models.names:
             raise NotFound(f"none of the models in {self._loader.store} can be served: see above")
 

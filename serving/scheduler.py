@@ -283,7 +283,7 @@ class Scheduler:
             lanes.failures_in_a_row = 0
             self._learn(lanes, batch, outcome)
         for item, answer, decoded in zip(batch.items, *outcome[:2], strict=True):
-            self._tell_stages(item, started, decoded, outcome.ran)
+            self._tell(item, lanes.engine.name, started, decoded, outcome.ran)
             if item.answer.done():
                 continue
             if isinstance(answer, PackshotError):
@@ -307,12 +307,14 @@ class Scheduler:
             for decoded in filter(None, outcome.decoded):
                 self._decoding.observe(decoded.ended - decoded.started)
 
-    def _tell_stages(
-        self, item: Item, started: float, decoded: Stage | None, ran: Stage | None
+    def _tell(
+        self, item: Item, engine: str, started: float, decoded: Stage | None, ran: Stage | None
     ) -> None:
+        """What the item's request wants to know of its way."""
         queued = Stage("queue", item.queued_at, started)
         for stage in filter(None, (queued, decoded)):
             self._metrics.stage(stage.name, stage.ended - stage.started)
+        item.ticket.engine = engine
         item.ticket.stages += filter(None, (queued, decoded, ran))
 
     def _failed(self, lanes: Lanes, batch: Batch) -> None:

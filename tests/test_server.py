@@ -3,7 +3,6 @@
 import itertools
 import signal
 import socket
-import time
 
 import grpc
 import numpy as np
@@ -14,7 +13,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 from PIL import Image
-from processes import TIMEOUT, Server, program, serving
+from processes import TIMEOUT, Server, program, serving, until
 from tiny import PURE, colour_network, encoded, jpeg, reference, tiny_bundle
 
 from packshot import Client
@@ -197,9 +196,7 @@ def test_sigterm_answers_what_was_sent_and_exits_0(store):
         images = [pb.Image(encoded=big_image())] * 8
         request = pb.ClassifyRequest(images=images)
         calls = [ClassifierStub(channel).Classify.future(request) for _ in range(4)]
-        until = time.monotonic() + TIMEOUT
-        while server.metric("packshot_images_in_progress") < 32 and time.monotonic() < until:
-            pass
+        until(lambda: server.metric("packshot_images_in_progress") == 32)
         assert server.stop() == 0
         replies = [call.result(TIMEOUT) for call in calls]
         assert sum(len(reply.results) for reply in replies) == 32
@@ -228,12 +225,9 @@ def test_a_second_signal_cuts_the_drain_short(store):
         images = [pb.Image(encoded=big_image())] * 8
         stub = ClassifierStub(channel)
         calls = [stub.Classify.future(pb.ClassifyRequest(images=images)) for _ in range(8)]
-        until = time.monotonic() + TIMEOUT
-        while server.metric("packshot_images_in_progress") < 24 and time.monotonic() < until:
-            pass
+        until(lambda: server.metric("packshot_images_in_progress") >= 24)
         server.process.terminate()
-        while server.metric("packshot_ready") == 1 and time.monotonic() < until:
-            pass
+        until(lambda: server.metric("packshot_ready") == 0)
         assert server.stop() == 0
         assert "requests were cut off" in server.log
         assert any(call.exception(TIMEOUT) is not None for call in calls)
@@ -284,10 +278,7 @@ def test_an_engine_that_opens_but_cannot_run_is_refused(tmp_path):
 def test_a_draining_server_says_it_is_not_ready_but_still_answers(store):
     with serving("--models", store, "--drain-delay-seconds", 60) as server:
         server.process.terminate()
-        until = time.monotonic() + TIMEOUT
-        while health(server.target, "packshot.v1.Classifier") == 1 and time.monotonic() < until:
-            pass
-        assert health(server.target, "packshot.v1.Classifier") == 2
+        until(lambda: health(server.target, "packshot.v1.Classifier") == 2)
         assert health(server.target, "") == 1
         assert server.metric("packshot_ready") == 0
         with Client(server.target) as client:
@@ -342,12 +333,6 @@ def test_start_with_values_out_of_range(store):
         "--models", store, "--max-batch", 0
     )
     assert "could never be taken" in refused_to_start("--models", store, "--max-queued-images", 8)
-
-
-def until(condition) -> None:
-    end = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
 
 
 def test_versions_come_go_and_come_back_without_a_failed_request(store):

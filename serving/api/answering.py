@@ -3,8 +3,8 @@
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -56,7 +56,7 @@ def answering(
 
 
 def answering_stream(
-    method: Callable[[S, AsyncIterator[Request], Call], AsyncIterator[Reply]],
+    method: Callable[[S, AsyncIterator[Request], Call], AsyncGenerator[Reply, None]],
 ) -> Callable[[S, AsyncIterator[Request], Context], AsyncIterator[Reply]]:
     """Like `answering`, for a method that reads a stream and writes one."""
     name = method.__name__
@@ -67,8 +67,10 @@ def answering_stream(
     ) -> AsyncIterator[Reply]:
         try:
             with _calling(self, name, "bidi_stream", context) as call:
-                async for reply in method(self, all_readable(requests), call):
-                    yield reply
+                # Closed before the call counts as ended, also where the client went away.
+                async with aclosing(method(self, all_readable(requests), call)) as replies:
+                    async for reply in replies:
+                        yield reply
         except _Ended as ended:
             await context.abort(*ended.abort)
 

@@ -28,6 +28,7 @@ class Call:
     method: str
     kind: RpcKind
     context: Context
+    peer: str
     started: float
     images: int = 0
     model: str | None = None
@@ -83,9 +84,12 @@ class Calls:
         self.in_progress += 1
         self._none.clear()
         self._metrics.rpc_started(service, method, kind)
+        # Asked now: gRPC crashes if it is asked for the peer of a stream that was cancelled.
+        peer = context.peer()
         return Call(
-            service=service, method=method, kind=kind, context=context, started=time.monotonic()
-        )
+            service=service, method=method, kind=kind, context=context, peer=peer,
+            started=time.monotonic(),
+        )  # fmt: skip
 
     def end(self, call: Call, code: grpc.StatusCode) -> None:
         ended = time.monotonic()
@@ -125,7 +129,7 @@ def _access(call: Call, code: grpc.StatusCode, seconds: float, trace_id: str | N
         code=code.name,
         images=call.images,
         total_ms=round(seconds * 1000, 3),
-        peer=call.context.peer(),
+        peer=call.peer,
         model=call.model,
         version=call.version,
         engine=call.engine,

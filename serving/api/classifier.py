@@ -1,6 +1,7 @@
 """packshot.v1.Classifier: protobuf to the pipeline's records and back."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 from packshot.errors import DeadlineExceeded, ImageError, InvalidInput, NotFound, Unavailable
 from packshot.v1 import classifier_pb2 as pb
@@ -50,13 +51,14 @@ class Classifier(ClassifierServicer):
     @answering_stream
     async def ClassifyStream(
         self, requests: AsyncIterator[pb.ClassifyStreamRequest], call: Call
-    ) -> AsyncIterator[pb.ClassifyStreamResponse]:
+    ) -> AsyncGenerator[pb.ClassifyStreamResponse, None]:
         async def answer(request: pb.ClassifyStreamRequest) -> pb.ClassifyStreamResponse:
             return await self._answer_in_stream(request, call)
 
         window = Window(answer, size=STREAM_WINDOW, ending=self.calls.draining)
-        async for response in window.run(requests):
-            yield response
+        async with aclosing(window.run(requests)) as responses:
+            async for response in responses:
+                yield response
         if window.ended_early:
             raise Unavailable("the server is draining: send what is unanswered to another")
 

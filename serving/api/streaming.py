@@ -1,7 +1,7 @@
 """A stream of images in, a stream of answers out, with a bounded number of images between."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Generic, TypeVar
 
 Request = TypeVar("Request")
@@ -28,7 +28,7 @@ class Window(Generic[Request, Reply]):
         self._replies: asyncio.Queue[Reply | None] = asyncio.Queue()  # None: that was all
         self.ended_early = False
 
-    async def run(self, requests: AsyncIterator[Request]) -> AsyncIterator[Reply]:
+    async def run(self, requests: AsyncIterator[Request]) -> AsyncGenerator[Reply, None]:
         reading = asyncio.create_task(self._read(requests))
         try:
             while (reply := await self._replies.get()) is not None:

@@ -1,0 +1,180 @@
+"""Several models in one server: who answers, who is missing, who comes later."""
+
+import subprocess
+
+import pytest
+from processes import TIMEOUT, program, serving, until
+from tiny import PURE, jpeg, tiny_bundle
+
+from packshot import Client
+from packshot.errors import InvalidInput, NotFound
+
+RED = jpeg(PURE["red"])
+
+
+def client_of(server, model: str = "") -> Client:
+    return Client(server.target, model=model, timeout_seconds=TIMEOUT)
+
+
+def refused_to_start(*options: object) -> str:
+    done: subprocess.CompletedProcess[str]
+    done = program("serving", "--port", 0, "--http-port", 0, *options)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Three models; the second has two versions and a threshold of its own."""
+    tiny_bundle(tmp_path, "apples")
+    tiny_bundle(tmp_path, "boots")
+    tiny_bundle(tmp_path, "boots", min_confidence=0.25)
+    tiny_bundle(tmp_path, "coats")
+    return tmp_path
+
+
+def spoil(store, model: str) -> None:
+    (store / model / "1" / "model.onnx").write_bytes(b"not what the manifest says")
+
+
+def test_those_that_are_asked_for_are_served_the_first_by_default(store):
+    with serving("--models", store, "--model", "boots,apples") as server:
+        with client_of(server) as client:
+            assert (client.classify(RED)[0].model, client.classify(RED)[0].version) == ("boots", 2)
+            info = client.model()
+        assert (info.model, info.served_models, info.default_model, info.min_confidence) == (
+            "boots", ("apples", "boots"), "boots", 0.25,
+        )  # fmt: skip
+        with client_of(server, "apples") as client:
+            assert client.model().model == client.embed(RED)[0].model == "apples"
+            (streamed,) = client.classify_stream([("one", RED)])
+            assert (streamed.model, streamed.version) == ("apples", 1)
+        with client_of(server, "coats") as client, pytest.raises(NotFound, match="apples, boots"):
+            client.classify(RED)
+        counted = 'packshot_images_total{model="%s",result="ok"}'
+        assert (server.metric(counted % "boots"), server.metric(counted % "apples")) == (2, 2)
+
+
+def test_another_default_can_be_chosen(store):
+    options = ("--model", "boots,apples", "--default-model", "apples")
+    with serving("--models", store, *options) as server, client_of(server) as client:
+        assert client.classify(RED)[0].model == "apples"
+
+
+def test_without_names_all_are_served_and_requests_must_name_one(store):
+    with serving("--models", store) as server:
+        with client_of(server) as client:
+            for call in (client.model, lambda: client.classify(RED), lambda: client.embed(RED)):
+                with pytest.raises(InvalidInput, match="apples, boots, coats"):
+                    call()
+            (streamed,) = client.classify_stream([("one", RED)])
+            assert streamed.reason == "invalid"
+        for name in ("apples", "boots", "coats"):
+            with client_of(server, name) as client:
+                assert client.classify(RED)[0].model == name
+                assert client.model().default_model == ""
+
+
+def test_a_new_name_is_served_as_soon_as_it_is_there(store, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    tiny_bundle(elsewhere, "dresses")
+    with (
+        serving("--models", store, "--reload-seconds", 0.05) as server,
+        client_of(server, "apples") as client,
+    ):
+        assert client.model().served_models == ("apples", "boots", "coats")
+        (elsewhere / "dresses").rename(store / "dresses")
+        until(lambda: "dresses" in client.model().served_models)
+        with client_of(server, "dresses") as newcomer:
+            assert newcomer.classify(RED)[0].model == "dresses"
+
+
+def test_a_name_that_was_not_asked_for_is_left_alone(store):
+    with (
+        serving("--models", store, "--model", "apples", "--reload-seconds", 0.05) as server,
+        client_of(server) as client,
+    ):
+        tiny_bundle(store, "dresses")
+        tiny_bundle(store, "apples")
+        until(lambda: client.model().version == 2)
+        assert client.model().served_models == ("apples",)
+
+
+def test_each_model_has_versions_of_its_own(store):
+    with (
+        serving("--models", store, "--reload-seconds", 0.05) as server,
+        client_of(server, "apples") as apples,
+        client_of(server, "boots") as boots,
+    ):
+        (store / "boots" / "released").write_text("1\n")
+        until(lambda: boots.classify(RED)[0].version == 1)
+        tiny_bundle(store, "apples")
+        until(lambda: apples.classify(RED)[0].version == 2)
+        assert boots.classify(RED)[0].version == 1
+        swapped = 'packshot_reloads_total{model="%s",result="swapped"}'
+        assert [server.metric(swapped % name) for name in ("apples", "boots", "coats")] == [1, 1, 0]
+        in_use = 'packshot_engine_in_use{engine="fp32",model="%s",version="%d"}'
+        assert server.metric(in_use % ("apples", 2)) == server.metric(in_use % ("boots", 1)) == 1
+
+
+def test_a_bad_one_that_nobody_asked_for_stays_out_until_it_is_good(store):
+    sound = (store / "boots" / "1" / "model.onnx").read_bytes()
+    spoil(store, "coats")
+    with (
+        serving("--models", store, "--reload-seconds", 0.05) as server,
+        client_of(server, "boots") as client,
+    ):
+        assert client.classify(RED)[0].label == "red"
+        assert client.model().served_models == ("apples", "boots")
+        damaged = 'packshot_reloads_total{model="coats",result="damaged"}'
+        assert server.metric(damaged) == 1
+        assert "coats/1 stays out" in server.log
+        tiny_bundle(store, "boots")
+        until(lambda: client.model().version == 3)  # the store was looked at since
+        assert server.metric(damaged) == 1, "told once"
+        (store / "coats" / "1" / "model.onnx").write_bytes(sound)
+        server.process.send_signal(1)
+        until(lambda: client.model().served_models == ("apples", "boots", "coats"))
+
+
+def test_a_bad_one_that_was_asked_for_is_an_error(store):
+    spoil(store, "coats")
+    assert "coats/1" in refused_to_start("--models", store, "--model", "apples,coats")
+    assert "coats/1" in refused_to_start("--models", store, "--default-model", "coats")
+
+
+def test_nothing_good_at_all_is_an_error(tmp_path):
+    for name in ("apples", "boots"):
+        tiny_bundle(tmp_path, name)
+        spoil(tmp_path, name)
+    assert "none of the models in" in refused_to_start("--models", tmp_path)
+
+
+def test_a_default_that_is_not_served_is_an_error(store):
+    message = refused_to_start("--models", store, "--model", "apples", "--default-model", "boots")
+    assert "--default-model is 'boots'" in message
+    assert "no model 'shoes'" in refused_to_start("--models", store, "--default-model", "shoes")
+
+
+def test_check_prints_a_table_of_all_and_ends(store):
+    done = program("serving", "--models", store, "--port", 0, "--http-port", 0, "--check")
+    assert done.returncode == 0, done.stderr
+    heading, *rows = done.stdout.splitlines()
+    assert heading.split()[:4] == ["model", "version", "engine", "golden"]
+    table = [tuple(row.split()[:3]) for row in rows if " fp32 " in row]
+    assert table == [("apples", "1", "fp32"), ("boots", "2", "fp32"), ("coats", "1", "fp32")]
+    assert any(row.startswith("apples: not int8 (not_in_bundle)") for row in rows)
+
+
+def test_check_of_a_bad_bundle_is_one_clear_line(store):
+    spoil(store, "coats")
+    done = program(
+        "serving", "--models", store, "--model", "apples,coats", "--check",
+        "--port", 0, "--http-port", 0,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = (one for one in done.stderr.splitlines() if one.startswith("packshot: "))
+    assert "cannot serve" in line
+    assert f"{store}/coats/1/model.onnx has sha256" in line
+    assert "Traceback" not in done.stderr
