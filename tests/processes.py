@@ -32,13 +32,6 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "ORT_DISABLE_TELEMETRY": "1", **more}
 
 
-def until(condition: Callable[[], object]) -> None:
-    """Returns as soon as it holds."""
-    end = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-
-
 class Server:
     """`python -m serving` on free ports of 127.0.0.1; its log is read by a thread.
 
@@ -123,6 +116,7 @@ def page(url: str) -> tuple[int, str]:
 
 
 def until(condition: Callable[[], object]) -> None:
+    """Returns as soon as it holds."""
     end = time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < end, "it did not come to pass"
