@@ -31,5 +31,8 @@ def error_from_status(code: grpc.StatusCode, details: str) -> errors.PackshotErr
     """The error that a client raises for a status."""
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE in details:
         return errors.InvalidInput(f"{details}: send fewer or smaller images in a request")
+    if code is grpc.StatusCode.CANCELLED:
+        # Not by us: gRPC's answer to what reached a server that had just stopped to accept.
+        return errors.Unavailable(f"the server ended the call ({details}): it may be shutting down")
     kind = _ERRORS.get(code, errors.ServiceFailed)
     return kind(details if code in _ERRORS else f"{code.name}: {details}")
