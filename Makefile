@@ -99,8 +99,10 @@ lock: ## renew requirements.lock from pyproject.toml
 
 bench: $(READY) ## measure speed (ratios of two things in one run)
 	$(BIN)/python -m benchmarks.preprocessing
-	$(BIN)/python -m benchmarks.serving --models models --model $(MODEL) --images "$(DATA)"
-	$(BIN)/python -m benchmarks.overload --models models --model $(MODEL) --images "$(DATA)"
+	$(BIN)/python -m benchmarks.engines --models models --model $(MODEL)
+	$(BIN)/python -m benchmarks.overhead --models models --model $(MODEL)
+	$(BIN)/python -m benchmarks.serving --models models --model $(MODEL)
+	$(BIN)/python -m benchmarks.overload --models models --model $(MODEL)
 
 clean: ## remove .venv, the drawn sample and caches; runs and models stay
 	rm -rf .venv $(SAMPLE) data/.unfinished-* dist .mypy_cache .pytest_cache .ruff_cache

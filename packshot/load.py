@@ -50,6 +50,8 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """Latencies of the answered requests; `errors` counts the others by status.
 
+    `refusal_ms`: of those refused for overload, from being sent to being refused.
+
     `image_errors` counts, by reason, the images in answered requests that could not be used.
     """
 
@@ -59,6 +61,7 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     image_errors: dict[str, int]
     images_per_second: float
     latency_ms: dict[str, float]
+    refusal_ms: dict[str, float]
 
 
 def load_images(names: Sequence[str]) -> list[bytes]:
@@ -94,6 +97,7 @@ def report_text(report: LoadReport) -> str:
 async def _run(plan: LoadPlan, images: Sequence[bytes], connection: Connection) -> LoadReport:
     endless = itertools.cycle(images)
     latencies: list[float] = []
+    refusals: list[float] = []
     errors: Counter[str] = Counter()
     image_errors: Counter[str] = Counter()
     options = [("grpc.max_send_message_length", MAX_MESSAGE_BYTES)]
@@ -105,6 +109,7 @@ async def _run(plan: LoadPlan, images: Sequence[bytes], connection: Connection) 
             request = pb.ClassifyRequest(
                 model=plan.model, images=[_message(one, plan) for one in chosen], top_k=1
             )
+            sent = time.perf_counter()
             try:
                 reply = await stub.Classify(
                     request, timeout=plan.timeout_seconds, metadata=connection.metadata
@@ -113,6 +118,8 @@ async def _run(plan: LoadPlan, images: Sequence[bytes], connection: Connection) 
                 image_errors.update(r.error.reason for r in reply.results if r.HasField("error"))
             except grpc.aio.AioRpcError as error:
                 errors[error.code().name] += 1
+                if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    refusals.append(time.perf_counter() - sent)
 
         started = time.perf_counter()
         if plan.rate:
@@ -124,7 +131,6 @@ async def _run(plan: LoadPlan, images: Sequence[bytes], connection: Connection) 
                 *(_repeat(send, started + plan.seconds) for _ in range(plan.concurrency))
             )
         elapsed = time.perf_counter() - started
-    milliseconds = np.array(latencies) * 1000
     return LoadReport(
         plan=plan,
         answered=len(latencies),
@@ -132,10 +138,15 @@ async def _run(plan: LoadPlan, images: Sequence[bytes], connection: Connection) 
         image_errors=dict(image_errors),
         images_per_second=(len(latencies) * plan.images_per_request - image_errors.total())
         / elapsed,
-        latency_ms={f"p{p}": float(np.percentile(milliseconds, p)) for p in PERCENTILES}
-        if latencies
-        else {},
+        latency_ms=_percentiles(latencies),
+        refusal_ms=_percentiles(refusals),
     )
+
+
+def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """In milliseconds; empty if there are none."""
+    found = np.percentile(np.array(seconds) * 1000, PERCENTILES) if seconds else ()
+    return {f"p{p}": float(value) for p, value in zip(PERCENTILES, found, strict=False)}
 
 
 def _message(image: bytes, plan: LoadPlan) -> pb.Image:

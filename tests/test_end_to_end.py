@@ -149,9 +149,9 @@ def test_what_is_served_is_what_was_trained(run, store, engine):
         results = client.classify(files, include_logits=True)
         served = np.array([result.logits for result in results])
         assert {result.engine for result in results} == {engine}
-        ok = server.metric('packshot_images_total{result="ok"}')
+        ok = server.metric('packshot_images_total{model="shop",result="ok"}')
         assert ok == len(files)
-        assert server.metric('packshot_stage_seconds_count{stage="infer"}') > 0
+        assert server.metric('packshot_stage_seconds_count{model="shop",stage="infer"}') > 0
         assert server.stop(signal.SIGTERM) == 0
     measured = manifest.engines[engine].measured
     agreement = (served.argmax(axis=1) == expected.argmax(axis=1)).mean()
