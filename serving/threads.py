@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Threads:
-    """Like an executor, for one event loop, at half its cost a call (docs/decisions.md).
+    """Like an executor, for one event loop (docs/decisions.md).
 
     An executor's future wakes the loop for itself and again for whoever counts free threads; and
     its threads are joined when Python ends, so that one that hangs would hold that up for ever.

@@ -13,7 +13,7 @@ from serving.api.streaming import Window
 from serving.engines import Answer
 from serving.model import Model
 from serving.models import Models
-from serving.pipeline import Classified, Pipeline, Ranking, SentImage, Terms
+from serving.pipeline import Answers, Classified, Pipeline, Ranking, SentImage, Terms
 
 PRIORITIES = {pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE, pb.PRIORITY_BULK: Priority.BULK}
 STREAM_WINDOW = 64  # images of one stream that are in the server at a time
@@ -31,13 +31,8 @@ class Classifier(ClassifierServicer):
 
     @answering
     async def Classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
-        model = self._models.named(request.model)
         ranking = _ranking(request)
-        images = [_sent_image(image) for image in request.images]
-        terms = Terms(timeout_seconds=call.timeout_seconds, priority=_priority(request.priority))
-        call.asks(model, len(images))
-        answers = await self._pipeline.answer(model, images, terms, call.stages)
-        call.engine = answers.engine
+        model, answers = await self._answer(request, call)
         return pb.ClassifyResponse(
             model=model.name,
             version=model.version,
@@ -64,12 +59,7 @@ class Classifier(ClassifierServicer):
 
     @answering
     async def Embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
-        model = self._models.named(request.model)
-        images = [_sent_image(image) for image in request.images]
-        terms = Terms(timeout_seconds=call.timeout_seconds, priority=_priority(request.priority))
-        call.asks(model, len(images))
-        answers = await self._pipeline.answer(model, images, terms, call.stages)
-        call.engine = answers.engine
+        model, answers = await self._answer(request, call)
         return pb.EmbedResponse(
             model=model.name,
             version=model.version,
@@ -102,6 +92,17 @@ class Classifier(ClassifierServicer):
             default_model=self._models.default or "",
             min_confidence=manifest.min_confidence,
         )
+
+    async def _answer(
+        self, request: pb.ClassifyRequest | pb.EmbedRequest, call: Call
+    ) -> tuple[Model, Answers]:
+        model = self._models.named(request.model)
+        images = [_sent_image(image) for image in request.images]
+        terms = Terms(timeout_seconds=call.timeout_seconds, priority=_priority(request.priority))
+        call.asks(model, len(images))
+        answers = await self._pipeline.answer(model, images, terms, call.stages)
+        call.engine = answers.engine
+        return model, answers
 
     async def _answer_in_stream(
         self, request: pb.ClassifyStreamRequest, call: Call
