@@ -1,88 +1,192 @@
-"""fp32 ONNX to INT8 for CPUs: static QDQ, activations uint8 asymmetric, weights int8 per channel.
+"""fp32 ONNX to INT8: static QDQ with ranges from a calibration, in two placements.
 
-That combination (U8S8) is the one which ONNX Runtime turns into a fully fused integer graph on
-CPUs with VNNI; a symmetric range leaves float islands and runs slower than fp32. Calibration takes
-the 99.99th percentile of each tensor, on training images only.
+CPU: activations uint8 asymmetric, weights int8 per channel. That combination (U8S8) is the one
+which ONNX Runtime turns into a fully fused integer graph on CPUs with VNNI; a symmetric range
+leaves float islands and runs slower than fp32.
+
+TENSORRT: everything int8 and symmetric, biases left in float, Q/DQ on what the compute layers read
+only: its parser takes nothing else.
 """
 
-import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    create_calibrator,
-    quantize_static,
-)
-from onnxruntime.quantization.calibrate import save_tensors_data
+import onnxruntime as ort
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from tqdm import tqdm
 
+from exporters.calibration import Calibration
 from packshot.bundle import INPUT
+from packshot.errors import AnswersDiffer
 from packshot.image import Pixels
 
-PERCENTILE = 99.99
-# The calibrator holds every intermediate tensor of the images it is handed at once, 90 MB for each
-# image of a ResNet-50: handed eight at a time, it adds 0.8 GB to the peak of the exporter.
-CHUNK_IMAGES = 8
+COMPUTE = ("Conv", "Gemm", "Add")
+LAYERS = ("Conv", "Gemm", "MatMul")
+"""Operations with weights."""
+
+BIAS_BATCH = 4
 
 
-class PixelReader(CalibrationDataReader):
-    """Hands the calibrator one image at a time."""
+class Placement(NamedTuple):
+    """What is quantised, and to which type."""
 
-    def __init__(self, images: Pixels) -> None:
-        self._feeds: Iterator[dict[str, np.ndarray]] = iter(
-            [{INPUT: images[i : i + 1]} for i in range(len(images))]
-        )
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._feeds, None)
+    activations: QuantType
+    operations: tuple[str, ...] | None  # None: all that ONNX Runtime knows to quantise
+    options: dict[str, Any]
 
 
-def quantize_int8(fp32: Path, target: Path, images: Pixels) -> None:
-    """Writes `target` from the fp32 model, calibrated on `images` uint8 [N, crop, crop, 3]."""
+CPU = Placement(QuantType.QUInt8, None, {})
+TENSORRT = Placement(
+    QuantType.QInt8,
+    COMPUTE,
+    {
+        "ActivationSymmetric": True,
+        "WeightSymmetric": True,
+        "QuantizeBias": False,
+        "OpTypesToExcludeOutputQuantization": list(COMPUTE),
+    },
+)
+
+
+def prepare(fp32: Path, prepared: Path) -> None:
+    """Writes the fp32 model as quantising wants it: optimised, every shape inferred."""
+    quant_pre_process(fp32, prepared, skip_symbolic_shape=True)
+
+
+def quantize(
+    prepared: Path,
+    target: Path,
+    calibration: Calibration,
+    placement: Placement,
+    excluded: Sequence[str] = (),
+) -> None:
+    """Writes `target` from the prepared model. `excluded`: names of nodes that stay in float."""
+    data = TensorsData(
+        CalibrationMethod.MinMax,
+        {
+            name: tuple(np.array(end, np.float32) for end in ends)
+            for name, ends in calibration.ranges.items()
+        },
+    )
     with tempfile.TemporaryDirectory(prefix="packshot-int8-") as folder:
-        prepared, ranges = Path(folder, "prepared.onnx"), Path(folder, "ranges.json")
-        quant_pre_process(fp32, prepared, skip_symbolic_shape=True)
-        _calibrate(prepared, ranges, images, Path(folder))
+        ranges = Path(folder, "ranges.json")
+        save_tensors_data(data, ranges)
         quantize_static(
             prepared,
             target,
             None,
             quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
+            op_types_to_quantize=placement.operations,
+            activation_type=placement.activations,
             weight_type=QuantType.QInt8,
             per_channel=True,
-            calibrate_method=CalibrationMethod.Percentile,
+            nodes_to_exclude=list(excluded),
+            calibrate_method=CalibrationMethod.MinMax,
             calibration_cache_path=ranges,
+            extra_options=placement.options,
         )
     onnx.checker.check_model(target, full_check=True)
 
 
-def _calibrate(model: Path, ranges: Path, images: Pixels, folder: Path) -> None:
-    calibrator = create_calibrator(
-        model,
-        augmented_model_path=str(folder / "augmented.onnx"),
-        calibrate_method=CalibrationMethod.Percentile,
-        extra_options={"percentile": PERCENTILE},
+def first_and_last(prepared: Path) -> tuple[str, str]:
+    """Names of the first and the last layer with weights: quantising them costs most accuracy."""
+    names = [node.name for node in onnx.load(prepared).graph.node if node.op_type in LAYERS]
+    return names[0], names[-1]
+
+
+def check_fused(fp32: Path, int8: Path, excluded: Sequence[str] = ()) -> None:
+    """ONNX Runtime makes an integer operation of every layer that was quantised.
+
+    One that stays in float between Q and DQ is slower than no quantisation. Raises AnswersDiffer.
+    """
+    before, after = operations(fp32), operations(int8)
+    layers = sum(before[kind] + before[f"Fused{kind}"] for kind in LAYERS)
+    in_float = sum(after[kind] + after[f"Fused{kind}"] for kind in LAYERS)
+    integer = sum(after[kind] for kind in ("QLinearConv", "QGemm", "QLinearMatMul"))
+    if in_float > len(excluded) or integer + in_float != layers:
+        raise AnswersDiffer(
+            f"ONNX Runtime runs {in_float} of {layers} layers in float and {integer} in INT8; at "
+            f"most {len(excluded)} in float are meant: this network cannot be quantised well"
+        )
+
+
+def operations(model: Path) -> Counter[str]:
+    """How many nodes of each operation ONNX Runtime runs for the model on this CPU."""
+    with tempfile.TemporaryDirectory(prefix="packshot-fused-") as folder:
+        options = ort.SessionOptions()
+        options.optimized_model_filepath = str(Path(folder, "optimised.onnx"))
+        options.log_severity_level = 3  # that the file is for this CPU only is meant
+        # The layout that a CPU likes best renames operations, and changes none of them.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        nodes = onnx.load(options.optimized_model_filepath).graph.node
+        return Counter(node.op_type for node in nodes)
+
+
+def correct_bias(prepared: Path, corrected: Path, images: Pixels) -> None:
+    """Writes the prepared model with biases that make up for the rounding of the weights.
+
+    Rounded weights W' shift a layer's mean output by (W' - W) E[x]; the bias takes that back
+    (Nagel et al., ICCV 2019, section 4.2), with E[x] for each channel as `images` give it.
+    """
+    model = onnx.load(prepared)
+    weights = {one.name: one for one in model.graph.initializer}
+    layers = [
+        node
+        for node in model.graph.node
+        if node.op_type in ("Conv", "Gemm") and len(node.input) == 3 and node.input[1] in weights
+    ]
+    means = _channel_means(model, sorted({node.input[0] for node in layers}), images)
+    for node in layers:
+        weight = _weights_by_output(node, numpy_helper.to_array(weights[node.input[1]]))
+        error = _rounded(weight) - weight
+        shift = error.reshape(error.shape[0], error.shape[1], -1).sum(axis=2)
+        mean = means[node.input[0]]
+        groups = len(mean) // shift.shape[1]
+        by_group = mean.reshape(groups, -1).repeat(len(shift) // groups, axis=0)
+        bias = weights[node.input[2]]
+        better = numpy_helper.to_array(bias) - (shift * by_group).sum(axis=1)
+        bias.CopyFrom(numpy_helper.from_array(better.astype(np.float32), bias.name))
+    onnx.save(model, corrected)
+
+
+def _channel_means(
+    model: onnx.ModelProto, tensors: Sequence[str], images: Pixels
+) -> dict[str, np.ndarray]:
+    """Mean of each channel (axis 1) of each tensor over the images."""
+    seeing = onnx.ModelProto()
+    seeing.CopyFrom(model)
+    known = {output.name for output in seeing.graph.output}
+    seeing.graph.output.extend(
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for name in tensors
+        if name not in known
     )
-    chunks = range(0, len(images), CHUNK_IMAGES)
-    for start in tqdm(chunks, desc="calibrating INT8", unit="chunk"):
-        with _silence():
-            calibrator.collect_data(PixelReader(images[start : start + CHUNK_IMAGES]))
-    with _silence():
-        save_tensors_data(calibrator.compute_data(), ranges)
+    session = ort.InferenceSession(seeing.SerializeToString(), providers=["CPUExecutionProvider"])
+    sums: dict[str, Any] = dict.fromkeys(tensors, 0.0)
+    for start in range(0, len(images), BIAS_BATCH):
+        batch = images[start : start + BIAS_BATCH]
+        for name, values in zip(tensors, session.run(tensors, {INPUT: batch}), strict=True):
+            axes = tuple(axis for axis in range(values.ndim) if axis > 1)
+            sums[name] = sums[name] + values.mean(axis=axes).sum(axis=0)
+    return {name: total / len(images) for name, total in sums.items()}
 
 
-@contextmanager
-def _silence() -> Iterator[None]:
-    """The calibrator prints its progress to standard output, which is ours."""
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-        yield
+def _weights_by_output(node: onnx.NodeProto, weight: np.ndarray) -> np.ndarray:
+    """[outputs, inputs, ...]; a Gemm may hold them the other way round."""
+    transposed = any(one.name == "transB" and one.i for one in node.attribute)
+    return weight if node.op_type == "Conv" or transposed else weight.T
+
+
+def _rounded(weight: np.ndarray) -> np.ndarray:
+    """What int8, symmetric, with a scale for each output, makes of the weights."""
+    scales = np.abs(weight).reshape(len(weight), -1).max(axis=1) / 127
+    scales = np.maximum(scales, np.finfo(np.float32).tiny).reshape(-1, *[1] * (weight.ndim - 1))
+    return (np.clip(np.round(weight / scales), -127, 127) * scales).astype(np.float32)

@@ -1,14 +1,17 @@
 """The network to fp32 ONNX: the portable truth that every other engine is made from."""
 
+import hashlib
 import logging
 import warnings
 from pathlib import Path
 
+import msgspec
 import onnx
 import torch
 
 from packshot.bundle import EMBEDDING, INPUT, LOGITS
 from packshot.image import ImageSpec
+from trainer.checkpoint import Checkpoint
 from trainer.model import PixelNetwork
 
 OPSET = 18
@@ -42,6 +45,19 @@ def export_onnx(
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
+
+
+def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """What the file says of itself: labels and image spec, and the hashes to compare them by."""
+    labels = "\n".join(checkpoint.labels)
+    image = msgspec.json.encode(checkpoint.image).decode()
+    return {
+        "packshot.labels": labels,
+        "packshot.labels_sha256": hashlib.sha256(labels.encode()).hexdigest(),
+        "packshot.image": image,
+        "packshot.image_sha256": hashlib.sha256(image.encode()).hexdigest(),
+        "packshot.weights_sha256": checkpoint.weights_sha256,
+    }
 
 
 def _quiet_exporter() -> None:

@@ -6,24 +6,27 @@ models/<name>/<version>/
   golden.npz        images with PyTorch's answers (packshot.golden)
   model.onnx        fp32, always there
   model.int8.onnx   if it passed its gate
-  model.<gpu>.plan  a TensorRT engine, with its sidecar .plan.json (packshot.plan), if asked for
+  model.<engine>.plan  TensorRT engines, each with its sidecar .plan.json (packshot.plan)
+  calibration.json  the ranges that INT8 engines are made with
   report.html       the model card
 """
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from packshot.errors import DamagedFile, NotFound
 from packshot.golden import GoldenSamples, read_golden
 from packshot.image import ImageSpec
+from packshot.intervals import Interval
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 LABELS = "labels.txt"
 GOLDEN = "golden.npz"
+CALIBRATION = "calibration.json"
 REPORT = "report.html"
 PLAN = ".plan"
 SIDECAR = ".json"
@@ -38,28 +41,66 @@ EMBEDDING = "embedding"
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How an engine's answers on the held-out images compare with PyTorch's."""
+    """How an engine's answers on images that were not trained on compare with PyTorch's.
+
+    Shares and drops run from 0 to 1; accuracies are null where true labels were not at hand.
+    """
 
     images: int
     agreement: float  # share of images with the same top-1
-    accuracy: float
-    pytorch_accuracy: float
+    agreement_interval: Interval
+    accuracy: float | None
+    pytorch_accuracy: float | None
+    accuracy_drop_interval: Interval | None
     max_logit_difference: float
     mean_logit_difference: float
+    kl_divergence: float  # of probabilities, PyTorch's from the engine's: mean over images, nats
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A way to quantise that was tried, and why it was not kept: "" for the one that was."""
+
+    way: str
+    measured: Measured
+    fault: str
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Median time of one run of `batch` images, where it was exported."""
+
+    batch: int
+    milliseconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        return self.batch / self.milliseconds * 1000
 
 
 class EngineFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One form of the model. `tolerance`: the largest |logit difference| on golden samples."""
+    """One form of the model. `tolerance`: the largest |logit difference| on golden samples.
+
+    `proved_by`: what was run to measure it. "engine": the file itself. "source": the ONNX file
+    that a plan was built from, on a CPU, because the plan's GPU was not at hand.
+    """
 
     file: str
     precision: str
     tolerance: float
     measured: Measured
+    proved_by: Literal["engine", "source"] = "engine"
+    caveat: str = ""  # what so few images cannot tell
+    attempts: tuple[Attempt, ...] = ()
+    timings: tuple[Timing, ...] = ()
+    timed_on: str = ""  # the processor
     made_with: dict[str, str]
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a bundle is. `engines` maps names ("fp32", "int8", "tensorrt") to their files."""
+    """What a bundle is.
+
+    `engines` maps names ("fp32", "int8", "trt-fp16.sm90") to their files; `left_out` the names of
+    those that did not pass to the reason.
+    """
 
     format: int = FORMAT
     model: str
@@ -71,7 +112,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     temperature: float
     min_confidence: float = 0.0  # answers below abstain, unless a request says otherwise
     engines: dict[str, EngineFile]
-    left_out: dict[str, str]  # engine name -> why it did not pass
+    left_out: dict[str, str]
     files: dict[str, str]  # every other file of the bundle -> its sha256
     provenance: dict[str, Any]
     created: str  # UTC, ISO 8601

@@ -18,10 +18,11 @@ from torchvision.transforms.v2.functional import normalize
 
 from packshot.errors import DamagedFile, InvalidInput, NotFound
 from packshot.image import ImageSpec
+from packshot.intervals import share_interval
 from packshot.prediction import probabilities
 from trainer.calibrate import fit_temperature
 from trainer.checkpoint import load_checkpoint, load_split_of, read_record
-from trainer.evaluate import score, wilson_interval
+from trainer.evaluate import score
 from trainer.loop import reestimate_batchnorm
 from trainer.model import WeightsUnavailable, load_weights, new_network
 from trainer.recipes import recipe_for
@@ -127,10 +128,10 @@ def test_scores_by_hand():
     )
 
 
-def test_wilson_interval_of_textbook():
-    low, high = wilson_interval(81, 263)
+def test_share_interval_of_textbook():
+    low, high = share_interval(81, 263)
     assert (low, high) == (pytest.approx(0.2553, abs=1e-4), pytest.approx(0.3662, abs=1e-4))
-    assert wilson_interval(10, 10)[1] == 1.0
+    assert share_interval(10, 10)[1] == 1.0
 
 
 def test_temperature_is_found_again():

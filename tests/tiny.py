@@ -75,8 +75,9 @@ def colour_network(sign: int = 1, embedding: str = EMBEDDING) -> bytes:
 
 def engine_file(file: str, precision: str = "fp32") -> EngineFile:
     measured = Measured(
-        images=3, agreement=1.0, accuracy=1.0, pytorch_accuracy=1.0,
-        max_logit_difference=0.0, mean_logit_difference=0.0,
+        images=3, agreement=1.0, agreement_interval=(0.44, 1.0), accuracy=1.0,
+        pytorch_accuracy=1.0, accuracy_drop_interval=(-0.48, 0.48), max_logit_difference=0.0,
+        mean_logit_difference=0.0, kl_divergence=0.0,
     )  # fmt: skip
     return EngineFile(
         file=file, precision=precision, tolerance=1e-3, measured=measured, made_with={}

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from packshot.image import Pixels
+from packshot.intervals import Interval, share_interval
 from packshot.prediction import Logits, probabilities
 from trainer.model import PixelNetwork
 
@@ -28,7 +29,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     image_size: int
     loss: float
     accuracy: float
-    interval: tuple[float, float]
+    interval: Interval
     macro_f1: float
     classes: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]  # row: true class, column: predicted
@@ -74,19 +75,11 @@ def score(
         image_size=image_size,
         loss=float(-np.log(np.maximum(likelihood, 1e-12)).mean()),
         accuracy=right / len(truth),
-        interval=wilson_interval(right, len(truth)),
+        interval=share_interval(right, len(truth)),
         macro_f1=float(np.mean([one.f1 for one in classes if one.images])),
         classes=classes,
         confusion=tuple(tuple(row) for row in confusion.tolist()),
     )
-
-
-def wilson_interval(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a share (E. B. Wilson, 1927); 95 % for z = 1.96."""
-    share = right / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * (share * (1 - share) / total + z * z / (4 * total**2)) ** 0.5
-    return (max(0.0, centre - half), min(1.0, centre + half))
 
 
 def _class_score(confusion: npt.NDArray[np.int64], i: int, label: str) -> ClassScore:

@@ -1,0 +1,183 @@
+"""Making: each engine's way from the fp32 model to a proved file of the version."""
+
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from exporters.calibration import Calibration
+from exporters.int8_search import Search, Way
+from exporters.plan_options import PlanOptions, plan_key
+from exporters.proof import Work, prove_onnx, prove_plan
+from exporters.to_fp16 import convert_fp16
+from exporters.to_int8 import CPU, TENSORRT, prepare, quantize
+from exporters.to_tensorrt import build_plan
+from packshot.bundle import CALIBRATION, PLAN, Attempt, EngineFile
+from packshot.errors import NotFound
+from packshot.image import Pixels
+from packshot.plan import sidecar_path
+
+ENGINES = ("fp32", "int8", "trt-fp16", "trt-int8")
+"""What can be asked for."""
+
+FP32_FILE = "model.onnx"
+INT8_FILE = "model.int8.onnx"
+
+
+class Made(NamedTuple):
+    """An engine and its name in the manifest."""
+
+    key: str
+    file: EngineFile
+
+
+class Maker:
+    """Makes engines for a version whose fp32 model is in its folder.
+
+    They are made in `workshop`, and put into the folder when they are proved.
+
+    `images`: gives those to calibrate with, uint8 [N, crop, crop, 3]. `calibration`: ranges of an
+    earlier export, used where there are no images. `logs`: the folder for TensorRT's messages.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        workshop: Path,
+        *,
+        plan: PlanOptions,
+        logs: Path,
+        images: Callable[[], Pixels] | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self._work = work
+        self._workshop = workshop
+        self._plan = plan
+        self._logs = logs
+        self._images = images
+        self._calibration = calibration
+
+    def make(self, engine: str) -> Made:
+        """One of `ENGINES` but fp32. Raises AnswersDiffer, EngineRefused, InvalidInput."""
+        ways = {"int8": self._int8, "trt-fp16": self._trt_fp16, "trt-int8": self._trt_int8}
+        return ways[engine]()
+
+    @property
+    def _fp32(self) -> Path:
+        return self._work.folder / FP32_FILE
+
+    @cached_property
+    def _search(self) -> Search:
+        if self._images is None:
+            raise NotFound("there are no images to calibrate with: name the training run (--run)")
+        return Search(self._work, self._fp32, self._images(), self._workshop)
+
+    def _int8(self) -> Made:
+        path = self._workshop / INT8_FILE
+        way, attempts = self._search.run(path, CPU)
+        made_with = {"onnxruntime": _onnxruntime(), **_calibrated(way)}
+        file = prove_onnx(
+            self._work, path, precision="int8", made_with=made_with, attempts=attempts
+        )
+        self._adopt(path)
+        self._keep(way.calibration)
+        return Made("int8", file)
+
+    def _trt_fp16(self) -> Made:
+        source = self._workshop / "model.fp16.onnx"
+        convert_fp16(self._fp32, source)
+        return self._built("fp16", source, {})
+
+    def _trt_int8(self) -> Made:
+        source = self._workshop / "model.trt-int8.onnx"
+        way, attempts = self._quantized_for_tensorrt(source)
+        made = self._built("int8", source, _calibrated(way), attempts)
+        self._keep(way.calibration)
+        return made
+
+    def _quantized_for_tensorrt(self, source: Path) -> tuple[Way, tuple[Attempt, ...]]:
+        if self._images is not None:
+            return self._search.run(source, TENSORRT)
+        if self._calibration is None:
+            raise NotFound(
+                "the version holds no calibration: export int8 first, or name the run (--run)"
+            )
+        prepared = self._workshop / "prepared.onnx"
+        prepare(self._fp32, prepared)
+        quantize(prepared, source, self._calibration, TENSORRT)
+        return Way(self._calibration), ()
+
+    def _built(
+        self,
+        precision: str,
+        source: Path,
+        made_with: dict[str, str],
+        attempts: tuple[Attempt, ...] = (),
+    ) -> Made:
+        """A plan from the source, and the proof of it."""
+        key = plan_key(precision, self._plan)
+        path = self._workshop / f"model.{key}{PLAN}"
+        sidecar = build_plan(source, path, self._plan, self._logs / f"{key}.log")
+        made_with = {sidecar.flavour: sidecar.version, **made_with}
+        file = prove_plan(
+            self._work,
+            path,
+            source,
+            precision=precision,
+            made_with=made_with,
+            max_batch=max(one.max_batch for one in self._plan.profiles),
+            attempts=attempts,
+        )
+        self._adopt(sidecar_path(path))
+        self._adopt(path)
+        return Made(key, file)
+
+    def _adopt(self, path: Path) -> None:
+        """Into the version's folder, in the place of what an earlier version shares."""
+        target = self._work.folder / path.name
+        target.unlink(missing_ok=True)  # never written through: the earlier version has it too
+        shutil.move(path, target)
+
+    def _keep(self, calibration: Calibration) -> None:
+        """So that a machine with another GPU can make INT8 engines without the images."""
+        path = self._workshop / CALIBRATION
+        path.write_bytes(msgspec.json.encode(calibration))
+        self._adopt(path)
+
+
+def make_all(
+    maker: Maker, engines: Sequence[str], required: Collection[str]
+) -> tuple[dict[str, EngineFile], dict[str, str]]:
+    """Those that passed, by key, and why the others did not, by the name they were asked for.
+
+    Raises what kept out a required engine.
+    """
+    made: dict[str, EngineFile] = {}
+    left_out: dict[str, str] = {}
+    for name in engines:
+        try:
+            key, file = maker.make(name)
+            made[key] = file
+        except OSError:  # a full disk is no fault of the engine
+            raise
+        except Exception as error:
+            # What is proved already stands, whatever went wrong on the way to a faster engine.
+            if name in required:
+                raise
+            left_out[name] = str(error)
+            print(f"WARNING: {name} is left out: {error}", flush=True)
+    return made, left_out
+
+
+def _calibrated(way: Way) -> dict[str, str]:
+    return {"calibration": f"{way}; {way.calibration.images} training images"}
+
+
+def _onnxruntime() -> str:
+    """Either distribution brings the package."""
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
