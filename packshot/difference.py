@@ -115,14 +115,17 @@ def _described(engine: EngineFile) -> dict[str, Any]:
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Change]:
-    old, new = dict(_leaves(before)), dict(_leaves(after))
+    old, new = dict(leaves(before)), dict(leaves(after))
     names = dict.fromkeys([*old, *new])
-    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+    return {
+        name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)
+    }
 
 
-def _leaves(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Fields of nested dictionaries, their names joined by dots."""
     for name, value in fields.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

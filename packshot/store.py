@@ -8,6 +8,7 @@ import itertools
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from packshot.atomic import claim, remove_folder, whole_folder, write_whole
@@ -141,10 +142,7 @@ def prune(model: Path, *, keep: int) -> list[int]:
     return [
         version
         for version in prunable(model, keep=keep)
-        if remove_folder(
-            model / str(version),
-            unless=lambda version=version: _released_meanwhile(model, version),
-        )
+        if remove_folder(model / str(version), unless=partial(_released_meanwhile, model, version))
     ]
 
 

@@ -7,15 +7,15 @@
 """
 
 import shutil
-from importlib.metadata import version as installed_version
 from pathlib import Path
 
 import msgspec
 
+from packshot import __version__
 from packshot.atomic import whole_folder
 from packshot.bundle import EMBEDDING, INPUT, LABELS, LOGITS, PLAN, Bundle, Manifest
 from packshot.errors import EngineRefused, InvalidInput, NotFound
-from packshot.plan import PlanSidecar, Profile, read_sidecar, sidecar_path
+from packshot.plan import PlanSidecar, read_sidecar, sidecar_path
 
 LOADED_BY_TRITON = "tensorrt"
 """The flavour of TensorRT that Triton's backend is built with."""
@@ -97,8 +97,9 @@ def _plan_backend(source: Path, sidecar: PlanSidecar) -> Backend:
 def config(manifest: Manifest, engine: str, backend: Backend) -> str:
     """The text of config.pbtxt: Triton's ModelConfig in protobuf's text format."""
     shape = ", ".join(map(str, manifest.image.shape))
+    classes, features = len(manifest.labels), manifest.embedding_width
     parameters = {
-        "packshot.version": installed_version("packshot"),
+        "packshot.version": __version__,
         "packshot.engine": engine,
         "packshot.temperature": str(manifest.temperature),
         "packshot.min_confidence": str(manifest.min_confidence),
@@ -113,9 +114,9 @@ def config(manifest: Manifest, engine: str, backend: Backend) -> str:
             f"max_batch_size: {backend.max_batch}",
             f'input [ {{ name: "{INPUT}" data_type: TYPE_UINT8 dims: [ {shape} ] }} ]',
             "output [",
-            f'  {{ name: "{LOGITS}" data_type: TYPE_FP32 dims: [ {len(manifest.labels)} ] '
+            f'  {{ name: "{LOGITS}" data_type: TYPE_FP32 dims: [ {classes} ] '
             f'label_filename: "{LABELS}" }},',
-            f'  {{ name: "{EMBEDDING}" data_type: TYPE_FP32 dims: [ {manifest.embedding_width} ] }}',
+            f'  {{ name: "{EMBEDDING}" data_type: TYPE_FP32 dims: [ {features} ] }}',
             "]",
             *_instances(backend),
             "dynamic_batching { }",
@@ -144,7 +145,7 @@ def _readme(manifest: Manifest, engine: str, backend: Backend) -> str:
     height, width, channels = manifest.image.shape
     return f"""# {manifest.model}, version {manifest.version}, engine {engine}
 
-Written by packshot {installed_version("packshot")} as a model repository of Triton. It needs
+Written by packshot {__version__} as a model repository of Triton. It needs
 {backend.needs}
 
 The network takes pixels and gives logits. What packshot's server does around it is now the
