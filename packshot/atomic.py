@@ -78,7 +78,13 @@ def remove_folder(target: Path, *, unless: Callable[[], bool]) -> bool:
     `unless` is asked in between: if it holds, the folder is put back.
     """
     hidden = Path(tempfile.mkdtemp(prefix=f"{REMOVED}{target.name}-", dir=target.parent))
-    target.rename(hidden / target.name)
+    try:
+        target.rename(hidden / target.name)
+    except OSError as error:
+        hidden.rmdir()
+        if isinstance(error, FileNotFoundError):  # another was faster
+            return False
+        raise
     if kept := unless():
         (hidden / target.name).rename(target)
     shutil.rmtree(hidden)
