@@ -138,12 +138,14 @@ def prunable(model: Path, *, keep: int) -> list[int]:
 
 
 def prune(model: Path, *, keep: int) -> list[int]:
-    """Removes the versions that are `prunable`, each in one step; returns them."""
-    return [
-        version
-        for version in prunable(model, keep=keep)
-        if remove_folder(model / str(version), unless=partial(_released_meanwhile, model, version))
-    ]
+    """Removes the versions that are `prunable`; returns them."""
+    chosen = prunable(model, keep=keep)
+    return [version for version in chosen if remove_version(model, version)]
+
+
+def remove_version(model: Path, version: int) -> bool:
+    """Removes a version in one step, unless it is released by then; returns whether it did."""
+    return remove_folder(model / str(version), unless=partial(_is_released, model, version))
 
 
 def _make_read_only(folder: Path) -> None:
@@ -185,7 +187,7 @@ def _restore(released: Path, content: bytes | None) -> None:
         write_whole(released, content)
 
 
-def _released_meanwhile(model: Path, version: int) -> bool:
+def _is_released(model: Path, version: int) -> bool:
     try:
         return (model / RELEASED).read_text(encoding="utf-8").strip() == str(version)
     except FileNotFoundError:

@@ -26,6 +26,7 @@ from packshot.store import (
     prunable,
     prune,
     release,
+    remove_version,
     rollback,
     share,
     versions,
@@ -365,24 +366,29 @@ def test_a_version_released_while_it_is_pruned_stays_whole(tmp_path):
     assert not remove_folder(model / "1", unless=released_now)
     assert asked == [False], "hidden when asked"
     assert (model / "1" / "model.onnx").read_bytes() == b"\x01"
+    assert not remove_version(model, 3)
+    assert versions(model) == [1, 2, 3]
+    assert remove_version(model, 1)
+    assert not remove_version(model, 1), "another was faster"
     assert not list(model.glob(".*"))
 
 
-def test_release_and_prune_at_once_leave_something_to_serve(tmp_path):
+@pytest.mark.parametrize("released", [1, 9], ids=["the first to go", "the last to go"])
+def test_release_and_prune_at_once_leave_something_to_serve(tmp_path, released):
     together = threading.Barrier(2)
 
-    def release_first() -> None:
+    def release_one() -> None:
         together.wait()
         with suppress(NotFound):  # prune was faster
-            release(model, 1)
+            release(model, released)
 
     def prune_all() -> None:
         together.wait()
         prune(model, keep=1)
 
-    for number in range(30):
-        model = written(tmp_path / str(number), 4)
+    for number in range(20):
+        model = written(tmp_path / str(number), 10)
         with ThreadPoolExecutor(2) as pool:
-            for done in [pool.submit(release_first), pool.submit(prune_all)]:
+            for done in [pool.submit(release_one), pool.submit(prune_all)]:
                 done.result()
-        assert current_version(model) in {1, 4}
+        assert current_version(model) in {released, 10}
