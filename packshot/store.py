@@ -176,7 +176,7 @@ def _serve(model: Path, version: int, *, history: Sequence[int]) -> None:
         _restore(released, before)
         raise NotFound(f"version {version} of {model} was removed at this moment")
     # Last: of a release that stopped half-way the history must not speak.
-    lines = [f"{released}\n" for released, _ in itertools.groupby(history)]
+    lines = [f"{once}\n" for once, _ in itertools.groupby(history)]
     write_whole(model / HISTORY, "".join(lines).encode())
 
 

@@ -163,7 +163,7 @@ client's part:
    do not apply them again.
 2. **Probabilities** are softmax(logits / {manifest.temperature}). Triton's classification
    extension orders by logits: the order is right, its values are no probabilities.
-3. **Abstain** where the highest probability is below {manifest.min_confidence}, if that is wanted.
+3. **Abstain**, as packshot's server does, where no probability reaches {manifest.min_confidence}.
 
 `{LABELS}` has a label a line, in the order of the logits. What else packshot's server does, such as
 the check of answers on the machine that serves, deadlines and limits on images, Triton does in its
