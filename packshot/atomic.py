@@ -1,18 +1,21 @@
-"""Files and folders that appear whole or not at all.
+"""Files and folders that appear, and go, whole or not at all.
 
 Everything is written under a hidden temporary name on the same file system, synced to disk and
 renamed. A reader never sees half of it; a killed writer leaves a hidden leftover, never a result.
+Leftovers are removed a day later, by whoever writes into the same folder then.
 """
 
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 UNFINISHED = ".unfinished-"
+CLAIMED = ".claimed-"
+REMOVED = ".removed-"
 ABANDONED_AFTER_SECONDS = 24 * 3600
 
 
@@ -54,11 +57,54 @@ def write_whole(target: Path, content: bytes) -> None:
     _sync(target.parent)
 
 
+def claim(target: Path) -> Path | None:
+    """Takes the name of `target` for one writer: the claim, to be unlinked, or None if it is taken.
+
+    It says nothing about whether `target` exists.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target.parent)
+    mark = target.with_name(f"{CLAIMED}{target.name}")
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return None
+    return mark
+
+
+def remove_folder(target: Path, *, unless: Callable[[], bool]) -> bool:
+    """Takes a folder away from readers in one step, then deletes it; returns whether it did.
+
+    `unless` is asked in between: if it holds, the folder is put back.
+    """
+    hidden = Path(tempfile.mkdtemp(prefix=f"{REMOVED}{target.name}-", dir=target.parent))
+    try:
+        target.rename(hidden / target.name)
+    except OSError as error:
+        hidden.rmdir()
+        if isinstance(error, FileNotFoundError):  # another was faster
+            return False
+        raise
+    if kept := unless():
+        (hidden / target.name).rename(target)
+    shutil.rmtree(hidden)
+    return not kept
+
+
 def _sweep(folder: Path) -> None:
-    """Removes what writers that were killed a day ago or earlier left behind."""
-    for leftover in folder.glob(f"{UNFINISHED}*"):
-        if time.time() - leftover.stat().st_mtime > ABANDONED_AFTER_SECONDS:
-            shutil.rmtree(leftover, ignore_errors=True)
+    """Removes what was left behind a day ago or earlier by programs that were killed."""
+    for prefix in (UNFINISHED, CLAIMED, REMOVED):
+        for leftover in folder.glob(f"{prefix}*"):
+            with suppress(FileNotFoundError):  # just finished, or swept by another
+                if time.time() - leftover.stat().st_mtime > ABANDONED_AFTER_SECONDS:
+                    _remove(leftover)
+
+
+def _remove(leftover: Path) -> None:
+    if leftover.is_dir():
+        shutil.rmtree(leftover, ignore_errors=True)
+    else:
+        leftover.unlink()
 
 
 def _move_into_place(unfinished: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ models/<name>/<version>/
 """
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,30 +138,37 @@ def open_bundle(folder: Path) -> Bundle:
     Raises NotFound if there is no bundle in `folder`, DamagedFile if it is not what it says.
     """
     manifest = read_manifest(folder)
-    _check_listed(folder, manifest)
-    for name, expected in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise DamagedFile(f"{path} is missing: copy the bundle again or export a new version")
-        try:
-            actual = sha256_of(path)
-        except OSError as error:
-            raise DamagedFile(f"{path} cannot be read: {error.strerror}") from error
-        if actual != expected:
-            raise DamagedFile(
-                f"{path} has sha256 {actual[:12]}, the manifest says {expected[:12]}: "
-                "copy the bundle again or export a new version"
-            )
+    for fault in file_faults(folder, manifest):
+        raise DamagedFile(fault)
     return Bundle(folder=folder, manifest=manifest)
 
 
-def _check_listed(folder: Path, manifest: Manifest) -> None:
-    """Every file that will be read has a hash."""
+def file_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """What is wrong with the files, one after the other: not listed, missing, changed."""
+    if unlisted := sorted(_needed(manifest) - manifest.files.keys()):
+        yield f"{folder / MANIFEST} has no hash of {', '.join(unlisted)}: export again"
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{path} is missing: copy the bundle again or export a new version"
+            continue
+        try:
+            actual = sha256_of(path)
+        except OSError as error:
+            yield f"{path} cannot be read: {error.strerror}"
+            continue
+        if actual != expected:
+            yield (
+                f"{path} has sha256 {actual[:12]}, the manifest says {expected[:12]}: "
+                "copy the bundle again or export a new version"
+            )
+
+
+def _needed(manifest: Manifest) -> set[str]:
+    """Every file that will be read."""
     files = {engine.file for engine in manifest.engines.values()}
     sidecars = {file + SIDECAR for file in files if file.endswith(PLAN)}
-    needed = {GOLDEN, LABELS, *files, *sidecars}
-    if unlisted := sorted(needed - manifest.files.keys()):
-        raise DamagedFile(f"{folder / MANIFEST} has no hash of {', '.join(unlisted)}: export again")
+    return {GOLDEN, LABELS, *files, *sidecars}
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -1,4 +1,4 @@
-"""The `packshot` command: classify or embed files, ask what is served, load-test a server."""
+"""The `packshot` command: classify or embed files, load-test a server, tend the bundle store."""
 
 import argparse
 import csv
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from packshot.answers import Embedding, Result
 from packshot.atomic import write_whole
 from packshot.channel import Tls, read_token
+from packshot.cli_models import add_models_verb
 from packshot.client import DEFAULT_TARGET, Client
 from packshot.errors import InvalidInput, PackshotError
 from packshot.image import SUFFIXES
@@ -39,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         sys.stderr.close()
         return 1
+    except OSError as error:  # a full disk, a folder that may not be written to
+        print(f"packshot: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 
@@ -313,6 +317,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--images-per-request", type=int, default=1, help="default: %(default)s")
     verb.add_argument("--json", action="store_true", help="print the report as JSON")
+
+    add_models_verb(verbs)
     return parser
 
 

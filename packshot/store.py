@@ -1,16 +1,23 @@
-"""The bundle store: models/<name>/<version>/, versions counting up from 1.
+"""The bundle store: models/<name>/<version>/, versions counting up from 1, never changed.
 
-The file models/<name>/released holds the version to serve; without it the highest is served.
+models/<name>/released   the version to serve; without this file the highest is served
+models/<name>/history    versions that were released, one a line, the latest last: for rolling back
 """
 
-from collections.abc import Iterator
+import itertools
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from packshot.atomic import whole_folder, write_whole
-from packshot.errors import DamagedFile, NotFound
+from packshot.atomic import claim, remove_folder, whole_folder, write_whole
+from packshot.errors import DamagedFile, InvalidInput, NotFound, PackshotError
 
 RELEASED = "released"
+HISTORY = "history"
+WRITABLE = 0o222
+READ_ONLY = 0o444
 
 
 def model_names(store: Path) -> list[str]:
@@ -49,17 +56,170 @@ def current_version(model: Path) -> int:
     return int(text)
 
 
+def previous_version(model: Path) -> int | None:
+    """The version that was served before the current one: what `rollback` would release.
+
+    The latest other one in the history of releases. Where no release was made, or none of those
+    before is there any more, the highest below the current one: each was served when it was new,
+    unless the server found it wanting. Raises as `current_version` does.
+    """
+    current = current_version(model)
+    earlier = _earlier_releases(model, current)
+    below = [version for version in versions(model) if version < current]
+    return next(reversed(earlier or below), None)
+
+
 def release(model: Path, version: int) -> None:
-    """Makes `version` the one to serve: also the way to roll back. Raises NotFound."""
+    """Makes `version` the one to serve, from now on whatever is added. Raises NotFound."""
     available = versions(model)
     if version not in available:
         raise NotFound(f"{model} has no version {version}; there are {available}")
-    write_whole(model / RELEASED, f"{version}\n".encode())
+    try:
+        before = [current_version(model)]
+    except PackshotError:  # `released` is damaged: this repairs it
+        before = []
+    _serve(model, version, history=[*_history(model), *before, version])
+
+
+def rollback(model: Path) -> int:
+    """Releases `previous_version` and returns it; again, and it goes one further back.
+
+    Raises NotFound if there is none.
+    """
+    version = previous_version(model)
+    if version is None:
+        raise NotFound(
+            f"nothing was served before version {current_version(model)} of {model}: "
+            f"there are {versions(model)}"
+        )
+    _serve(model, version, history=[*_earlier_releases(model, current_version(model)), version])
+    return version
 
 
 @contextmanager
 def new_version(model: Path) -> Iterator[tuple[int, Path]]:
-    """Yields (version, folder to fill); the version appears if the block ends without an error."""
+    """Yields (version, folder to fill); the version appears if the block ends without an error.
+
+    Its files are read-only then. The number is this writer's alone from the start; that of one
+    who was killed stays unused for a day.
+    """
+    version, mark = _claim_version(model)
+    try:
+        with whole_folder(model / str(version)) as folder:
+            yield version, folder
+            _make_read_only(folder)
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def share(files: Iterable[str], source: Path, target: Path) -> None:
+    """Puts files of the version `source` into `target`, the folder of a version being written.
+
+    A hard link where the file system allows one: no time and no space, and neither version can
+    change, since the files of both are read-only. One that is writable, of a version that came
+    from elsewhere, is copied, so that a write to it never reaches the new version.
+    """
+    for name in files:
+        original = (source / name).resolve(strict=True)  # a link to a link would depend on it
+        if original.stat().st_mode & WRITABLE or not _linked(original, target / name):
+            shutil.copyfile(original, target / name)
+
+
+def prunable(model: Path, *, keep: int) -> list[int]:
+    """Versions that `prune` would remove: all but the newest `keep`, what is served, and what
+    `rollback` would release.
+
+    Raises InvalidInput for `keep` below 1: the highest number stays, so that none is used twice.
+    """
+    if keep < 1:
+        raise InvalidInput(f"keep is {keep}; it must be 1 or more")
+    kept = {*versions(model)[-keep:], current_version(model), previous_version(model)}
+    return [version for version in versions(model) if version not in kept]
+
+
+def prune(model: Path, *, keep: int) -> list[int]:
+    """Removes the versions that are `prunable`; returns them."""
+    chosen = prunable(model, keep=keep)
+    return [version for version in chosen if remove_version(model, version)]
+
+
+def remove_version(model: Path, version: int) -> bool:
+    """Removes a version in one step, unless it is released by then; returns whether it did."""
+    return remove_folder(model / str(version), unless=partial(_is_released, model, version))
+
+
+def _make_read_only(folder: Path) -> None:
+    """The files only: a folder must stay writable for its files to be removed."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_mode & WRITABLE:
+            path.chmod(READ_ONLY)
+
+
+def _claim_version(model: Path) -> tuple[int, Path]:
     version = max(versions(model), default=0) + 1
-    with whole_folder(model / str(version)) as folder:
-        yield version, folder
+    while True:
+        mark = claim(model / str(version))
+        if mark is not None:
+            # Claimed by another until a moment ago, it may have appeared since we looked.
+            if not (model / str(version)).exists():
+                return version, mark
+            mark.unlink()
+        version += 1
+
+
+def _serve(model: Path, version: int, *, history: Sequence[int]) -> None:
+    released = model / RELEASED
+    before = released.read_bytes() if released.exists() else None
+    write_whole(released, f"{version}\n".encode())
+    if not (model / str(version)).is_dir():
+        # `prune` looks at `released` after it has hidden a version: one of us sees the other.
+        _restore(released, before)
+        raise NotFound(f"version {version} of {model} was removed at this moment")
+    # Last: of a release that stopped half-way the history must not speak.
+    lines = [f"{once}\n" for once, _ in itertools.groupby(history)]
+    write_whole(model / HISTORY, "".join(lines).encode())
+
+
+def _restore(released: Path, content: bytes | None) -> None:
+    if content is None:
+        released.unlink()
+    else:
+        write_whole(released, content)
+
+
+def _is_released(model: Path, version: int) -> bool:
+    try:
+        return (model / RELEASED).read_text(encoding="utf-8").strip() == str(version)
+    except FileNotFoundError:
+        return False
+
+
+def _history(model: Path) -> list[int]:
+    """Empty if it cannot be read: a release must not fail for it."""
+    try:
+        lines = (model / HISTORY).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [int(line) for line in lines if line.isdecimal()]
+
+
+def _earlier_releases(model: Path, current: int) -> list[int]:
+    """Releases before the current one, of versions that are still there; none by default."""
+    if not (model / RELEASED).exists():
+        return []
+    available = versions(model)
+    earlier = [version for version in _history(model) if version in available]
+    while earlier and earlier[-1] == current:
+        earlier.pop()
+    return earlier
+
+
+def _linked(original: Path, name: Path) -> bool:
+    """Whether a hard link could be made. Raises FileExistsError."""
+    try:
+        name.hardlink_to(original)
+    except FileExistsError:
+        raise
+    except OSError:  # another file system, or one without hard links
+        return False
+    return True

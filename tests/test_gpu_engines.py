@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fake_gpu import SHAPE, TENSORS, Error, FakeCudart, FakeDriver, FakeTensorRT, sidecar
 from processes import ROOT
-from tiny import PURE, colour_network, jpeg, reference, tiny_bundle, write_plan
+from tiny import PURE, colour_network, jpeg, overwrite, reference, tiny_bundle, write_plan
 
 from packshot.bundle import INPUT, LOGITS, open_bundle
 from packshot.errors import DamagedFile, EngineRefused
@@ -381,7 +381,7 @@ def test_a_plan_without_a_hash_of_its_sidecar_is_no_bundle(tmp_path):
     lines = manifest.read_text().splitlines()
     kept = [line for line in lines if '"model.h100.plan.json"' not in line]
     assert len(kept) == len(lines) - 1
-    manifest.write_text("\n".join(kept))
+    overwrite(manifest, "\n".join(kept).encode())
     with pytest.raises(DamagedFile, match=r"no hash of model\.h100\.plan\.json"):
         open_bundle(folder)
 

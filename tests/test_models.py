@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 from processes import TIMEOUT, program, serving, until
-from tiny import PURE, jpeg, tiny_bundle
+from tiny import PURE, jpeg, overwrite, tiny_bundle
 
 from packshot import Client
 from packshot.errors import InvalidInput, NotFound
@@ -35,7 +35,7 @@ def store(tmp_path):
 
 
 def spoil(store, model: str) -> None:
-    (store / model / "1" / "model.onnx").write_bytes(b"not what the manifest says")
+    overwrite(store / model / "1" / "model.onnx", b"not what the manifest says")
 
 
 def test_those_that_are_asked_for_are_served_the_first_by_default(store):
@@ -133,7 +133,7 @@ def test_a_bad_one_that_nobody_asked_for_stays_out_until_it_is_good(store):
         tiny_bundle(store, "boots")
         until(lambda: client.model().version == 3)  # the store was looked at since
         assert server.metric(damaged) == 1, "told once"
-        (store / "coats" / "1" / "model.onnx").write_bytes(sound)
+        overwrite(store / "coats" / "1" / "model.onnx", sound)
         server.process.send_signal(1)
         until(lambda: client.model().served_models == ("apples", "boots", "coats"))
 

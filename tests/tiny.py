@@ -90,6 +90,12 @@ def write_plan(path: Path, plan: bytes, described: PlanSidecar) -> Path:
     return path
 
 
+def overwrite(path: Path, content: bytes) -> None:
+    """Damages a file of a bundle as a bad copy would: under its name only, though read-only."""
+    path.unlink()
+    path.write_bytes(content)
+
+
 def tiny_bundle(
     store: Path,
     name: str = "colours",
