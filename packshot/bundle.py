@@ -6,7 +6,8 @@ models/<name>/<version>/
   golden.npz        images with PyTorch's answers (packshot.golden)
   model.onnx        fp32, always there
   model.int8.onnx   if it passed its gate
-  model.<gpu>.plan  a TensorRT engine, with its sidecar .plan.json (packshot.plan), if asked for
+  model.trt-<precision>.<target>.plan  a TensorRT engine, if asked for, with its sidecar .plan.json
+                    (packshot.plan); as many as there are GPUs to serve on
   report.html       the model card
 """
 
@@ -26,6 +27,8 @@ LABELS = "labels.txt"
 GOLDEN = "golden.npz"
 REPORT = "report.html"
 PLAN = ".plan"
+PLAN_KEYS = "trt-"
+"""A plan's name in the manifest begins so: "trt-fp16.sm90"; its file is model.<name>.plan."""
 SIDECAR = ".json"
 """A plan's sidecar has the plan's name with this behind it."""
 
@@ -59,7 +62,7 @@ class EngineFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a bundle is. `engines` maps names ("fp32", "int8", "tensorrt") to their files."""
+    """What a bundle is. `engines` maps names ("fp32", "int8", "trt-fp16.sm90") to their files."""
 
     format: int = FORMAT
     model: str
