@@ -18,6 +18,8 @@ from fake_gpu import SHAPE, TENSORS, Error, FakeCudart, FakeDriver, FakeTensorRT
 from processes import ROOT
 from tiny import PURE, colour_network, jpeg, reference, tiny_bundle, write_plan
 
+from exporters.plan_options import PlanOptions
+from exporters.to_tensorrt import build_plan
 from packshot.bundle import INPUT, LOGITS, open_bundle
 from packshot.errors import DamagedFile, EngineRefused
 from packshot.image import ImageSpec, load_pixels
@@ -491,37 +493,16 @@ def test_cuda_answers_as_numpy_does(tmp_path):
 
 
 @pytest.mark.gpu
-def test_tensorrt_answers_as_numpy_does(tmp_path):
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt_rtx"])
+def test_tensorrt_answers_as_numpy_does(tmp_path, flavour):
     """Builds the plan here, from the tiny network: needs TensorRT whole, not its runtime alone."""
-    trt = pytest.importorskip("tensorrt")
+    pytest.importorskip(flavour)
     pytest.importorskip("cuda.bindings.runtime")
-    source = colour_network()
-    plan = built(trt, source)
-    described = sidecar(
-        sha256=hashlib.sha256(plan).hexdigest(),
-        version=trt.__version__,
-        compute_capabilities=(probe_gpu().compute_capability,),
-        source_sha256=hashlib.sha256(source).hexdigest(),
-    )
-    path = write_plan(tmp_path / "model.plan", plan, described)
+    source, path = tmp_path / "model.onnx", tmp_path / "model.plan"
+    source.write_bytes(colour_network())
+    build_plan(source, path, PlanOptions(flavour=flavour), tmp_path / "log")
     engine = open_plan(path, max_batch=8, image_shape=SHAPE)
     pixels = np.stack([load_pixels(jpeg(colour), ImageSpec()) for colour in PURE.values()])
     for images in (pixels, pictures(1), pictures(5), pictures(8), pictures(4), pictures(20)):
         assert np.allclose(engine.run(images).logits, reference(images), atol=1e-2)
     engine.close()
-
-
-def built(trt, source: bytes) -> bytes:
-    """A plan for batches of 1 to 32 of the tiny network."""
-    logger = trt.Logger(trt.Logger.WARNING)
-    builder = trt.Builder(logger)
-    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(typed)
-    parser = trt.OnnxParser(network, logger)
-    assert parser.parse(source), [str(parser.get_error(i)) for i in range(parser.num_errors)]
-    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-    profile.set_shape(INPUT, *((batch, *SHAPE) for batch in (1, 8, 32)))
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    assert plan is not None
-    return bytes(plan)
