@@ -5,7 +5,8 @@ symmetric ranges. What the three libraries differ in is asked of them by attribu
 or by a flag's number: those were renumbered between 10 and 11.
 
 TensorRT times kernels and therefore builds on the GPU that it builds for. TensorRT-RTX leaves that
-to the machine that loads the plan, and builds without a GPU, byte for byte the same every time.
+to the machine that loads the plan, and builds without a GPU. It builds the same every time, but for
+the order in which it notes the two outputs of a large network: some hundred bytes of a plan.
 """
 
 import hashlib
