@@ -44,9 +44,9 @@ def hops_html(manifest: Manifest, sizes: Mapping[str, int]) -> str:
 def _lead(manifest: Manifest) -> str:
     images = max(file.measured.images for file in manifest.engines.values())
     notes = [
-        f"Every engine was run on up to {images} images that were not trained on, and compared with "
-        "PyTorch's answers. KL: of the probabilities, in nats. Times: median of runs of 1, 8 and 32 "
-        f"images on {escape(_processors(manifest))}; images/s at the best of them."
+        f"Every engine was run on up to {images} images that were not trained on, and compared "
+        "with PyTorch's answers. KL: of the probabilities, in nats. Times: median of runs of 1, 8 "
+        f"and 32 images on {escape(_processors(manifest))}; images/s at the best of them."
     ]
     if any(file.proved_by == "source" for file in manifest.engines.values()):
         notes.append(

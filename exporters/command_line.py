@@ -121,7 +121,7 @@ def _export_parser() -> argparse.ArgumentParser:
     parser = _parser(
         "python -m exporters",
         "Export a checkpoint to a bundle, and prove that its answers stayed the same. "
-        f"`python -m exporters {ADD_ENGINE} --help`: add an engine to a bundle, on another machine.",
+        f"`python -m exporters {ADD_ENGINE} --help`: add an engine to a bundle, elsewhere.",
     )
     parser.add_argument(
         "--run", type=Path, default=Path("runs/products"), help="folder of the training run"
@@ -191,18 +191,19 @@ def _add_gates(parser: argparse.ArgumentParser) -> None:
         "gates", "What an engine must reach on held-out images, or it is left out."
     )
     for precision, gate in GATES.items():
+        option = f"--gate-{precision}"
         group.add_argument(
-            f"--gate-{precision}-agreement", type=_share, default=gate.min_agreement, metavar="SHARE",
+            f"{option}-agreement", type=_share, default=gate.min_agreement, metavar="SHARE",
             help="least share of images with PyTorch's top-1",
         )  # fmt: skip
         group.add_argument(
-            f"--gate-{precision}-drop", type=_share, default=gate.max_accuracy_drop, metavar="SHARE",
+            f"{option}-drop", type=_share, default=gate.max_accuracy_drop, metavar="SHARE",
             help="largest drop in accuracy",
         )  # fmt: skip
         if gate.max_logit_difference is not None:
             group.add_argument(
-                f"--gate-{precision}-logits", type=float, default=gate.max_logit_difference,
-                metavar="X", help="largest |logit difference|",
+                f"{option}-logits", type=float, default=gate.max_logit_difference, metavar="X",
+                help="largest |logit difference|",
             )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from serving.engines.tensorrt import open_plan
 BATCHES = (1, 8, 32)
 ROUNDS = {1: 9, 8: 5, 32: 3}
 SPEED_UP = 2.5
-"""INT8 over fp32 on a CPU with VNNI: the least that a network with a fully integer graph reaches."""
+"""INT8 over fp32 on a CPU with VNNI: what a fully integer graph reaches at least."""
 
 
 def timed_engines(work: Work, files: Mapping[str, EngineFile]) -> dict[str, EngineFile]:

@@ -6,7 +6,8 @@ models/<name>/<version>/
   golden.npz        images with PyTorch's answers (packshot.golden)
   model.onnx        fp32, always there
   model.int8.onnx   if it passed its gate
-  model.<engine>.plan  TensorRT engines, each with its sidecar .plan.json (packshot.plan)
+  model.trt-<precision>.<target>.plan  a TensorRT engine, if asked for, with its sidecar .plan.json
+                    (packshot.plan); as many as there are GPUs to serve on
   calibration.json  the ranges that INT8 engines are made with
   report.html       the model card
 """
@@ -30,6 +31,8 @@ GOLDEN = "golden.npz"
 CALIBRATION = "calibration.json"
 REPORT = "report.html"
 PLAN = ".plan"
+PLAN_KEYS = "trt-"
+"""A plan's name in the manifest begins so: "trt-fp16.sm90"; its file is model.<name>.plan."""
 SIDECAR = ".json"
 """A plan's sidecar has the plan's name with this behind it."""
 

@@ -27,20 +27,20 @@ ImageReason = Literal[
     "too_many_pixels",
     "wrong_size",
 ]
-EngineReason = Literal[
+EngineReason = Literal[  # in the order in which they are found out
     "unknown_engine",
     "not_in_bundle",
     "no_driver",
     "no_gpu",
-    "no_runtime",
     "damaged",
-    "wrong_flavour",  # the rest of these: what a TensorRT plan was built for
-    "wrong_version",
-    "wrong_gpu",
+    "wrong_gpu",  # this and the other wrong_*: what a TensorRT plan was built for
     "wrong_shape",
+    "no_runtime",
+    "wrong_flavour",
+    "wrong_version",
     "load_failed",
     "answers_differ",
-    "failed",  # while it served
+    "failed",  # while it served, or while it was built
 ]
 
 

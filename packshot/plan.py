@@ -6,6 +6,7 @@ compares that with what it has before it lets TensorRT near the file.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -49,7 +50,8 @@ class PlanSidecar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     sha256: str  # of the plan
     flavour: Flavour
-    version: str  # of TensorRT, exact: a plan loads in no other
+    version: str  # of TensorRT: a plan loads in no other, unless it is
+    version_compatible: bool = False  # then it loads in this version and later ones
     compute_capabilities: tuple[Capability, ...]
     profiles: tuple[Profile, ...]
     inputs: tuple[Tensor, ...]
@@ -96,7 +98,7 @@ def check_plan(
             f"built for compute capability {', '.join(sidecar.compute_capabilities)}; this GPU has "
             f"{compute_capability}: export a plan on such a GPU",
         )
-    _check_tensors(sidecar, image_shape)
+    check_tensors(sidecar.inputs, sidecar.outputs, image_shape)
     profile_for(sidecar, max_batch)
 
 
@@ -106,11 +108,14 @@ def check_runtime(sidecar: PlanSidecar, *, flavour: str, version: str) -> None:
         raise EngineRefused(
             "wrong_flavour", f"built for {sidecar.flavour}; {flavour} is what is installed here"
         )
+    if sidecar.version_compatible and _numbers(version) >= _numbers(sidecar.version):
+        return
     if version != sidecar.version:
+        or_later = " or later" if sidecar.version_compatible else ""
         raise EngineRefused(
             "wrong_version",
             f"built by {flavour} {sidecar.version}, which {flavour} {version} cannot load: "
-            f"install {sidecar.version} or export again",
+            f"install {sidecar.version}{or_later}, or export again",
         )
 
 
@@ -130,18 +135,20 @@ def profile_for(sidecar: PlanSidecar, max_batch: int) -> int:
     )
 
 
-def _check_tensors(sidecar: PlanSidecar, image_shape: tuple[int, int, int]) -> None:
-    """The input and the outputs that every engine of a bundle has."""
+def check_tensors(
+    inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], image_shape: tuple[int, int, int]
+) -> None:
+    """Raises EngineRefused (wrong_shape) unless they are what every engine of a bundle has."""
     expected = Tensor(name=INPUT, dtype="uint8", shape=(BATCH, *image_shape))
-    if sidecar.inputs != (expected,):
+    if inputs != (expected,):
         raise EngineRefused(
-            "wrong_shape", f"its inputs are {listed(sidecar.inputs)}, not {listed((expected,))}"
+            "wrong_shape", f"its inputs are {listed(inputs)}, not {listed((expected,))}"
         )
-    found = {tensor.name: (tensor.dtype, tensor.shape[:-1]) for tensor in sidecar.outputs}
+    found = {tensor.name: (tensor.dtype, tensor.shape[:-1]) for tensor in outputs}
     if found != dict.fromkeys((LOGITS, EMBEDDING), ("float32", (BATCH,))):
         raise EngineRefused(
             "wrong_shape",
-            f"its outputs are {listed(sidecar.outputs)}, not {LOGITS} float32 [{BATCH}, classes] "
+            f"its outputs are {listed(outputs)}, not {LOGITS} float32 [{BATCH}, classes] "
             f"and {EMBEDDING} float32 [{BATCH}, features]",
         )
 
@@ -152,8 +159,9 @@ def _covers(built_for: str, compute_capability: str) -> bool:
     return compute_capability == built_for
 
 
-def _numbers(compute_capability: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in compute_capability.split("."))
+def _numbers(dotted: str) -> tuple[int, ...]:
+    """Of a compute capability or a version: the later one is the greater."""
+    return tuple(int(number) for number in re.findall(r"\d+", dotted))
 
 
 def listed(tensors: Iterable[Tensor]) -> str:

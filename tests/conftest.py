@@ -37,3 +37,28 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "--models", models, "--engines", "int8,fp32", "--max-image-pixels", 2_000_000
     ) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def resnet50(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-50 of random weights for 5 classes, as the exporter writes it: fp32 ONNX."""
+    import torch
+
+    from exporters.to_onnx import export_onnx
+    from packshot.image import ImageSpec
+    from trainer.model import new_network
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("resnet50") / "model.onnx"
+    spec = ImageSpec()
+    export_onnx(new_network("resnet50", 5, spec), spec, path, {"packshot.labels": "a\nb\nc\nd\ne"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def resnet50_fp16(resnet50: Path) -> Path:
+    from exporters.to_fp16 import convert_fp16
+
+    path = resnet50.with_name("model.fp16.onnx")
+    convert_fp16(resnet50, path)
+    return path

@@ -207,6 +207,7 @@ class FakeTensorRT:
 
     def __init__(self, cudart: FakeCudart, *, version: str = VERSION, loads: bool = True) -> None:
         self.__version__ = version
+        self.engine_host_code_allowed = False
         self._cudart, self._loads = cudart, loads
         self.contexts: list[FakeContext] = []
         self.tensors = dict(TENSORS)

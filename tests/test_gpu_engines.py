@@ -2,12 +2,14 @@
 
 import ctypes
 import hashlib
+import json
 import logging
 import subprocess
 import sys
 import threading
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -16,6 +18,8 @@ from fake_gpu import SHAPE, TENSORS, Error, FakeCudart, FakeDriver, FakeTensorRT
 from processes import ROOT
 from tiny import PURE, colour_network, jpeg, overwrite, reference, tiny_bundle, write_plan
 
+from exporters.plan_options import PlanOptions
+from exporters.to_tensorrt import build_plan
 from packshot.bundle import INPUT, LOGITS, open_bundle
 from packshot.errors import DamagedFile, EngineRefused
 from packshot.image import ImageSpec, load_pixels
@@ -167,6 +171,25 @@ def test_every_misfit_has_its_reason(opened, trt, tmp_path, changes, reason, mes
     assert trt.contexts == []
 
 
+def test_a_version_compatible_plan_loads_in_its_version_and_later_ones(opened, trt, tmp_path):
+    def plan_of(version: str) -> Path:
+        described = msgspec.structs.replace(DESCRIBED, version=version, version_compatible=True)
+        return write_plan(tmp_path / "model.plan", PLAN, described)
+
+    for version in ("10.9.0.34", "10.16.1.11"):
+        trt.engine_host_code_allowed = False
+        opened(plan_of(version)).close()
+        assert trt.engine_host_code_allowed  # it brings the runtime that it was built with
+    for version in ("10.16.1.12", "11.0.0.1"):
+        error = refused(opened, plan_of(version))
+        assert error.reason == "wrong_version"
+        assert f"install {version} or later" in str(error)
+
+
+def test_a_plan_of_one_version_runs_no_code_of_its_own(engine, trt):
+    assert not trt.engine_host_code_allowed
+
+
 def test_a_sidecar_that_is_none_is_damage(opened, tmp_path):
     path = write_plan(tmp_path / "model.plan", PLAN, DESCRIBED)
     text = sidecar_path(path).read_text()
@@ -179,11 +202,16 @@ def test_a_sidecar_that_is_none_is_damage(opened, tmp_path):
     assert refused(opened, path).reason == "damaged"
 
 
-@pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed here")
-def test_a_runtime_that_is_not_installed_is_named():
-    error = refused(import_runtime, "tensorrt")
+@pytest.mark.parametrize(
+    ("flavour", "extra"),
+    [("tensorrt", "packshot[tensorrt]"), ("tensorrt_rtx", "packshot[tensorrt-rtx]")],
+)
+def test_a_runtime_that_is_not_installed_is_named(monkeypatch, flavour, extra):
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)  # to the interpreter: not installed
+    error = refused(import_runtime, flavour)
     assert error.reason == "no_runtime"
-    assert "packshot[tensorrt]" in str(error)
+    assert extra in str(error)
 
 
 def test_the_other_flavour_is_found_so_that_the_refusal_can_name_it(tmp_path, monkeypatch):
@@ -344,12 +372,16 @@ def replace_opener(monkeypatch, name: str, opener) -> None:
 
 
 @pytest.mark.parametrize(
-    ("plan", "reason"), [((PLAN, DESCRIBED), "no_gpu"), (None, "not_in_bundle")]
+    ("plans", "reason"),
+    [
+        ({"trt-fp16.sm90": (PLAN, DESCRIBED), "trt-fp16.sm80": (PLAN, DESCRIBED)}, "no_gpu"),
+        ({}, "not_in_bundle"),
+    ],
 )
 def test_without_a_gpu_the_order_ends_at_fp32_and_says_why(
-    tmp_path, opened, caplog, monkeypatch, plan, reason
+    tmp_path, opened, caplog, monkeypatch, plans, reason
 ):
-    folder = tiny_bundle(tmp_path / "models", plan=plan)
+    folder = tiny_bundle(tmp_path / "models", plans=plans)
     no_gpu = partial(probe_gpu, FakeDriver(devices=0))
     replace_opener(monkeypatch, "cuda", lambda wanted: open_cuda(wanted.path, no_gpu))
     replace_opener(monkeypatch, "tensorrt", lambda wanted: opened(wanted.path, probe=no_gpu))
@@ -359,30 +391,76 @@ def test_without_a_gpu_the_order_ends_at_fp32_and_says_why(
     reasons = {refusal.engine: refusal.reason for refusal in chosen.refusals}
     assert reasons == {"tensorrt": reason, "cuda": "no_gpu", "int8": "not_in_bundle"}
     assert f"engine tensorrt refused ({reason})" in caplog.text
+    assert caplog.text.count("sees no GPU") == (2 if plans else 1)  # once for all plans
     assert "engine cuda refused (no_gpu)" in caplog.text
 
 
 def test_a_plan_of_the_bundle_serves_where_it_fits(tmp_path, opened, cudart, monkeypatch):
-    folder = tiny_bundle(tmp_path / "models", plan=(PLAN, DESCRIBED))
+    folder = tiny_bundle(tmp_path / "models", plans={"trt-fp16.sm90": (PLAN, DESCRIBED)})
     replace_opener(
         monkeypatch, "tensorrt", lambda wanted: opened(wanted.path, max_batch=wanted.max_batch)
     )
     chosen = opening.open_engine(open_bundle(folder), ORDER, lanes=1, max_batch=2)
     assert (chosen.engine.name, chosen.refusals) == ("tensorrt", ())
-    assert chosen.file.file == "model.h100.plan"
+    assert chosen.file.file == "model.trt-fp16.sm90.plan"
     assert chosen.profile.lanes.keys() == {1, 2}
     chosen.engine.close()
     assert cudart.alive == {}
 
 
-def test_a_plan_without_a_hash_of_its_sidecar_is_no_bundle(tmp_path):
-    folder = tiny_bundle(tmp_path / "models", plan=(PLAN, DESCRIBED))
+def test_of_several_plans_the_first_that_fits_serves(tmp_path, opened, monkeypatch, caplog):
+    elsewhere = msgspec.structs.replace(DESCRIBED, compute_capabilities=("8.6",))
+    folder = tiny_bundle(
+        tmp_path / "models",
+        plans={
+            "trt-fp16.sm86": (PLAN, elsewhere),
+            "trt-int8.sm90": (PLAN, DESCRIBED),
+            "trt-fp16.sm90": (PLAN, DESCRIBED),
+        },
+    )
+    replace_opener(monkeypatch, "tensorrt", lambda wanted: opened(wanted.path, max_batch=2))
+    with caplog.at_level(logging.INFO):
+        chosen = opening.open_engine(open_bundle(folder), ORDER, lanes=1, max_batch=2)
+    assert (chosen.engine.name, chosen.refusals) == ("tensorrt", ())
+    assert chosen.file.file == "model.trt-int8.sm90.plan"
+    assert "model.trt-fp16.sm86.plan is passed over for model.trt-int8.sm90.plan" in caplog.text
+    chosen.engine.close()
+
+
+def test_where_no_plan_fits_the_refusal_tells_of_each(tmp_path, opened, monkeypatch):
+    elsewhere = msgspec.structs.replace(DESCRIBED, compute_capabilities=("8.6",))
+    older = msgspec.structs.replace(DESCRIBED, version="10.13.0.35")
+    folder = tiny_bundle(
+        tmp_path / "models",
+        plans={"trt-fp16.sm90": (PLAN, older), "trt-fp16.sm86": (PLAN, elsewhere)},
+    )
+    replace_opener(monkeypatch, "tensorrt", lambda wanted: opened(wanted.path, max_batch=2))
+    order = ("tensorrt", "fp32")
+    chosen = opening.open_engine(open_bundle(folder), order, lanes=1, max_batch=2)
+    (refusal,) = chosen.refusals
+    assert (chosen.engine.name, refusal.reason) == ("fp32", "wrong_version")
+    assert "model.trt-fp16.sm90.plan: built by tensorrt 10.13.0.35" in refusal.message
+    assert "model.trt-fp16.sm86.plan: built for compute capability 8.6" in refusal.message
+
+
+def test_a_plan_that_failed_its_gate_is_told(tmp_path):
+    folder = tiny_bundle(tmp_path / "models")
     manifest = folder / "manifest.json"
-    lines = manifest.read_text().splitlines()
-    kept = [line for line in lines if '"model.h100.plan.json"' not in line]
-    assert len(kept) == len(lines) - 1
-    overwrite(manifest, "\n".join(kept).encode())
-    with pytest.raises(DamagedFile, match=r"no hash of model\.h100\.plan\.json"):
+    record = json.loads(manifest.read_text())
+    record["left_out"] = {"int8": "too far off", "trt-fp16.sm90": "the GPU was too busy"}
+    overwrite(manifest, json.dumps(record).encode())
+    chosen = opening.open_engine(open_bundle(folder), ("tensorrt", "fp32"), lanes=1, max_batch=2)
+    (refusal,) = chosen.refusals
+    assert refusal.message == "not in the bundle: trt-fp16.sm90: the GPU was too busy"
+
+
+def test_a_plan_without_a_hash_of_its_sidecar_is_no_bundle(tmp_path):
+    folder = tiny_bundle(tmp_path / "models", plans={"trt-fp16.sm90": (PLAN, DESCRIBED)})
+    manifest = folder / "manifest.json"
+    record = json.loads(manifest.read_text())
+    del record["files"]["model.trt-fp16.sm90.plan.json"]
+    overwrite(manifest, json.dumps(record).encode())
+    with pytest.raises(DamagedFile, match=r"no hash of model\.trt-fp16\.sm90\.plan\.json"):
         open_bundle(folder)
 
 
@@ -415,37 +493,16 @@ def test_cuda_answers_as_numpy_does(tmp_path):
 
 
 @pytest.mark.gpu
-def test_tensorrt_answers_as_numpy_does(tmp_path):
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt_rtx"])
+def test_tensorrt_answers_as_numpy_does(tmp_path, flavour):
     """Builds the plan here, from the tiny network: needs TensorRT whole, not its runtime alone."""
-    trt = pytest.importorskip("tensorrt")
+    pytest.importorskip(flavour)
     pytest.importorskip("cuda.bindings.runtime")
-    source = colour_network()
-    plan = built(trt, source)
-    described = sidecar(
-        sha256=hashlib.sha256(plan).hexdigest(),
-        version=trt.__version__,
-        compute_capabilities=(probe_gpu().compute_capability,),
-        source_sha256=hashlib.sha256(source).hexdigest(),
-    )
-    path = write_plan(tmp_path / "model.plan", plan, described)
+    source, path = tmp_path / "model.onnx", tmp_path / "model.plan"
+    source.write_bytes(colour_network())
+    build_plan(source, path, PlanOptions(flavour=flavour), tmp_path / "log")
     engine = open_plan(path, max_batch=8, image_shape=SHAPE)
     pixels = np.stack([load_pixels(jpeg(colour), ImageSpec()) for colour in PURE.values()])
     for images in (pixels, pictures(1), pictures(5), pictures(8), pictures(4), pictures(20)):
         assert np.allclose(engine.run(images).logits, reference(images), atol=1e-2)
     engine.close()
-
-
-def built(trt, source: bytes) -> bytes:
-    """A plan for batches of 1 to 32 of the tiny network."""
-    logger = trt.Logger(trt.Logger.WARNING)
-    builder = trt.Builder(logger)
-    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(typed)
-    parser = trt.OnnxParser(network, logger)
-    assert parser.parse(source), [str(parser.get_error(i)) for i in range(parser.num_errors)]
-    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-    profile.set_shape(INPUT, *((batch, *SHAPE) for batch in (1, 8, 32)))
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    assert plan is not None
-    return bytes(plan)

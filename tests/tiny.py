@@ -101,10 +101,13 @@ def tiny_bundle(
     name: str = "colours",
     *,
     int8: bytes | None = None,
-    plan: tuple[bytes, PlanSidecar] | None = None,
+    plans: dict[str, tuple[bytes, PlanSidecar]] | None = None,
     min_confidence: float = 0.0,
 ) -> Path:
-    """Adds a version to the store, with these engines beside fp32; returns its folder."""
+    """Adds a version to the store, with these engines beside fp32; returns its folder.
+
+    `plans`: by their name in the manifest.
+    """
     spec = ImageSpec()
     engines = {"fp32": engine_file("model.onnx")}
     with new_version(store / name) as (version, folder):
@@ -112,9 +115,9 @@ def tiny_bundle(
         if int8 is not None:
             (folder / "model.int8.onnx").write_bytes(int8)
             engines["int8"] = engine_file("model.int8.onnx", "int8")
-        if plan is not None:
-            path = write_plan(folder / "model.h100.plan", *plan)
-            engines["tensorrt"] = engine_file(path.name, "fp16")
+        for key, plan in (plans or {}).items():
+            path = write_plan(folder / f"model.{key}.plan", *plan)
+            engines[key] = engine_file(path.name, "fp16")
         golden = make_golden([jpeg(colour) for colour in PURE.values()], spec, reference)
         (folder / GOLDEN).write_bytes(golden.to_bytes())
         manifest = Manifest(

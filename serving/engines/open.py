@@ -5,14 +5,14 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from packshot.bundle import Bundle, EngineFile
-from packshot.errors import AnswersDiffer, EngineRefused
+from packshot.bundle import PLAN, PLAN_KEYS, Bundle, EngineFile, Manifest
+from packshot.errors import AnswersDiffer, EngineReason, EngineRefused
 from packshot.golden import GoldenSamples, check_answers
 from packshot.prediction import Logits
 from serving.engines import Engine, Profile
@@ -33,7 +33,11 @@ class Wanted(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """`file`: the manifest's engine whose file this one runs and whose figures it is held to."""
+    """`file`: the manifest's engine whose file this one runs and whose figures it is held to.
+
+    PLAN: any engine whose file is a TensorRT plan. Each is for certain GPUs; the first that fits
+    is taken.
+    """
 
     file: str
     open: Callable[[Wanted], Engine]
@@ -52,7 +56,7 @@ def _open_tensorrt(wanted: Wanted) -> Engine:
 
 
 ENGINES = {
-    "tensorrt": Kind("tensorrt", _open_tensorrt),
+    "tensorrt": Kind(PLAN, _open_tensorrt),
     "cuda": Kind("fp32", _open_cuda),
     "int8": Kind("int8", _open_on_cpu),
     "fp32": Kind("fp32", _open_on_cpu),
@@ -82,39 +86,76 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
     refusals: tuple[Refusal, ...]
 
 
+class Proved(NamedTuple):
+    """An engine that runs here, and what running it has shown."""
+
+    engine: Engine
+    file: EngineFile
+    golden_difference: float
+    profile: Profile
+
+
 def open_engine(bundle: Bundle, order: Sequence[str], *, lanes: int, max_batch: int) -> Opened:
     """Tries the engines in order. Raises EngineRefused, with every reason, if none can be used."""
     golden = bundle.golden()
     refusals: list[Refusal] = []
     for name in order:
         try:
-            file = _file_of(bundle, name)
-            engine = _open(bundle, name, file, lanes, max_batch)
-            difference, profile = _prove_and_warm_up(engine, bundle, golden, file, max_batch)
+            proved = _open_proved(bundle, name, golden, lanes, max_batch)
         except EngineRefused as error:
             log.warning("engine %s refused (%s): %s", name, error.reason, error)
             refusals.append(Refusal(engine=name, reason=error.reason, message=str(error)))
         else:
-            return Opened(
-                engine=engine,
-                file=file,
-                golden_difference=difference,
-                profile=profile,
-                refusals=tuple(refusals),
-            )
+            return Opened(**proved._asdict(), refusals=tuple(refusals))
     reasons = "; ".join(f"{r.engine}: {r.message}" for r in refusals)
     raise EngineRefused("load_failed", f"none of the engines {list(order)} can be used: {reasons}")
 
 
-def _file_of(bundle: Bundle, name: str) -> EngineFile:
+def _open_proved(
+    bundle: Bundle, name: str, golden: GoldenSamples, lanes: int, max_batch: int
+) -> Proved:
+    """With the first of its files that fits. Raises EngineRefused, telling of each file."""
+    refused: dict[str, EngineRefused] = {}
+    for file in _files_of(bundle.manifest, name):
+        try:
+            engine = _open(bundle, name, file, lanes, max_batch)
+            difference, profile = _prove_and_warm_up(engine, bundle, golden, file, max_batch)
+        except EngineRefused as error:
+            refused[file.file] = error
+        else:
+            for other, why in refused.items():
+                log.info("%s is passed over for %s: %s", other, file.file, why)
+            return Proved(engine, file, difference, profile)
+    raise _as_one(refused)
+
+
+def _files_of(manifest: Manifest, name: str) -> list[EngineFile]:
     """Asked before the hardware: a GPU or a driver would not help against a missing file."""
     if name not in ENGINES:
         raise EngineRefused("unknown_engine", f"packshot has no engine {name!r}")
     entry = ENGINES[name].file
-    if entry not in bundle.manifest.engines:
-        why = bundle.manifest.left_out.get(entry, "it was not exported")
+    if entry == PLAN:
+        files = [file for file in manifest.engines.values() if file.file.endswith(PLAN)]
+        left_out = [
+            f"{key}: {why}" for key, why in manifest.left_out.items() if key.startswith(PLAN_KEYS)
+        ]
+    else:
+        files = [manifest.engines[entry]] if entry in manifest.engines else []
+        left_out = [manifest.left_out[entry]] if entry in manifest.left_out else []
+    if not files:
+        why = "; ".join(left_out) or "it was not exported"
         raise EngineRefused("not_in_bundle", f"not in the bundle: {why}")
-    return bundle.manifest.engines[entry]
+    return files
+
+
+def _as_one(refused: dict[str, EngineRefused]) -> EngineRefused:
+    """With the reason of the file that came furthest: a plan for another GPU tells the least."""
+    furthest = max(refused.values(), key=lambda error: get_args(EngineReason).index(error.reason))
+    messages = {str(error) for error in refused.values()}
+    if len(messages) == 1:  # also where each met the same obstacle: no driver
+        return furthest
+    told = "; ".join(f"{file}: {error}" for file, error in refused.items())
+    return EngineRefused(furthest.reason, told)
 
 
 def _open(bundle: Bundle, name: str, file: EngineFile, lanes: int, max_batch: int) -> Engine:

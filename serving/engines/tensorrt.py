@@ -34,6 +34,13 @@ GRAPH_BATCHES = (1, 2, 4, 8, 16, 32)
 """Sizes worth a CUDA graph each: those that idle and full servers run."""
 
 
+EXTRAS: dict[Flavour, str] = {
+    "tensorrt": "packshot[tensorrt]",
+    "tensorrt_rtx": "packshot[tensorrt-rtx]",
+}
+"""What to install for each."""
+
+
 class Runtime(NamedTuple):
     """Modules: TensorRT of one flavour, and the CUDA runtime."""
 
@@ -59,6 +66,8 @@ class TensorRTEngine:
         """Raises EngineRefused if TensorRT does not take the plan, CudaFailed if a call fails."""
         trt, cuda = runtime.trt, Cuda(runtime.cudart)
         self._runtime = trt.Runtime(_logger(trt))
+        if sidecar.version_compatible:  # the plan brings its own runtime, as code
+            self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             message = "TensorRT does not load the plan: its messages are on standard error"
@@ -111,9 +120,8 @@ def import_runtime(flavour: Flavour) -> Runtime:
         cudart = importlib.import_module("cuda.bindings.runtime")
     except (ImportError, OSError) as error:  # OSError: a shared library of theirs is missing
         log.exception("%s cannot be imported", chosen)
-        raise EngineRefused(
-            "no_runtime", f"{chosen} and cuda-bindings are needed (packshot[tensorrt]): {error}"
-        ) from error
+        message = f"{chosen} and cuda-bindings are needed ({EXTRAS[flavour]}): {error}"
+        raise EngineRefused("no_runtime", message) from error
     return Runtime(chosen, trt, cudart)
 
 
