@@ -1,6 +1,7 @@
 """Add an engine: the next version of a bundle, with what this machine can build.
 
-The rest is shared. Meant for a machine with the GPU that will serve: it needs neither PyTorch nor the training run.
+The rest is shared. Meant for a machine with the GPU that will serve: it needs neither PyTorch nor
+the training run.
 """
 
 import datetime

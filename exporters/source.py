@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from exporters.verify import HeldOut
+from exporters.gates import HeldOut
 from packshot.golden import GoldenSamples, make_golden
 from packshot.image import Pixels
 from trainer.batches import served_views

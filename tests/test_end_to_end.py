@@ -17,8 +17,9 @@ from PIL import Image
 from processes import ROOT, TIMEOUT, environment, program, serving
 from tiny import colour_network, reference
 
+from exporters.gates import GATES, HeldOut, check_gate, measure
+from exporters.proof import open_onnx
 from exporters.source import golden_examples, load_source
-from exporters.verify import GATES, HeldOut, check_gate, measure, open_onnx
 from packshot import Client
 from packshot.bundle import open_bundle
 from packshot.errors import AnswersDiffer
