@@ -77,7 +77,8 @@ def _held_out(options: AddOptions, base: Bundle) -> HeldOut:
     """Of the training run, if it is at hand, else the golden samples: few, and without truth."""
     if options.run is None:
         golden = base.golden()
-        print(f"no --run: judged by the bundle's {len(golden.pixels)} golden samples", flush=True)
+        count = len(golden.pixels)
+        print(f"no --run: the {count} golden samples stand for held-out images", flush=True)
         return HeldOut(images=golden.pixels, logits=golden.logits)
     from exporters.source import load_source  # PyTorch, which this program does without
 

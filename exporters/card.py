@@ -4,7 +4,7 @@ The section is written between two marks of the training report, anew for each v
 engine can be added without the training run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from exporters.gates import accuracy_drop
@@ -12,10 +12,8 @@ from exporters.speed import BATCHES
 from packshot.bundle import EngineFile, Interval, Manifest
 
 BEGIN, END = "<!-- hops -->", "<!-- /hops -->"
-HEAD = (
-    "engine", "MB", "agreement", "95 % interval", "accuracy", "drop", "95 % interval",
-    "|Δlogit| max", "mean", "KL", *(f"ms at {batch}" for batch in BATCHES), "images/s", "proved by",
-)  # fmt: skip
+ANSWERS = ("engine", "MB", "agreement", "accuracy", "drop", "|Δlogit|", "mean", "KL", "proved by")
+SPEED = ("engine", *(f"ms, {batch} images" for batch in BATCHES), "images/s", "on")
 COLOUR = "#3566d6"
 
 
@@ -30,14 +28,12 @@ def with_hops(report: str, manifest: Manifest, sizes: Mapping[str, int]) -> str:
 
 
 def hops_html(manifest: Manifest, sizes: Mapping[str, int]) -> str:
-    head = "".join(f"<th>{escape(text)}</th>" for text in HEAD)
-    rows = "".join(_row(name, file, sizes[name]) for name, file in manifest.engines.items())
-    rest = [_left_out(manifest), _attempts(manifest), _chart(manifest)]
+    answers = [_answers_row(name, file, sizes[name]) for name, file in manifest.engines.items()]
     return (
         f"<h2>Engines of version {manifest.version}: from the checkpoint to what is served</h2>"
         f"{_lead(manifest)}"
-        '<div style="overflow-x:auto"><table class="rows">'
-        f"<tr>{head}</tr>{_pytorch_row(manifest)}{rows}</table></div>{''.join(rest)}"
+        f"{_table(ANSWERS, [_pytorch_row(manifest), *answers])}"
+        f"{_doubts(manifest)}{_left_out(manifest)}{_attempts(manifest)}{_speed(manifest)}"
     )
 
 
@@ -45,56 +41,44 @@ def _lead(manifest: Manifest) -> str:
     images = max(file.measured.images for file in manifest.engines.values())
     notes = [
         f"Every engine was run on up to {images} images that were not trained on, and compared "
-        "with PyTorch's answers. KL: of the probabilities, in nats. Times: median of runs of 1, 8 "
-        f"and 32 images on {escape(_processors(manifest))}; images/s at the best of them."
+        "with PyTorch's answers. Under a share: its 95 % interval. |Δlogit|: largest difference of "
+        "a logit, and mean. KL: of the probabilities, in nats."
     ]
     if any(file.proved_by == "source" for file in manifest.engines.values()):
         notes.append(
             "Proved by its source: the GPU was not at hand, so the ONNX file that the plan was "
             "built from was run on a CPU. The plan itself is checked by the server that loads it."
         )
-    doubts = [f"{name}: {file.caveat}" for name, file in manifest.engines.items() if file.caveat]
-    if doubts:
-        notes.append(f"What so few images cannot tell. {escape('; '.join(doubts))}.")
     return "".join(f'<p class="lead">{note}</p>' for note in notes)
 
 
-def _processors(manifest: Manifest) -> str:
-    found = dict.fromkeys(file.timed_on for file in manifest.engines.values() if file.timed_on)
-    return " and ".join(found) or "no machine"
+def _pytorch_row(manifest: Manifest) -> list[str]:
+    accuracy = _percent(manifest.engines["fp32"].measured.pytorch_accuracy)
+    cells = ["PyTorch checkpoint", "", "", accuracy]
+    return cells + [""] * (len(ANSWERS) - len(cells))
 
 
-def _pytorch_row(manifest: Manifest) -> str:
-    accuracy = manifest.engines["fp32"].measured.pytorch_accuracy
-    cells = ["PyTorch checkpoint", "", "", "", _percent(accuracy)]
-    return _cells(cells + [""] * (len(HEAD) - len(cells)))
-
-
-def _row(name: str, file: EngineFile, size: int) -> str:
+def _answers_row(name: str, file: EngineFile, size: int) -> list[str]:
     measured = file.measured
-    times = {one.batch: one for one in file.timings}
-    best = max((one.images_per_second for one in file.timings), default=None)
-    return _cells(
-        [
-            name,
-            f"{size / 1e6:.1f}",
-            _percent(measured.agreement),
-            _interval(measured.agreement_interval),
-            _percent(measured.accuracy),
-            _percent(accuracy_drop(measured)),
-            _interval(measured.accuracy_drop_interval),
-            f"{measured.max_logit_difference:.2g}",
-            f"{measured.mean_logit_difference:.2g}",
-            f"{measured.kl_divergence:.2g}",
-            *(f"{times[batch].milliseconds:.1f}" if batch in times else "" for batch in BATCHES),
-            "" if best is None else f"{best:.0f}",
-            "itself" if file.proved_by == "engine" else "its source",
-        ]
-    )
+    return [
+        name,
+        f"{size / 1e6:.1f}",
+        _percent(measured.agreement) + _interval(measured.agreement_interval),
+        _percent(measured.accuracy),
+        _percent(accuracy_drop(measured)) + _interval(measured.accuracy_drop_interval),
+        f"{measured.max_logit_difference:.2g}",
+        f"{measured.mean_logit_difference:.2g}",
+        f"{measured.kl_divergence:.2g}",
+        "itself" if file.proved_by == "engine" else "its source",
+    ]
 
 
-def _cells(texts: list[str]) -> str:
-    return "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in texts) + "</tr>"
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The cells of `rows` are HTML."""
+    lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
+    titles = "".join(f"<th>{escape(text)}</th>" for text in head)
+    body = "".join(f"<tr>{line}</tr>" for line in [titles, *lines])
+    return f'<table class="rows">{body}</table>'
 
 
 def _percent(share: float | None) -> str:
@@ -102,7 +86,17 @@ def _percent(share: float | None) -> str:
 
 
 def _interval(interval: Interval | None) -> str:
-    return "" if interval is None else f"{interval[0]:.1%} to {interval[1]:.1%}"
+    """On a line of its own, below the share."""
+    return "" if interval is None else f"<br><small>{interval[0]:.1%} to {interval[1]:.1%}</small>"
+
+
+def _doubts(manifest: Manifest) -> str:
+    doubts = [
+        f"<li>{escape(f'{name}: {file.caveat}')}</li>"
+        for name, file in manifest.engines.items()
+        if file.caveat
+    ]
+    return f"<p>What so few images cannot tell:</p><ul>{''.join(doubts)}</ul>" if doubts else ""
 
 
 def _left_out(manifest: Manifest) -> str:
@@ -113,31 +107,46 @@ def _left_out(manifest: Manifest) -> str:
 
 
 def _attempts(manifest: Manifest) -> str:
-    rows = "".join(
-        _cells(
-            [
-                f"{name}: {one.way}",
-                _percent(one.measured.agreement),
-                _percent(one.measured.accuracy),
-                f"{one.measured.kl_divergence:.2g}",
-                one.fault or "passed",
-            ]
-        )
+    rows = [
+        [
+            escape(f"{name}: {one.way}"),
+            _percent(one.measured.agreement),
+            _percent(one.measured.accuracy),
+            f"{one.measured.kl_divergence:.2g}",
+            escape(one.fault) or "passed",
+        ]
         for name, file in manifest.engines.items()
         for one in file.attempts
-    )
+    ]
     if not rows:
         return ""
-    head = "".join(f"<th>{text}</th>" for text in ("way", "agreement", "accuracy", "KL", "gate"))
-    return f'<h2>Ways to quantise, as tried</h2><table class="rows"><tr>{head}</tr>{rows}</table>'
+    head = ("way", "agreement", "accuracy", "KL", "gate")
+    return f"<h2>Ways to quantise, as tried</h2>{_table(head, rows)}"
+
+
+def _speed(manifest: Manifest) -> str:
+    timed = {name: file for name, file in manifest.engines.items() if file.timings}
+    if not timed:
+        return ""
+    rows = [
+        [
+            name,
+            *(f"{one.milliseconds:.1f}" for one in file.timings),
+            f"{max(one.images_per_second for one in file.timings):.0f}",
+            escape(file.timed_on),
+        ]
+        for name, file in timed.items()
+    ]
+    return (
+        "<h2>Speed where it was exported</h2>"
+        '<p class="lead">Median of a few runs, in turns; images/s at the best size.</p>'
+        f"{_table(SPEED, rows)}{_chart(manifest)}"
+    )
 
 
 def _chart(manifest: Manifest) -> str:
     """Bars: images a second of each timed engine at each batch size."""
-    timed = {name: file.timings for name, file in manifest.engines.items() if file.timings}
-    bars = [(name, one) for name, times in timed.items() for one in times]
-    if not bars:
-        return ""
+    bars = [(name, one) for name, file in manifest.engines.items() for one in file.timings]
     longest = max(one.images_per_second for _, one in bars)
     marks = []
     for i, (name, one) in enumerate(bars):
@@ -148,6 +157,6 @@ def _chart(manifest: Manifest) -> str:
             f'<text x="{196 + width:.1f}" y="{y + 13}">{one.images_per_second:.0f}</text>'
         )
     return (
-        f'<h2>Images a second</h2><svg width="680" height="{20 * len(bars)}" role="img">'
+        f'<p>Images a second</p><svg width="680" height="{20 * len(bars)}" role="img">'
         f"{''.join(marks)}</svg>"
     )

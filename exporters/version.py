@@ -21,7 +21,7 @@ def complete(
     """
     timings = timed_engines(work, timed)
     manifest = msgspec.structs.replace(manifest, engines={**manifest.engines, **timings})
-    _tell_of_speed(manifest)
+    _tell_of_speed(timings)
     sizes = {
         name: (work.folder / file.file).stat().st_size for name, file in manifest.engines.items()
     }
@@ -32,16 +32,16 @@ def complete(
     return written
 
 
-def _tell_of_speed(manifest: Manifest) -> None:
-    for name, file in manifest.engines.items():
+def _tell_of_speed(timed: Mapping[str, EngineFile]) -> None:
+    for name, file in timed.items():
         if file.timings:
             told = ", ".join(
                 f"{one.milliseconds:.1f} ms at {one.batch} ({one.images_per_second:.0f} images/s)"
                 for one in file.timings
             )
             print(f"{name}: {told}, on {file.timed_on}", flush=True)
-    int8, fp32 = manifest.engines.get("int8"), manifest.engines["fp32"]
-    if int8 and int8.timings and fp32.timings:
+    int8, fp32 = timed.get("int8"), timed.get("fp32")
+    if int8 and fp32:
         times = speed_up(int8.timings, fp32.timings)
         print(f"int8 is {times:.1f} times as fast as fp32", flush=True)
         if has_vnni() and times < SPEED_UP:

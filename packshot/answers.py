@@ -76,7 +76,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     input_shape: tuple[int, ...]
     engine: str
     refused: dict[str, str]
-    accuracy: float
+    accuracy: float | None
     max_images_per_request: int
     rejected: dict[str, str]
     served_models: tuple[str, ...]
@@ -124,7 +124,7 @@ def model_info(reply: pb.GetModelResponse) -> ModelInfo:
         input_shape=tuple(reply.input_shape),
         engine=reply.engine,
         refused={r.engine: f"{r.reason}: {r.message}" for r in reply.refused_engines},
-        accuracy=reply.accuracy,
+        accuracy=reply.accuracy if reply.HasField("accuracy") else None,
         max_images_per_request=reply.max_images_per_request,
         rejected={r.version: r.reason for r in reply.rejected_versions},
         served_models=tuple(reply.served_models),

@@ -12,6 +12,8 @@ Change = tuple[Any, Any]
 """Before and after; None where there is no such field."""
 
 SETTINGS = ("architecture", "embedding_width", "temperature", "min_confidence", "format")
+UNCOMPARED = {"timings", "timed_on", "attempts"}
+"""Of an engine: what differs from one export to the next of the same network."""
 
 
 class LabelChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +113,7 @@ def _compared(
 
 def _described(engine: EngineFile) -> dict[str, Any]:
     described: dict[str, Any] = msgspec.to_builtins(engine)
-    return described
+    return {name: value for name, value in described.items() if name not in UNCOMPARED}
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Change]:

@@ -12,10 +12,10 @@ from packshot.store import current_version, versions
 
 
 class EngineSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """`accuracy`: on the held-out images, as measured where the engine was made."""
+    """`accuracy`: on held-out images where the engine was made; None if labels were not there."""
 
     bytes: int
-    accuracy: float
+    accuracy: float | None
 
 
 class Version(msgspec.Struct, frozen=True, kw_only=True):

@@ -35,11 +35,15 @@ def _version_row(record: Version) -> list[str]:
     if record.fault is not None:
         size = size_text(record.bytes)
         return [record.model, version, "?", "?", "?", size, f"FAULT {record.fault}"]
-    engines = ", ".join(f"{name} {one.accuracy:.2%}" for name, one in record.engines.items())
+    engines = ", ".join(f"{name} {_percent(one.accuracy)}" for name, one in record.engines.items())
     return [
         record.model, version, record.created, record.architecture, str(record.labels),
         size_text(record.bytes), engines,
     ]  # fmt: skip
+
+
+def _percent(share: float | None) -> str:
+    return "?" if share is None else f"{share:.2%}"
 
 
 def show_text(folder: Path, record: Version, manifest: Manifest) -> str:
@@ -70,7 +74,7 @@ def _engines_table(folder: Path, manifest: Manifest) -> str:
         made_with = ", ".join(f"{what} {which}" for what, which in engine.made_with.items())
         rows.append([
             name, engine.file, size_text(size_of(folder / engine.file)), engine.precision,
-            f"{measured.accuracy:.2%}", f"{measured.agreement:.2%}", str(measured.images),
+            _percent(measured.accuracy), f"{measured.agreement:.2%}", str(measured.images),
             made_with,
         ])  # fmt: skip
     return table(rows)
