@@ -167,6 +167,28 @@ def test_corrected_biases_take_back_the_shift_of_rounded_weights(tmp_path):
     assert off[1] < 0.25 * off[0]
 
 
+def test_layers_that_stay_in_float_keep_their_biases(fp32, prepared, tmp_path):
+    ends = first_and_last(prepared)
+    correct_bias(prepared, tmp_path / "corrected.onnx", IMAGES, excluded=ends)
+    graph = onnx.load(tmp_path / "corrected.onnx").graph
+    biases = {node.name: node.input[2] for node in graph.node if node.name in ("conv1", *ends)}
+    assert biases["conv1"].endswith(".corrected_bias")
+    assert not any(biases[name].endswith(".corrected_bias") for name in ends)
+
+
+def test_the_search_corrects_no_layer_that_it_leaves_in_float(fp32, tmp_path, monkeypatch):
+    left_alone = []
+    monkeypatch.setattr(
+        "exporters.int8_search.correct_bias",
+        lambda *given: (left_alone.append(given[3]), correct_bias(*given)),
+    )
+    impossible = Gate(min_agreement=0.0, max_accuracy_drop=1.0, max_logit_difference=1e-9)
+    search = Search(work_on(fp32, tmp_path, impossible), fp32, IMAGES, tmp_path)
+    with pytest.raises(AnswersDiffer):
+        search.run(tmp_path / "int8.onnx", CPU)
+    assert left_alone == [("conv0", "head")]
+
+
 def work_on(fp32, folder, gate: Gate) -> Work:
     engine = open_onnx(fp32)
     logits = run_in_batches(engine, IMAGES)
