@@ -108,6 +108,18 @@ def test_int8_answers_nearly_as_fp32_does_and_is_integer_throughout(
     assert (counted["QLinearConv"], counted["QGemm"], counted["Conv"]) == (3, 1, 0)
 
 
+@pytest.mark.parametrize("placement", [CPU, TENSORRT])
+def test_every_output_of_a_layer_has_a_scale_of_its_own(prepared, histograms, tmp_path, placement):
+    quantize(prepared, tmp_path / "int8.onnx", histograms.calibration("minmax"), placement)
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    values = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+    made_by = {output: node for node in graph.node for output in node.output}
+    layers = [node for node in graph.node if node.op_type == "Conv"]
+    assert len(layers) == 3
+    for node in layers:
+        assert values[made_by[node.input[1]].input[1]].shape == (8,)
+
+
 def test_layers_left_in_float_are_found_out(fp32, prepared, histograms, tmp_path):
     target = tmp_path / "int8.onnx"
     assert first_and_last(prepared) == ("conv0", "head")
