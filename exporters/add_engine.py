@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from exporters.calibration import read_calibration
 from exporters.command_line import AddOptions
 from exporters.gates import HeldOut
+from exporters.int8_search import read_ways
 from exporters.making import Maker, make_all
 from exporters.proof import Work
 from exporters.version import complete, read_report
@@ -51,14 +51,14 @@ def add_engine(options: AddOptions) -> Path:
             temperature=base.manifest.temperature,
             gates=options.gates,
         )
-        calibration = folder / CALIBRATION
+        ways = folder / CALIBRATION
         maker = Maker(
             work,
             Path(workshop),
             plan=options.plan,
             logs=options.build_logs,
             images=at_hand.to_calibrate,
-            calibration=read_calibration(calibration) if calibration.exists() else None,
+            ways=read_ways(ways) if ways.exists() else None,
         )
         made, left_out = make_all(maker, options.engines, options.require)
         if not made:

@@ -17,7 +17,6 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 from tqdm import tqdm
 
 from packshot.bundle import INPUT
-from packshot.errors import DamagedFile
 from packshot.image import Pixels
 
 METHODS = ("percentile", "entropy", "minmax")
@@ -37,19 +36,11 @@ Range = tuple[float, float]
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Ranges by tensor of the prepared fp32 model. `method`: how they were chosen."""
+    """Ranges by tensor of the prepared fp32 model. `method`: how they were read."""
 
     method: str
     images: int
     ranges: dict[str, Range]
-
-
-def read_calibration(path: Path) -> Calibration:
-    """Raises DamagedFile."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Calibration)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise DamagedFile(f"{path} does not hold the ranges of a calibration: {error}") from error
 
 
 class Histograms:

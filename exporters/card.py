@@ -139,7 +139,8 @@ def _speed(manifest: Manifest) -> str:
     ]
     return (
         "<h2>Speed where it was exported</h2>"
-        '<p class="lead">Median of a few runs, in turns; images/s at the best size.</p>'
+        '<p class="lead">Median of a few runs, in turns where engines were timed together; '
+        "images/s at the best size. Compare within a processor only.</p>"
         f"{_table(SPEED, rows)}{_chart(manifest)}"
     )
 

@@ -207,8 +207,8 @@ def _add_gates(parser: argparse.ArgumentParser) -> None:
         )  # fmt: skip
         if gate.max_logit_difference is not None:
             group.add_argument(
-                f"{option}-logits", type=float, default=gate.max_logit_difference, metavar="X",
-                help="largest |logit difference|",
+                f"{option}-logits", type=_difference, default=gate.max_logit_difference,
+                metavar="X", help="largest |logit difference|",
             )  # fmt: skip
 
 
@@ -237,6 +237,13 @@ def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a share from 0 to 1")
+    return value
+
+
+def _difference(text: str) -> float:
+    value = float(text)
+    if not value >= 0:  # so that NaN is refused as well
+        raise argparse.ArgumentTypeError(f"{text} is not a difference of 0 or more")
     return value
 
 

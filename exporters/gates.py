@@ -114,7 +114,7 @@ def faults(measured: Measured, gate: Gate) -> list[str]:
     drop = accuracy_drop(measured)
     if drop is not None and not drop <= gate.max_accuracy_drop + ROUNDING:
         found.append(f"accuracy drop {drop:.2%}, at most {gate.max_accuracy_drop:.2%}")
-    if not np.isfinite(measured.max_logit_difference):
+    if not np.isfinite([measured.max_logit_difference, measured.kl_divergence]).all():
         found.append("logits that are not finite numbers")
     return found
 

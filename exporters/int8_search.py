@@ -4,8 +4,11 @@ Calibration methods first, in their order. If none passes, the best of them goes
 and last layer in float, and then with corrected biases. Each attempt and its figures are kept.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
 
 from exporters.calibration import METHODS, PERCENTILE, Calibration, Histograms
 from exporters.gates import faults, measure
@@ -20,13 +23,13 @@ from exporters.to_int8 import (
     quantize,
 )
 from packshot.bundle import Attempt
-from packshot.errors import AnswersDiffer
+from packshot.errors import AnswersDiffer, DamagedFile
 from packshot.image import Pixels
 
 BIAS_IMAGES = 32
 
 
-class Way(NamedTuple):
+class Way(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to quantise."""
 
     calibration: Calibration
@@ -36,10 +39,36 @@ class Way(NamedTuple):
     def __str__(self) -> str:
         method = self.calibration.method
         parts = [f"{method} {PERCENTILE}" if method == "percentile" else method]
-        parts += ["first and last layer in float"] * self.float_ends + [
-            "biases corrected"
-        ] * self.bias
-        return ", ".join(parts)
+        parts += ["first and last layer in float"] * self.float_ends
+        return ", ".join(parts + ["biases corrected"] * self.bias)
+
+
+Ways = dict[str, Way]
+"""By engine: what calibration.json holds, so that another machine needs no images."""
+
+
+def read_ways(path: Path) -> Ways:
+    """Raises DamagedFile."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Ways)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise DamagedFile(f"{path} does not hold ways to quantise: {error}") from error
+
+
+def quantize_by(
+    way: Way, prepared: Path, target: Path, placement: Placement, images: Pixels
+) -> tuple[str, ...]:
+    """Writes `target` from the prepared model; returns the names of the nodes left in float.
+
+    `images`: uint8 [N, crop, crop, 3], to correct biases by.
+    """
+    excluded = first_and_last(prepared) if way.float_ends else ()
+    if way.bias:
+        corrected = prepared.with_name("corrected.onnx")
+        correct_bias(prepared, corrected, images[:BIAS_IMAGES], excluded)
+        prepared = corrected
+    quantize(prepared, target, way.calibration, placement, excluded)
+    return excluded
 
 
 class Found(NamedTuple):
@@ -58,7 +87,6 @@ class Search:
         self._fp32 = fp32
         self._images = images
         self._prepared = folder / "prepared.onnx"
-        self._corrected = folder / "corrected.onnx"
         prepare(fp32, self._prepared)
         self._histograms = Histograms(self._prepared, images, folder)
 
@@ -67,12 +95,13 @@ class Search:
         attempts: list[Attempt] = []
         ways = []
         for method in METHODS:
-            ways.append(Way(self._histograms.calibration(method)))
+            ways.append(Way(calibration=self._histograms.calibration(method)))
             attempts.append(self._attempt(ways[-1], target, placement))
             if not attempts[-1].fault:
                 return Found(ways[-1], tuple(attempts))
-        best = max(zip(attempts, ways, strict=True), key=lambda pair: _closeness(pair[0]))[1]
-        for way in (best._replace(float_ends=True), best._replace(float_ends=True, bias=True)):
+        best = ways[closest(attempts)].calibration
+        for bias in (False, True):
+            way = Way(calibration=best, float_ends=True, bias=bias)
             attempts.append(self._attempt(way, target, placement))
             if not attempts[-1].fault:
                 return Found(way, tuple(attempts))
@@ -83,24 +112,24 @@ class Search:
         )
 
     def _attempt(self, way: Way, target: Path, placement: Placement) -> Attempt:
-        prepared = self._prepared
-        excluded = first_and_last(prepared) if way.float_ends else ()
-        if way.bias:
-            images = self._images[:BIAS_IMAGES]
-            correct_bias(self._prepared, self._corrected, images, excluded)
-            prepared = self._corrected
-        quantize(prepared, target, way.calibration, placement, excluded)
+        excluded = quantize_by(way, self._prepared, target, placement, self._images)
         if placement is CPU:
             check_fused(self._fp32, target, excluded)
         engine = open_onnx(target, "int8")
-        measured = measure(engine, self._work.held_out, self._work.temperature)
-        engine.close()
+        try:
+            measured = measure(engine, self._work.held_out, self._work.temperature)
+        finally:
+            engine.close()
         found = "; ".join(faults(measured, self._work.gates["int8"]))
         if found:
             print(f"int8, {way}: {found}", flush=True)
         return Attempt(way=str(way), measured=measured, fault=found)
 
 
-def _closeness(attempt: Attempt) -> tuple[float, float]:
-    """The closer to PyTorch, the greater."""
-    return (attempt.measured.agreement, -attempt.measured.kl_divergence)
+def closest(attempts: Sequence[Attempt]) -> int:
+    """Which of them answers most nearly as PyTorch does."""
+
+    def closeness(attempt: Attempt) -> tuple[float, float]:
+        return (attempt.measured.agreement, -attempt.measured.kl_divergence)
+
+    return max(range(len(attempts)), key=lambda number: closeness(attempts[number]))

@@ -8,15 +8,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from exporters.calibration import Calibration
-from exporters.int8_search import Search, Way
-from exporters.plan_options import PORTABLE, PlanOptions, plan_key
+from exporters.int8_search import Search, Way, Ways, quantize_by
+from exporters.plan_options import PlanOptions, installed_flavour, plan_key
 from exporters.proof import Work, prove_onnx, prove_plan
 from exporters.to_fp16 import convert_fp16
-from exporters.to_int8 import CPU, TENSORRT, prepare, quantize
-from exporters.to_tensorrt import build_plan
+from exporters.to_int8 import CPU, TENSORRT, prepare
+from exporters.to_tensorrt import build_plan, check_buildable
 from packshot.bundle import CALIBRATION, PLAN, Attempt, EngineFile
-from packshot.errors import EngineRefused, NotFound
+from packshot.errors import EngineRefused, InvalidInput, NotFound, PackshotError
 from packshot.image import Pixels
 from packshot.plan import largest_batch, sidecar_path
 
@@ -39,8 +38,8 @@ class Maker:
 
     They are made in `workshop`, and put into the folder when they are proved.
 
-    `images`: gives those to calibrate with, uint8 [N, crop, crop, 3]. `calibration`: ranges of an
-    earlier export, used where there are no images. `logs`: the folder for TensorRT's messages.
+    `images`: gives those to calibrate with, uint8 [N, crop, crop, 3]. `ways`: to quantise, of
+    an earlier export, used where there are no images. `logs`: the folder for TensorRT's messages.
     """
 
     def __init__(
@@ -51,14 +50,14 @@ class Maker:
         plan: PlanOptions,
         logs: Path,
         images: Callable[[], Pixels] | None = None,
-        calibration: Calibration | None = None,
+        ways: Ways | None = None,
     ) -> None:
         self._work = work
         self._workshop = workshop
         self._plan = plan
         self._logs = logs
         self._images = images
-        self._calibration = calibration
+        self._ways = ways or {}
 
     def make(self, engine: str) -> Made:
         """One of `ENGINES` but fp32. Raises AnswersDiffer, EngineRefused, InvalidInput."""
@@ -83,32 +82,35 @@ class Maker:
             self._work, path, precision="int8", made_with=made_with, attempts=attempts
         )
         self._adopt(path)
-        self._keep(way.calibration)
+        self._keep("int8", way)
         return Made("int8", file)
 
     def _trt_fp16(self) -> Made:
+        check_buildable(self._plan)
         source = self._workshop / "model.fp16.onnx"
         convert_fp16(self._fp32, source)
         return self._built("fp16", source, {})
 
     def _trt_int8(self) -> Made:
+        check_buildable(self._plan)  # before minutes of calibration
         source = self._workshop / "model.trt-int8.onnx"
         way, attempts = self._quantized_for_tensorrt(source)
         made = self._built("int8", source, _calibrated(way), attempts)
-        self._keep(way.calibration)
+        self._keep("trt-int8", way)
         return made
 
     def _quantized_for_tensorrt(self, source: Path) -> tuple[Way, tuple[Attempt, ...]]:
         if self._images is not None:
             return self._search.run(source, TENSORRT)
-        if self._calibration is None:
+        way = self._ways.get("trt-int8") or self._ways.get("int8")
+        if way is None:
             raise NotFound(
                 "the version holds no calibration: export int8 first, or name the run (--run)"
             )
         prepared = self._workshop / "prepared.onnx"
         prepare(self._fp32, prepared)
-        quantize(prepared, source, self._calibration, TENSORRT)
-        return Way(self._calibration), ()
+        quantize_by(way, prepared, source, TENSORRT, self._work.golden.pixels)
+        return way, ()
 
     def _built(
         self,
@@ -118,9 +120,9 @@ class Maker:
         attempts: tuple[Attempt, ...] = (),
     ) -> Made:
         """A plan from the source, and the proof of it."""
-        key = self._plan_key(precision)
+        key = plan_key(precision, self._plan, installed_flavour(self._plan.flavour))
         path = self._workshop / f"model.{key}{PLAN}"
-        sidecar = build_plan(source, path, self._plan, self._logs / f"{key}.log")
+        sidecar = build_plan(source, path, self._plan, self._log(key))
         made_with = {sidecar.flavour: sidecar.version, **made_with}
         file = prove_plan(
             self._work,
@@ -135,12 +137,15 @@ class Maker:
         self._adopt(path)
         return Made(key, file)
 
-    def _plan_key(self, precision: str) -> str:
+    def _log(self, key: str) -> Path:
+        """A file that can be written to. Raises InvalidInput."""
+        path = self._logs / f"{key}.log"
         try:
-            return plan_key(precision, self._plan)
-        except EngineRefused as error:
-            remedy = f"without one, TensorRT-RTX builds for other targets, {PORTABLE} among them"
-            raise EngineRefused(error.reason, f"{error}; {remedy}") from error
+            self._logs.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError as error:
+            raise InvalidInput(f"--build-logs: {path} cannot be written: {error}") from error
+        return path
 
     def _adopt(self, path: Path) -> None:
         """Into the version's folder, in the place of what an earlier version shares."""
@@ -148,10 +153,11 @@ class Maker:
         target.unlink(missing_ok=True)  # never written through: the earlier version has it too
         shutil.move(path, target)
 
-    def _keep(self, calibration: Calibration) -> None:
+    def _keep(self, engine: str, way: Way) -> None:
         """So that a machine with another GPU can make INT8 engines without the images."""
+        self._ways = {**self._ways, engine: way}
         path = self._workshop / CALIBRATION
-        path.write_bytes(msgspec.json.encode(calibration))
+        path.write_bytes(msgspec.json.encode(self._ways))
         self._adopt(path)
 
 
@@ -172,8 +178,10 @@ def make_all(
             raise
         except Exception as error:
             # What is proved already stands, whatever went wrong on the way to a faster engine.
-            if name in required:
+            if name in required and isinstance(error, PackshotError):
                 raise
+            if name in required:
+                raise EngineRefused("failed", f"{name} cannot be made: {error}") from error
             left_out[name] = str(error)
             print(f"WARNING: {name} is left out: {error}", flush=True)
     return made, left_out

@@ -72,15 +72,21 @@ def _check_targets(targets: tuple[str, ...]) -> None:
         raise InvalidInput(f"the targets {', '.join(targets)} name one twice")
 
 
-def plan_key(precision: str, options: PlanOptions, *, probe: Probe = probe_gpu) -> str:
-    """A plan's name in the manifest: "trt-fp16.sm90", "trt-int8.portable", "trt-fp16.sm80-sm86".
+def plan_key(
+    precision: str, options: PlanOptions, flavour: Flavour, *, probe: Probe = probe_gpu
+) -> str:
+    """A plan's name in the manifest: "trt-fp16.sm90", "trt-int8.portable",
+    "trt-fp16.rtx-sm86-sm120".
 
     Raises EngineRefused (no_driver, no_gpu) if the target is a GPU that is not there.
     """
     if options.targets[0] in (AMPERE_PLUS, PORTABLE):
         return f"{PLAN_KEYS}{precision}.{options.targets[0]}"
-    asked = (probe().compute_capability if one == THIS else one for one in options.targets)
-    return f"{PLAN_KEYS}{precision}." + "-".join(f"sm{one.replace('.', '')}" for one in asked)
+    asked = {probe().compute_capability if one == THIS else one for one in options.targets}
+    # A plan of either flavour may lie beside that of the other: not under one name.
+    rtx = "rtx-" if flavour == "tensorrt_rtx" else ""
+    names = [f"sm{one.replace('.', '')}" for one in sorted(asked, key=lambda one: float(one))]
+    return f"{PLAN_KEYS}{precision}.{rtx}{'-'.join(names)}"
 
 
 def installed_flavour(asked: Flavour | None = None) -> Flavour:

@@ -34,11 +34,9 @@ def load_source(run: Path, data: Path | None) -> Source:
     """`data`: where the images are now, if not where they were. Raises NotFound or DamagedFile."""
     if not read_record(run).finished:
         print(f"the run in {run} was cut short: measuring its checkpoint first", flush=True)
-        finish(run)
+        finish(run, data)
     checkpoint, network = load_checkpoint(run)
-    split = load_split_of(run, checkpoint)
-    if data is not None:
-        split = msgspec.structs.replace(split, folder=str(data.resolve()))
+    split = load_split_of(run, checkpoint, data)
     print(f"computing PyTorch's answers on {len(split.held_out)} held-out images", flush=True)
     images = served_views(split, split.held_out, checkpoint.image)
     held_out = HeldOut(

@@ -48,7 +48,6 @@ TENSORRT = Placement(
     COMPUTE,
     {
         "ActivationSymmetric": True,
-        "WeightSymmetric": True,
         "QuantizeBias": False,
         "OpTypesToExcludeOutputQuantization": list(COMPUTE),
     },

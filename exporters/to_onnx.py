@@ -9,7 +9,7 @@ import msgspec
 import onnx
 import torch
 
-from packshot.bundle import EMBEDDING, INPUT, LOGITS
+from packshot.bundle import EMBEDDING, INPUT, LOGITS, labels_text
 from packshot.image import ImageSpec
 from trainer.checkpoint import Checkpoint
 from trainer.model import PixelNetwork
@@ -53,7 +53,9 @@ def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
     image = msgspec.json.encode(checkpoint.image).decode()
     return {
         "packshot.labels": labels,
-        "packshot.labels_sha256": hashlib.sha256(labels.encode()).hexdigest(),
+        "packshot.labels_sha256": hashlib.sha256(
+            labels_text(checkpoint.labels).encode()
+        ).hexdigest(),  # of labels.txt
         "packshot.image": image,
         "packshot.image_sha256": hashlib.sha256(image.encode()).hexdigest(),
         "packshot.weights_sha256": checkpoint.weights_sha256,

@@ -86,10 +86,7 @@ def build_plan(
     there (no_driver, no_gpu), or fails to build (failed); OSError if the disk is full.
     """
     source = onnx.read_bytes()
-    flavour = installed_flavour(options.flavour)
-    check_options(flavour, options)
-    capabilities = capabilities_of(options, flavour, probe)  # before TensorRT: it needs a driver
-    trt = _imported(flavour)
+    flavour, trt, capabilities = check_buildable(options, probe)
     built = _build_interruptibly(Task(trt, onnx.name, source, options, capabilities), log)
     sidecar = PlanSidecar(
         sha256=hashlib.sha256(built.plan).hexdigest(),
@@ -106,6 +103,43 @@ def build_plan(
         write_whole(options.timing_cache, built.timings)
     _write(plan, built.plan, sidecar)
     return sidecar
+
+
+class Buildable(NamedTuple):
+    """What will build: the library, and the compute capabilities that it will build for."""
+
+    flavour: Flavour
+    trt: Any
+    capabilities: tuple[str, ...]
+
+
+def check_buildable(options: PlanOptions, probe: Probe = probe_gpu) -> Buildable:
+    """All that can be known of a build before there is something to build.
+
+    Raises InvalidInput and EngineRefused as `build_plan` does.
+    """
+    flavour = installed_flavour(options.flavour)
+    check_options(flavour, options)
+    if options.timing_cache is not None and not options.timing_cache.parent.is_dir():
+        raise InvalidInput(f"{options.timing_cache} cannot be written: there is no such folder")
+    try:
+        capabilities = capabilities_of(options, flavour, probe)  # before TensorRT needs a driver
+    except EngineRefused as error:
+        remedy = f"without one, TensorRT-RTX builds for other targets, {PORTABLE} among them"
+        raise EngineRefused(error.reason, f"{error}; {remedy}") from error
+    trt = _imported(flavour)
+    if flavour == "tensorrt_rtx" and options.targets != (PORTABLE,):
+        _check_known(trt, capabilities)
+    return Buildable(flavour, trt, capabilities)
+
+
+def _check_known(trt: Any, capabilities: tuple[str, ...]) -> None:
+    known = _known_targets(trt)
+    if unknown := [one for one in capabilities if one not in known]:
+        raise InvalidInput(
+            f"TensorRT-RTX {trt.__version__} does not build for compute capability "
+            f"{', '.join(unknown)}; it does for {', '.join(known)}, and for {PORTABLE}"
+        )
 
 
 def _imported(flavour: Flavour) -> Any:
@@ -222,11 +256,6 @@ def _set_targets(task: Task, config: Any) -> None:
     if targets == (PORTABLE,) or not hasattr(config, "set_compute_capability"):
         return  # the library's default: portable for TensorRT-RTX, this GPU for TensorRT
     known = _known_targets(trt)
-    if unknown := [one for one in task.capabilities if one not in known]:
-        raise InvalidInput(
-            f"TensorRT-RTX {trt.__version__} does not build for compute capability "
-            f"{', '.join(unknown)}; it does for {', '.join(known)}, and for {PORTABLE}"
-        )
     config.num_compute_capabilities = len(task.capabilities)
     for index, one in enumerate(task.capabilities):
         config.set_compute_capability(known[one], index)

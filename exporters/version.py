@@ -58,7 +58,7 @@ def _tell_of_speed(timed: Mapping[str, EngineFile]) -> None:
     int8, fp32 = timed.get("int8"), timed.get("fp32")
     if int8 and fp32:
         times = speed_up(int8.timings, fp32.timings)
-        print(f"int8 is {times:.1f} times as fast as fp32", flush=True)
+        print(f"int8 is {times:.2f} times as fast as fp32", flush=True)
         if has_vnni() and times < SPEED_UP:
             print(
                 f"WARNING: at least {SPEED_UP} times is usual on a CPU with VNNI, as this is: "

@@ -85,8 +85,12 @@ def remove_folder(target: Path, *, unless: Callable[[], bool]) -> bool:
         if isinstance(error, FileNotFoundError):  # another was faster
             return False
         raise
-    if kept := unless():
-        (hidden / target.name).rename(target)
+    kept = True
+    try:
+        kept = unless()
+    finally:
+        if kept:
+            (hidden / target.name).rename(target)
     shutil.rmtree(hidden)
     return not kept
 

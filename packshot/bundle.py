@@ -13,7 +13,7 @@ models/<name>/<version>/
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -187,13 +187,16 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_bundle(folder: Path, manifest: Manifest) -> Manifest:
     """Adds labels and manifest to a folder that holds the other files; returns what was written."""
-    (folder / LABELS).write_text(
-        "".join(f"{label}\n" for label in manifest.labels), encoding="utf-8"
-    )
+    (folder / LABELS).write_text(labels_text(manifest.labels), encoding="utf-8")
     hashes = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     manifest = msgspec.structs.replace(manifest, files=hashes)
     (folder / MANIFEST).write_bytes(to_json(manifest))
     return manifest
+
+
+def labels_text(labels: Iterable[str]) -> str:
+    """What labels.txt holds."""
+    return "".join(f"{label}\n" for label in labels)
 
 
 def to_json(record: msgspec.Struct) -> bytes:

@@ -40,7 +40,7 @@ def list_versions(options: argparse.Namespace) -> int:
 def show(options: argparse.Namespace) -> int:
     folder = _version(options)
     manifest = read_manifest(folder)
-    record = version_record(folder, served=_served(folder.parent) == manifest.version)
+    record = version_record(folder, served=_served(folder.parent) == int(folder.name))
     shown = {**msgspec.to_builtins(record), "manifest": msgspec.to_builtins(manifest)}
     _print(options, shown, show_text(folder, record, manifest))
     return 0

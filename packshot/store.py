@@ -5,6 +5,7 @@ models/<name>/history    versions that were released, one a line, the latest las
 """
 
 import itertools
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ RELEASED = "released"
 HISTORY = "history"
 WRITABLE = 0o222
 READ_ONLY = 0o444
+WHOLE_NUMBER = re.compile("[1-9][0-9]*")
+"""Not "01", which would be looked for as 1."""
 
 
 def model_names(store: Path) -> list[str]:
@@ -33,7 +36,9 @@ def versions(model: Path) -> list[int]:
     if not model.is_dir():
         return []
     return sorted(
-        int(path.name) for path in model.iterdir() if path.name.isdecimal() and path.is_dir()
+        int(path.name)
+        for path in model.iterdir()
+        if WHOLE_NUMBER.fullmatch(path.name) and path.is_dir()
     )
 
 

@@ -19,14 +19,16 @@ from exporters.card import with_hops
 from exporters.command_line import AddOptions, ExportOptions, parse_options
 from exporters.export import export as export_here
 from exporters.gates import GATES, HeldOut, run_in_batches
+from exporters.int8_search import read_ways
 from exporters.making import Maker, make_all
 from exporters.plan_options import PlanOptions
 from exporters.proof import Work, open_onnx
 from exporters.source import calibration_images, load_source
+from exporters.speed import speed_up, timings
 from exporters.version import read_report
 from packshot import Client
 from packshot.audit import faults
-from packshot.bundle import open_bundle, read_manifest
+from packshot.bundle import Timing, open_bundle, read_manifest
 from packshot.errors import DamagedFile, EngineRefused, InvalidInput, NotFound
 from packshot.golden import GoldenSamples
 from packshot.plan import Profile, read_sidecar
@@ -122,8 +124,9 @@ def test_int8_engines_keep_the_ways_that_were_tried(bundle):
         assert attempts[-1].fault == ""
     made_with = bundle.manifest.engines["int8"].made_with
     assert made_with["calibration"] == "percentile 99.99; 8 training images"
-    calibration = msgspec.json.decode((bundle.folder / "calibration.json").read_bytes())
-    assert calibration["images"] == 8
+    ways = read_ways(bundle.folder / "calibration.json")
+    assert list(ways) == ["int8", "trt-int8"]
+    assert {way.calibration.images for way in ways.values()} == {8}
 
 
 def test_a_plan_lies_beside_its_sidecar(bundle, run):
@@ -185,9 +188,8 @@ def test_the_model_card_shows_the_hops(bundle):
 def test_the_onnx_file_says_what_it_was_made_from(bundle, run):
     record = read_record(run)
     found = {one.key: one.value for one in onnx.load(bundle.folder / "model.onnx").metadata_props}
-    labels = "\n".join(record.labels)
-    assert found["packshot.labels"] == labels
-    assert found["packshot.labels_sha256"] == hashlib.sha256(labels.encode()).hexdigest()
+    assert found["packshot.labels"] == "\n".join(record.labels)
+    assert found["packshot.labels_sha256"] == bundle.manifest.files["labels.txt"]
     image = msgspec.json.encode(bundle.manifest.image)
     assert found["packshot.image_sha256"] == hashlib.sha256(image).hexdigest()
     assert found["packshot.weights_sha256"] == record.weights_sha256
@@ -228,7 +230,7 @@ def test_an_engine_is_added_without_pytorch_and_the_rest_is_shared(store):
     assert "golden samples stand for held-out images" in done.stdout
     version = int(Path(done.stdout.rstrip().rsplit(" ", 1)[1]).name)
     before, after = (read_manifest(store / "shop" / str(number)) for number in (1, version))
-    added = ["trt-int8.sm86", "trt-fp16.sm86"]
+    added = ["trt-int8.rtx-sm86", "trt-fp16.rtx-sm86"]
     assert list(after.engines) == [*before.engines, *added]
     for name in added:
         measured = after.engines[name].measured
@@ -239,7 +241,7 @@ def test_an_engine_is_added_without_pytorch_and_the_rest_is_shared(store):
         assert first.samefile(second)
     assert faults(folders[0]) == faults(folders[1]) == []
     page = Texts((folders[1] / "report.html").read_text())
-    assert [row[0] for row in page.rows].count("trt-fp16.sm86") == 1
+    assert [row[0] for row in page.rows].count("trt-fp16.rtx-sm86") == 1
     assert [row[0] for row in page.rows].count("trt-fp16.portable") == 1
 
 
@@ -471,3 +473,25 @@ def test_options_become_typed_records():
     assert (added.version, added.engines) == (3, ("trt-fp16",))
     with pytest.raises(SystemExit):
         parse_options(["--gate-int8-drop", "2"])
+
+
+def test_timings_are_compared_at_their_best():
+    def timed(*milliseconds: float) -> tuple[Timing, ...]:
+        return tuple(
+            Timing(batch=batch, milliseconds=one)
+            for batch, one in zip((1, 8, 32), milliseconds, strict=True)
+        )
+
+    int8, fp32 = timed(10, 40, 200), timed(40, 240, 960)
+    assert [one.images_per_second for one in int8] == [100, 200, 160]
+    assert speed_up(int8, fp32) == pytest.approx(6)
+
+
+def test_engines_are_timed_at_every_batch_size(bundle, store):
+    engine = open_onnx(bundle.folder / "model.int8.onnx")
+    found = timings({"a": engine, "b": engine}, bundle.golden().pixels)
+    engine.close()
+    assert list(found) == ["a", "b"]
+    for times in found.values():
+        assert [one.batch for one in times] == [1, 8, 32]
+        assert all(one.milliseconds > 0 for one in times)

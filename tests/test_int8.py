@@ -10,9 +10,9 @@ import pytest
 from onnx import numpy_helper
 from small_network import photos, write_network
 
-from exporters.calibration import Histograms, read_calibration
+from exporters.calibration import Histograms, _coarser
 from exporters.gates import GATES, Gate, HeldOut, run_in_batches
-from exporters.int8_search import Search
+from exporters.int8_search import Search, Way, closest, read_ways
 from exporters.proof import Work, open_onnx
 from exporters.to_int8 import (
     CPU,
@@ -24,6 +24,7 @@ from exporters.to_int8 import (
     prepare,
     quantize,
 )
+from packshot.bundle import Attempt
 from packshot.errors import AnswersDiffer, DamagedFile
 from packshot.golden import GoldenSamples
 
@@ -254,10 +255,41 @@ def test_a_later_way_is_kept_with_those_that_failed_before_it(fp32, tmp_path):
     assert operations(tmp_path / "int8.onnx")["QLinearConv"] == 2
 
 
-def test_a_calibration_is_read_as_it_was_written(histograms, tmp_path):
-    calibration = histograms.calibration("minmax")
-    (tmp_path / "calibration.json").write_bytes(msgspec.json.encode(calibration))
-    assert read_calibration(tmp_path / "calibration.json") == calibration
-    (tmp_path / "calibration.json").write_bytes(b"{}")
-    with pytest.raises(DamagedFile, match="does not hold the ranges"):
-        read_calibration(tmp_path / "calibration.json")
+def test_ways_are_read_as_they_were_written(histograms, tmp_path):
+    path = tmp_path / "calibration.json"
+    ways = {"int8": Way(calibration=histograms.calibration("minmax"), float_ends=True)}
+    path.write_bytes(msgspec.json.encode(ways))
+    assert read_ways(path) == ways
+    path.write_bytes(b'{"int8": {}}')
+    with pytest.raises(DamagedFile, match="does not hold ways to quantise"):
+        read_ways(path)
+
+
+def test_the_closest_attempt_agrees_most_and_then_diverges_least(fp32, tmp_path):
+    work = work_on(fp32, tmp_path, GATES["int8"])
+    attempts = Search(work, fp32, IMAGES, tmp_path).run(tmp_path / "int8.onnx", CPU)[1]
+
+    def attempt(agreement: float, kl_divergence: float) -> Attempt:
+        measured = msgspec.structs.replace(
+            attempts[0].measured, agreement=agreement, kl_divergence=kl_divergence
+        )
+        return msgspec.structs.replace(attempts[0], measured=measured)
+
+    assert closest([attempt(0.8, 0.1), attempt(0.9, 0.3), attempt(0.9, 0.2)]) == 2
+    assert closest([attempt(0.9, 0.2), attempt(0.8, 0.0)]) == 0
+
+
+def test_merged_bins_hold_the_same_counts_over_the_same_range():
+    random = np.random.default_rng(0)
+    for bins in (2048, 2050, 2054):
+        counts = random.integers(0, 100, bins)
+        edges = np.linspace(-3, 3, bins + 1, dtype=np.float32)
+        merged, wider, low, high, end = _coarser((counts, edges, -3.0, 2.5, 3.0))
+        assert (low, high) == (-3.0, 2.5)
+        assert merged.sum() == counts.sum()
+        assert len(merged) % 2 == 0  # zero lies between two bins
+        assert wider[-1] == -wider[0] == np.float32(end)
+        width = np.diff(edges)[0]
+        assert np.diff(wider) == pytest.approx(4 * width, rel=1e-3)
+        right = counts[bins // 2 : bins // 2 + 8].reshape(2, 4).sum(axis=1)
+        assert list(merged[len(merged) // 2 :][:2]) == list(right)

@@ -514,7 +514,10 @@ def test_a_builder_that_cannot_start_is_refused(tensorrt, build):
 
 def test_plans_are_named_for_what_they_are_for():
     key = partial(plan_key, probe=H100)
-    assert key("fp16", PlanOptions()) == "trt-fp16.sm90"
-    assert key("int8", RTX) == "trt-int8.portable"
-    assert key("fp16", PlanOptions(targets=("ampere-plus",))) == "trt-fp16.ampere-plus"
-    assert key("fp16", PlanOptions(targets=("8.6", "12.0"))) == "trt-fp16.sm86-sm120"
+    assert key("fp16", PlanOptions(), "tensorrt") == "trt-fp16.sm90"
+    assert key("fp16", PlanOptions(), "tensorrt_rtx") == "trt-fp16.rtx-sm90"
+    assert key("int8", RTX, "tensorrt_rtx") == "trt-int8.portable"
+    plus = PlanOptions(targets=("ampere-plus",))
+    assert key("fp16", plus, "tensorrt") == "trt-fp16.ampere-plus"
+    several = PlanOptions(targets=("12.0", "8.6"))
+    assert key("fp16", several, "tensorrt_rtx") == "trt-fp16.rtx-sm86-sm120"

@@ -8,6 +8,7 @@ runs/<name>/data-<fingerprint>.json    the split: which file was trained on, whi
 import hashlib
 import shutil
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import torch
@@ -45,7 +46,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     # Set by `trainer.loop.finish`, once training has ended or was interrupted:
     finished: bool = False
     test: Evaluation | None = None
-    temperature: float = 1.0
+    temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     data_fingerprint: str
     versions: dict[str, str]
     weights_file: str = ""
@@ -119,15 +120,19 @@ def split_path(run: Path, record: Checkpoint) -> Path:
     return run / f"data-{record.data_fingerprint[:12]}.json"
 
 
-def load_split_of(run: Path, record: Checkpoint) -> Split:
-    """The split that the checkpoint was trained on. Raises NotFound or DamagedFile."""
+def load_split_of(run: Path, record: Checkpoint, data: Path | None = None) -> Split:
+    """The split that the checkpoint was trained on. Raises NotFound or DamagedFile.
+
+    `data`: where the images are now, if not where they were in training.
+    """
     path = split_path(run, record)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Split)
+        split = msgspec.json.decode(path.read_bytes(), type=Split)
     except OSError as error:
         raise NotFound(f"{path} is missing: copy the whole run folder, or train again") from error
     except msgspec.MsgspecError as error:
         raise DamagedFile(f"{path} is not a split: {error}") from error
+    return split if data is None else msgspec.structs.replace(split, folder=str(data.resolve()))
 
 
 def versions() -> dict[str, str]:

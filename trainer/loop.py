@@ -211,10 +211,13 @@ def keep_best(
     return save_checkpoint(training.options.run, record, network, split)
 
 
-def finish(run: Path) -> Checkpoint:
-    """Measures the kept checkpoint at the size served, fits its temperature, writes the report."""
+def finish(run: Path, data: Path | None = None) -> Checkpoint:
+    """Measures the kept checkpoint at the size served, fits its temperature, writes the report.
+
+    `data`: where the images are now, if not where they were in training.
+    """
     kept, network = load_checkpoint(run)
-    split, spec = load_split_of(run, kept), kept.image
+    split, spec = load_split_of(run, kept, data), kept.image
     network.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
     validation = Views.of(split, split.val, spec)
     logits = predict(network, validation.images)
