@@ -152,12 +152,14 @@ def test_verify_decodes_the_golden_samples(store, models):
 
 
 def test_verify_reads_the_sidecars_of_plans(store, models):
-    folder = tiny_bundle(store, plan=(PLAN, sidecar(sha256="0" * 64)))
+    folder = tiny_bundle(store, plans={"trt-fp16.sm90": (PLAN, sidecar(sha256="0" * 64))})
     status, text, _ = models("verify", "colours", "--all")
     assert status == 1
     assert text.startswith("colours 1: sound")
-    assert "model.h100.plan.json describes another plan than model.h100.plan" in text
-    overwrite(folder / "model.h100.plan.json", b"{")
+    assert (
+        "model.trt-fp16.sm90.plan.json describes another plan than model.trt-fp16.sm90.plan" in text
+    )
+    overwrite(folder / "model.trt-fp16.sm90.plan.json", b"{")
     assert "does not describe a TensorRT plan" in models("verify", "colours")[1]
 
 

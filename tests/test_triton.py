@@ -88,8 +88,8 @@ def test_a_plan_is_declared_with_what_it_needs(tmp_path):
         Profile(min_batch=1, opt_batch=8, max_batch=16),
         Profile(min_batch=8, opt_batch=32, max_batch=64),
     )
-    folder = tiny_bundle(tmp_path / "models", plan=plan(profiles=profiles))
-    written = export_triton(open_bundle(folder), tmp_path, "tensorrt")
+    folder = tiny_bundle(tmp_path / "models", plans={"trt-fp16.sm90": plan(profiles=profiles)})
+    written = export_triton(open_bundle(folder), tmp_path, "trt-fp16.sm90")
     assert (written / "1" / "model.plan").read_bytes() == PLAN
     lines = (written / "config.pbtxt").read_text().splitlines()
     assert 'platform: "tensorrt_plan"' in lines
@@ -108,9 +108,9 @@ def test_a_plan_is_declared_with_what_it_needs(tmp_path):
     ],
 )
 def test_a_plan_that_triton_cannot_use_is_refused(tmp_path, changes, reason):
-    folder = tiny_bundle(tmp_path / "models", plan=plan(**changes))
-    with pytest.raises(EngineRefused, match=r"model\.h100\.plan") as refused:
-        export_triton(open_bundle(folder), tmp_path / "triton", "tensorrt")
+    folder = tiny_bundle(tmp_path / "models", plans={"trt-fp16.sm90": plan(**changes)})
+    with pytest.raises(EngineRefused, match=r"model\.trt-fp16\.sm90\.plan") as refused:
+        export_triton(open_bundle(folder), tmp_path / "triton", "trt-fp16.sm90")
     assert refused.value.reason == reason
     assert not (tmp_path / "triton").exists()
 
