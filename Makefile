@@ -9,6 +9,8 @@ DATA      ?= data/sample
 RUN       ?= runs/$(MODEL)
 ARCH      ?= resnet50
 EPOCHS    ?=
+ENGINES   ?= fp32,int8
+TARGETS   ?= this
 PORT      ?= 8001
 HTTP_PORT ?= 8002
 IMAGE     ?= data/sample/test/mug/mug-074.jpg
@@ -37,6 +39,7 @@ help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  DATA=$(DATA) RUN=$(RUN) MODEL=$(MODEL) ARCH=$(ARCH) EPOCHS=$(or $(EPOCHS),<the recipe's>)"
+	@echo "  ENGINES=$(ENGINES) TARGETS=$(TARGETS)"
 	@echo "  PORT=$(PORT) HTTP_PORT=$(HTTP_PORT) IMAGE=$(IMAGE)"
 
 setup: $(READY) ## create .venv and install the locked packages (other verbs do it when needed)
@@ -59,8 +62,8 @@ train: $(READY) $(if $(IS_SAMPLE),$(SAMPLE)) ## fine-tune ARCH on DATA: checkpoi
 	$(BIN)/python -m trainer --data "$(DATA)" --run "$(RUN)" --arch $(ARCH) \
 	  $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(IS_SAMPLE),--without-weights scratch)
 
-export: $(READY) ## turn the checkpoint of RUN into the next version of models/MODEL, verified
-	$(BIN)/python -m exporters --run "$(RUN)" --models models --model $(MODEL)
+export: $(READY) ## turn the checkpoint of RUN into the next version of models/MODEL: ENGINES, verified
+	$(BIN)/python -m exporters --run "$(RUN)" --models models --model $(MODEL) --engines $(ENGINES) --targets $(TARGETS)
 
 serve: $(READY) ## serve models/MODEL on PORT, metrics on HTTP_PORT
 	$(BIN)/python -m serving --models models --model $(MODEL) --port $(PORT) --http-port $(HTTP_PORT)

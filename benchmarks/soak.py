@@ -20,9 +20,13 @@ def main() -> None:
         megabytes = [served.resident_megabytes()]
         answered = 0
         for number in range(1, options.rounds + 1):
-            answered += run_load(plan, images).answered
+            report = run_load(plan, images)
+            answered += report.answered
             megabytes.append(served.resident_megabytes())
-            print(f"round {number}: {answered} answered, {megabytes[-1]:.1f} MB", flush=True)
+            errors = f", errors {report.errors}" if report.errors else ""
+            print(
+                f"round {number}: {answered} answered, {megabytes[-1]:.1f} MB{errors}", flush=True
+            )
     minutes = np.arange(len(megabytes)) * options.seconds / 60
     slope = float(np.polyfit(minutes, megabytes, 1)[0])
     print(f"slope {slope:+.2f} MB a minute over {minutes[-1]:.1f} minutes")

@@ -23,6 +23,7 @@ from packshot.image import Pixels
 METHODS = ("percentile", "entropy", "minmax")
 """In the order in which they are tried."""
 
+FEWEST_IMAGES, MOST_IMAGES = 8, 1000
 PERCENTILE = 99.99
 BINS = 2048
 # Entropy tries every threshold, in plain Python: a quarter of the bins takes seconds, not minutes.

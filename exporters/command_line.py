@@ -11,6 +11,7 @@ from typing import get_args
 
 import msgspec
 
+from exporters.calibration import FEWEST_IMAGES, MOST_IMAGES
 from exporters.gates import GATES, Gate
 from exporters.making import ENGINES
 from exporters.plan_options import AMPERE_PLUS, PORTABLE, THIS, PlanOptions
@@ -18,7 +19,6 @@ from packshot.errors import InvalidInput
 from packshot.plan import Flavour, Profile
 
 ADD_ENGINE = "add-engine"
-CALIBRATION_IMAGES = (8, 1000)
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,11 +57,10 @@ class ExportOptions(Options, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least, most = CALIBRATION_IMAGES
-        if not least <= self.calibration_images <= most:
+        if not FEWEST_IMAGES <= self.calibration_images <= MOST_IMAGES:
             raise InvalidInput(
-                f"--calibration-images is {self.calibration_images}; it must be from {least} to "
-                f"{most}"
+                f"--calibration-images is {self.calibration_images}; it must be from "
+                f"{FEWEST_IMAGES} to {MOST_IMAGES}"
             )
         if not 0 <= self.seed < 2**63:
             raise InvalidInput(f"--seed is {self.seed}; it must be from 0 to {2**63 - 1}")

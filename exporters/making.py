@@ -10,13 +10,13 @@ import msgspec
 
 from exporters.calibration import Calibration
 from exporters.int8_search import Search, Way
-from exporters.plan_options import PlanOptions, plan_key
+from exporters.plan_options import PORTABLE, PlanOptions, plan_key
 from exporters.proof import Work, prove_onnx, prove_plan
 from exporters.to_fp16 import convert_fp16
 from exporters.to_int8 import CPU, TENSORRT, prepare, quantize
 from exporters.to_tensorrt import build_plan
 from packshot.bundle import CALIBRATION, PLAN, Attempt, EngineFile
-from packshot.errors import NotFound
+from packshot.errors import EngineRefused, NotFound
 from packshot.image import Pixels
 from packshot.plan import sidecar_path
 
@@ -118,7 +118,7 @@ class Maker:
         attempts: tuple[Attempt, ...] = (),
     ) -> Made:
         """A plan from the source, and the proof of it."""
-        key = plan_key(precision, self._plan)
+        key = self._plan_key(precision)
         path = self._workshop / f"model.{key}{PLAN}"
         sidecar = build_plan(source, path, self._plan, self._logs / f"{key}.log")
         made_with = {sidecar.flavour: sidecar.version, **made_with}
@@ -134,6 +134,13 @@ class Maker:
         self._adopt(sidecar_path(path))
         self._adopt(path)
         return Made(key, file)
+
+    def _plan_key(self, precision: str) -> str:
+        try:
+            return plan_key(precision, self._plan)
+        except EngineRefused as error:
+            remedy = f"without one, TensorRT-RTX builds for other targets, {PORTABLE} among them"
+            raise EngineRefused(error.reason, f"{error}; {remedy}") from error
 
     def _adopt(self, path: Path) -> None:
         """Into the version's folder, in the place of what an earlier version shares."""

@@ -6,7 +6,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from exporters.calibration import FEWEST_IMAGES
 from exporters.gates import HeldOut
+from packshot.errors import InvalidInput
 from packshot.golden import GoldenSamples, make_golden
 from packshot.image import Pixels
 from trainer.batches import served_views
@@ -69,7 +71,17 @@ def golden_examples(split: Split) -> list[Example]:
 
 
 def calibration_images(source: Source, count: int, seed: int) -> Pixels:
-    """Random training images as the server would see them, uint8 [N, crop, crop, 3]."""
+    """Random training images as the server would see them, uint8 [N, crop, crop, 3].
+
+    Raises InvalidInput if there are too few to calibrate with.
+    """
     train = source.split.train
+    if len(train) < FEWEST_IMAGES:
+        raise InvalidInput(
+            f"{len(train)} training images are too few to calibrate INT8 with; it takes at least "
+            f"{FEWEST_IMAGES}"
+        )
+    if len(train) < count:
+        print(f"calibrating with all {len(train)} training images: there are no {count}")
     chosen = np.random.default_rng(seed).choice(len(train), min(count, len(train)), replace=False)
     return served_views(source.split, [train[i] for i in chosen], source.checkpoint.image)

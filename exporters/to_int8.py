@@ -141,7 +141,8 @@ def correct_bias(prepared: Path, corrected: Path, images: Pixels) -> None:
     layers = [
         node
         for node in model.graph.node
-        if node.op_type in ("Conv", "Gemm") and len(node.input) == 3 and node.input[1] in weights
+        if node.op_type in ("Conv", "Gemm") and len(node.input) == 3
+        if weights.keys() >= set(node.input[1:])
     ]
     means = _channel_means(model, sorted({node.input[0] for node in layers}), images)
     for node in layers:
@@ -151,10 +152,21 @@ def correct_bias(prepared: Path, corrected: Path, images: Pixels) -> None:
         mean = means[node.input[0]]
         groups = len(mean) // shift.shape[1]
         by_group = mean.reshape(groups, -1).repeat(len(shift) // groups, axis=0)
-        bias = weights[node.input[2]]
-        better = numpy_helper.to_array(bias) - (shift * by_group).sum(axis=1)
-        bias.CopyFrom(numpy_helper.from_array(better.astype(np.float32), bias.name))
+        better = numpy_helper.to_array(weights[node.input[2]]) - (shift * by_group).sum(axis=1)
+        # Of its own: layers with equal biases share one after the optimisation.
+        node.input[2] = f"{node.output[0]}.corrected_bias"
+        model.graph.initializer.append(
+            numpy_helper.from_array(better.astype(np.float32), node.input[2])
+        )
+    _drop_unused(model.graph)
     onnx.save(model, corrected)
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input}
+    kept = [one for one in graph.initializer if one.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def _channel_means(

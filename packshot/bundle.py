@@ -23,6 +23,7 @@ from packshot.errors import DamagedFile, NotFound
 from packshot.golden import GoldenSamples, read_golden
 from packshot.image import ImageSpec
 from packshot.intervals import Interval
+from packshot.record import decode_record
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -181,15 +182,7 @@ def read_manifest(folder: Path) -> Manifest:
         content = path.read_bytes()
     except OSError as error:
         raise NotFound(f"no bundle in {folder}: {error.strerror}") from error
-    try:
-        manifest = msgspec.json.decode(content, type=Manifest)
-    except msgspec.MsgspecError as error:
-        raise DamagedFile(f"{path} is not a bundle manifest of format {FORMAT}: {error}") from error
-    if manifest.format != FORMAT:
-        raise DamagedFile(
-            f"{path} has format {manifest.format}; this packshot reads format {FORMAT}"
-        )
-    return manifest
+    return decode_record(content, Manifest, path=path, what="bundle manifest", reads=FORMAT)
 
 
 def write_bundle(folder: Path, manifest: Manifest) -> Manifest:

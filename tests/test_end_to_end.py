@@ -15,14 +15,11 @@ import onnxruntime
 import pytest
 from PIL import Image
 from processes import ROOT, TIMEOUT, environment, program, serving
-from tiny import colour_network, reference
 
-from exporters.gates import GATES, HeldOut, check_gate, measure
-from exporters.proof import open_onnx
+from exporters.gates import GATES
 from exporters.source import golden_examples, load_source
 from packshot import Client
 from packshot.bundle import open_bundle
-from packshot.errors import AnswersDiffer
 from packshot.store import versions
 from trainer.batches import served_views
 from trainer.checkpoint import load_checkpoint, load_split_of, read_record, save_record
@@ -207,25 +204,3 @@ def test_an_exporter_without_a_checkpoint_says_what_to_do(tmp_path):
     assert done.returncode == 1
     assert "run `make train`" in done.stderr
     assert not (tmp_path / "models").exists()
-
-
-def test_gates_refuse_answers_that_are_not_pytorchs(tmp_path):
-    """On the tiny network: the gate sees what the server's engine answers."""
-    images = np.random.default_rng(0).integers(0, 256, (40, 224, 224, 3), np.uint8)
-    logits = reference(images)
-    path = tmp_path / "model.onnx"
-    path.write_bytes(colour_network())
-    engine = open_onnx(path, "fp32")
-    truth = logits.argmax(axis=1)
-    right = measure(engine, HeldOut(images=images, truth=truth, logits=logits))
-    assert (right.agreement, right.accuracy) == (1.0, 1.0)
-    check_gate("fp32", right, GATES["fp32"])
-    off = measure(engine, HeldOut(images=images, truth=truth, logits=logits + np.float32(0.01)))
-    with pytest.raises(AnswersDiffer, match=r"largest \|logit difference\| 0\.01"):
-        check_gate("fp32", off, GATES["fp32"])
-    check_gate("int8", off, GATES["int8"])
-    wrong = logits.copy()
-    wrong[:2] = -wrong[:2]
-    changed = measure(engine, HeldOut(images=images, truth=wrong.argmax(axis=1), logits=wrong))
-    with pytest.raises(AnswersDiffer, match=r"top-1 agreement 95\.00%.*accuracy drop 5\.00%"):
-        check_gate("int8", changed, GATES["int8"])

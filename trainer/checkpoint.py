@@ -18,6 +18,7 @@ from packshot.atomic import write_whole
 from packshot.bundle import to_json
 from packshot.errors import DamagedFile, NotFound
 from packshot.image import ImageSpec
+from packshot.record import decode_record
 from trainer.data import Split
 from trainer.evaluate import Evaluation
 from trainer.model import PixelNetwork, Weights, new_network
@@ -95,16 +96,12 @@ def read_record(run: Path) -> Checkpoint:
     """Raises NotFound or DamagedFile."""
     path = run / RECORD
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=Checkpoint)
+        content = path.read_bytes()
     except OSError as error:
         raise NotFound(
             f"no checkpoint in {run}: run `make train`, or name another --run"
         ) from error
-    except msgspec.MsgspecError as error:
-        raise DamagedFile(f"{path} is not a checkpoint of format {FORMAT}: {error}") from error
-    if record.format != FORMAT:
-        raise DamagedFile(f"{path} has format {record.format}; this packshot reads {FORMAT}")
-    return record
+    return decode_record(content, Checkpoint, path=path, what="checkpoint", reads=FORMAT)
 
 
 def set_aside(run: Path) -> None:
