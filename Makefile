@@ -103,6 +103,7 @@ lock: ## renew requirements.lock from pyproject.toml
 bench: $(READY) ## measure speed (ratios of two things in one run)
 	$(BIN)/python -m benchmarks.preprocessing
 	$(BIN)/python -m benchmarks.engines --models models --model $(MODEL)
+	$(BIN)/python -m benchmarks.threads --models models --model $(MODEL)
 	$(BIN)/python -m benchmarks.overhead --models models --model $(MODEL)
 	$(BIN)/python -m benchmarks.serving --models models --model $(MODEL)
 	$(BIN)/python -m benchmarks.overload --models models --model $(MODEL)

@@ -1,60 +1,155 @@
-"""One image through ONNX Runtime: on one thread, on all, with threads that spin and that do not.
+"""Every engine of a bundle that runs here, at batches of 1 to 32, each run over all cores.
 
-With a pause before each run, as at low load: that is where it matters.
+Held against the machine's peak: what a large matrix product of the same precision reaches on as
+many threads, in the same rounds. For a plan there is none: it runs on a GPU. All take turns, so
+that a noisy neighbour hits all alike; all rates are work over time, slow runs included.
 
     python -m benchmarks.engines --models models --model products
 """
 
-import statistics
 import time
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import chain
 
 import numpy as np
-import onnxruntime as ort
 
+from benchmarks.operations import operations_per_image
+from benchmarks.products import OPERATIONS, products
 from benchmarks.serving import parse_options
-from packshot.bundle import INPUT, open_bundle
+from packshot.bundle import PLAN, Bundle, open_bundle
 from packshot.cores import available_cores
+from packshot.errors import EngineRefused
+from packshot.plan import read_sidecar, sidecar_path
 from packshot.store import current_version
+from packshot.tables import table
+from serving.engines import Engine
+from serving.engines.onnxruntime import OnnxRuntimeEngine
+from serving.engines.tensorrt import open_plan
 
-PAUSE_SECONDS = 0.01
-RUNS = 40
+BATCHES = (1, 2, 4, 8, 16, 32)
+IMAGES_A_TURN = 32
+ROUNDS = 10  # of the largest batch as many runs: its p99 is nearly the slowest
+HEAD = ("ENGINE", "BATCH", "IMAGES/S", "P50 MS", "P99 MS", "CPU MS AN IMAGE", "OF THE PEAK")
 
 
-def session(path: str, threads: int, spinning: bool) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+class Course:
+    """Something to run in turns, and what the runs took."""
+
+    def __init__(self, run: Callable[[], object], runs_a_turn: int = 1) -> None:
+        self.seconds: list[float] = []
+        self.cpu_seconds = 0.0
+        self._run = run
+        self._runs_a_turn = runs_a_turn
+
+    def warm_up(self) -> None:
+        self._run()  # the first run allocates memory
+
+    def take_turn(self) -> None:
+        cpu = time.process_time()
+        for _ in range(self._runs_a_turn):
+            started = time.perf_counter()
+            self._run()
+            self.seconds.append(time.perf_counter() - started)
+        self.cpu_seconds += time.process_time() - cpu
+
+    @property
+    def runs_per_second(self) -> float:
+        return len(self.seconds) / sum(self.seconds)
+
+    @property
+    def cpu_seconds_a_run(self) -> float:
+        return self.cpu_seconds / len(self.seconds)
+
+    def milliseconds(self, percentile: int) -> float:
+        return float(np.percentile(self.seconds, percentile)) * 1000
 
 
-def milliseconds(one: Any, image: np.ndarray) -> tuple[float, float]:
-    """Median of a run, and CPU of a run."""
-    taken = []
-    cpu = time.process_time()
-    for _ in range(RUNS):
-        time.sleep(PAUSE_SECONDS)
-        started = time.perf_counter()
-        one.run(None, {INPUT: image})
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken) * 1000, (time.process_time() - cpu) / RUNS * 1000
+def open_engines(bundle: Bundle, stack: ExitStack) -> dict[str, Engine]:
+    """By their names in the manifest. Those that do not run here are told, with the reason."""
+    engines = {}
+    for name in bundle.manifest.engines:
+        try:
+            engines[name] = _open(bundle, name)
+        except EngineRefused as refused:
+            print(f"{name} does not run here: {refused}")
+        else:
+            stack.callback(engines[name].close)
+    return engines
+
+
+def _open(bundle: Bundle, name: str) -> Engine:
+    path = bundle.engine_path(name)
+    if not path.name.endswith(PLAN):
+        return OnnxRuntimeEngine(path, name=name, lanes=available_cores())
+    max_batch = max(profile.max_batch for profile in read_sidecar(sidecar_path(path)).profiles)
+    return open_plan(path, max_batch=max_batch, image_shape=bundle.manifest.image.shape)
+
+
+def courses_of(engine: Engine, images: np.ndarray) -> dict[int, Course]:
+    """By batch size. `images`: uint8 [N, crop, crop, 3], at least one."""
+    feeds = {batch: np.resize(images, (batch, *images.shape[1:])) for batch in BATCHES}
+    return {
+        batch: Course(partial(engine.run, feed, alone=True), IMAGES_A_TURN // batch)
+        for batch, feed in feeds.items()
+    }
+
+
+def run_in_turns(courses: Sequence[Course], rounds: int) -> None:
+    for course in courses:
+        course.warm_up()
+    for _ in range(rounds):
+        for course in courses:
+            course.take_turn()
+
+
+def row(name: str, batch: int, course: Course, of_the_peak: str) -> tuple[str, ...]:
+    return (
+        name,
+        str(batch),
+        f"{course.runs_per_second * batch:.1f}",
+        f"{course.milliseconds(50):.1f}",
+        f"{course.milliseconds(99):.1f}",
+        f"{course.cpu_seconds_a_run / batch * 1000:.1f}",
+        of_the_peak,
+    )
+
+
+def rows(
+    of_engines: Mapping[str, Mapping[int, Course]], peaks: Mapping[str, float]
+) -> Iterator[tuple[str, ...]]:
+    """`peaks`: of each engine that has one, in images a second."""
+    for name, courses in of_engines.items():
+        for batch, course in courses.items():
+            rate = course.runs_per_second * batch
+            yield row(name, batch, course, f"{rate / peaks[name]:.0%}" if name in peaks else "?")
 
 
 def main() -> None:
-    options = parse_options(__doc__ or "")
+    options = parse_options(__doc__ or "", rounds=ROUNDS)
     folder = options.models / options.model
     bundle = open_bundle(folder / str(current_version(folder)))
-    engine = "int8" if "int8" in bundle.manifest.engines else "fp32"
-    path = str(bundle.engine_path(engine))
-    cores = available_cores()
-    image = np.random.default_rng(0).integers(0, 255, (1, *bundle.manifest.image.shape), np.uint8)
-    ways = {"1 thread": (1, False), f"{cores} threads": (cores, False)}
-    ways[f"{cores} threads that spin"] = (cores, True)
-    sessions = {name: session(path, *way) for name, way in ways.items()}
-    for number in range(1, options.rounds + 1):  # alternating
-        for name, one in sessions.items():
-            wall, cpu = milliseconds(one, image)
-            print(f"round {number}: {engine}, {name}: {wall:.1f} ms, {cpu:.1f} of CPU", flush=True)
+    an_image, cores = operations_per_image(bundle.engine_path("fp32")), available_cores()
+    of_products = {name: Course(product) for name, product in products(cores).items()}
+    with ExitStack() as stack:
+        engines = open_engines(bundle, stack)
+        images = bundle.golden().pixels
+        of_engines = {name: courses_of(engine, images) for name, engine in engines.items()}
+        for_batch = (
+            [*(of_engines[name][batch] for name in engines), *of_products.values()]
+            for batch in BATCHES
+        )
+        run_in_turns(list(chain.from_iterable(for_batch)), options.rounds)
+    peaks = {name: course.runs_per_second * OPERATIONS for name, course in of_products.items()}
+    told = ", ".join(f"{peak / 1e9:.0f} in {name}" for name, peak in peaks.items())
+    print(f"an image is {an_image / 1e9:.2f} billion operations; {cores} cores do {told} a second")
+    on_cpu = {
+        name: peaks[file.precision] / an_image
+        for name, file in bundle.manifest.engines.items()
+        if not file.file.endswith(PLAN)
+    }
+    print(table([HEAD, *rows(of_engines, on_cpu)]))
 
 
 if __name__ == "__main__":

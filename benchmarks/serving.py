@@ -77,12 +77,12 @@ def through(served: Served, images: Sequence[bytes], seconds: float) -> Measured
     )
 
 
-def parse_options(description: str) -> argparse.Namespace:
+def parse_options(description: str, *, rounds: int = 3) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--model", default="products")
     parser.add_argument("--seconds", type=float, default=8.0, help="per round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=rounds)
     return parser.parse_args()
 
 

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,10 @@ from tiny import colour_network, tiny_bundle
 
 from packshot.errors import EngineRefused
 from serving.engines.gpu import probe_gpu
+
+# PyTorch's threads spin while they wait for each other. Here they share the cores with loaders,
+# servers and whatever else runs: training then takes three times as long. Read when it is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -73,6 +73,7 @@ if __name__ == "__main__":
     open_it = troubled(kind.open, known.control, known.run_ms / 1000)
     ENGINES[known.troubled] = kind._replace(open=open_it)
     if known.patience_ms:
-        listening.HELLO_MS = listening.SILENCE_MS = listening.PONG_MS = known.patience_ms
+        listening.HELLO_MS = listening.SILENCE_MS = known.patience_ms
+        listening.PONG_MS = known.patience_ms // 3  # a client that lives is quick
     sys.argv[1:] = rest
     raise SystemExit(main())

@@ -3,6 +3,7 @@
 import itertools
 import signal
 import socket
+from functools import cache
 
 import grpc
 import numpy as np
@@ -185,6 +186,7 @@ def test_reflection_tells_the_api(server):
         ]  # fmt: skip
 
 
+@cache
 def big_image() -> bytes:
     """Takes a while to decode."""
     noise = np.random.default_rng(0).integers(0, 255, (1400, 1400, 3), np.uint8)

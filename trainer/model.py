@@ -15,6 +15,7 @@ from torch import nn
 
 from packshot.errors import DamagedFile, InvalidInput, NotFound, PackshotError
 from packshot.image import ImageSpec
+from trainer.recipes import ARCHITECTURES
 
 models = torchvision.models
 
@@ -25,14 +26,6 @@ class Architecture(NamedTuple):
     build: Callable[..., nn.Module]
     imagenet: Any  # torchvision's weights
 
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "resnet18": Architecture(models.resnet18, models.ResNet18_Weights.IMAGENET1K_V1),
-    "resnet34": Architecture(models.resnet34, models.ResNet34_Weights.IMAGENET1K_V1),
-    "resnet50": Architecture(models.resnet50, models.ResNet50_Weights.IMAGENET1K_V2),
-    "resnet101": Architecture(models.resnet101, models.ResNet101_Weights.IMAGENET1K_V2),
-    "resnet152": Architecture(models.resnet152, models.ResNet152_Weights.IMAGENET1K_V2),
-}
 
 DOWNLOAD_TIMEOUT_SECONDS = 20
 
@@ -72,7 +65,8 @@ def architecture(name: str) -> Architecture:
     """Raises InvalidInput for a name that is not in the table."""
     if name not in ARCHITECTURES:
         raise InvalidInput(f"--arch is {name!r}; it must be one of {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[name]
+    weights = models.get_model_weights(name)[ARCHITECTURES[name]]
+    return Architecture(models.get_model_builder(name), weights)
 
 
 def new_network(arch: str, classes: int, spec: ImageSpec) -> PixelNetwork:

@@ -6,6 +6,15 @@ import msgspec
 
 from packshot.errors import InvalidInput
 
+ARCHITECTURES = {
+    "resnet18": "IMAGENET1K_V1",
+    "resnet34": "IMAGENET1K_V1",
+    "resnet50": "IMAGENET1K_V2",
+    "resnet101": "IMAGENET1K_V2",
+    "resnet152": "IMAGENET1K_V2",
+}
+"""By torchvision's name, and which of its ImageNet weights."""
+
 RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 30),
     "batch_size": (2, 64),
