@@ -3,7 +3,9 @@
 import re
 import subprocess
 import sys
+import threading
 import urllib.request
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,10 +56,13 @@ def started(module: str, *options: str) -> Iterator[Served]:
         for line in process.stderr or ():
             log.append(line)
             if found := READY.search(line):
+                # Nobody else reads the pipe: a server that writes to a full one is slower.
+                reader = threading.Thread(target=deque, args=(process.stderr, 0), daemon=True)
+                reader.start()
                 yield Served(engine=found[1], target=found[2], metrics_url=found[3])
                 break
         else:
             raise SystemExit(f"the server did not start:\n{''.join(log)}")
     finally:
         process.terminate()
-        process.communicate()
+        process.wait()

@@ -6,7 +6,9 @@ the training run.
 
 import datetime
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,9 +17,10 @@ from exporters.command_line import AddOptions
 from exporters.gates import HeldOut
 from exporters.making import Maker, make_all
 from exporters.proof import Work
-from exporters.version import complete
+from exporters.version import complete, read_report
 from packshot.bundle import CALIBRATION, LABELS, REPORT, Bundle, open_bundle
-from packshot.errors import AnswersDiffer
+from packshot.errors import AnswersDiffer, InvalidInput
+from packshot.image import Pixels
 from packshot.store import current_version, new_version, share
 
 WRITTEN_ANEW = (LABELS, REPORT)
@@ -26,11 +29,14 @@ WRITTEN_ANEW = (LABELS, REPORT)
 def add_engine(options: AddOptions) -> Path:
     """Writes the next version and returns its folder.
 
-    Raises NotFound or DamagedFile for the version to start from, AnswersDiffer if no engine that
-    was asked for passes. Nothing is left behind then.
+    Raises NotFound or DamagedFile for the version to start from, InvalidInput for another's run,
+    AnswersDiffer if no engine that was asked for passes. Nothing is left behind then.
     """
     model = options.models / options.model
-    base = open_bundle(model / str(options.version or current_version(model)))
+    asked = current_version(model) if options.version is None else options.version
+    base = open_bundle(model / str(asked))
+    report = read_report(base.folder)
+    at_hand = _images_at_hand(options, base)
     with (
         new_version(model) as (version, folder),
         tempfile.TemporaryDirectory(prefix="packshot-export-") as workshop,
@@ -41,7 +47,7 @@ def add_engine(options: AddOptions) -> Path:
         work = Work(
             folder=folder,
             golden=golden,
-            held_out=_held_out(options, base),
+            held_out=at_hand.held_out,
             temperature=base.manifest.temperature,
             gates=options.gates,
         )
@@ -51,36 +57,53 @@ def add_engine(options: AddOptions) -> Path:
             Path(workshop),
             plan=options.plan,
             logs=options.build_logs,
+            images=at_hand.to_calibrate,
             calibration=read_calibration(calibration) if calibration.exists() else None,
         )
         made, left_out = make_all(maker, options.engines, options.require)
         if not made:
             told = "; ".join(f"{name}: {why}" for name, why in left_out.items())
             raise AnswersDiffer(f"no engine was added: {told}")
+        engines = {**base.manifest.engines, **made}
         manifest = msgspec.structs.replace(
             base.manifest,
             version=version,
-            engines={**base.manifest.engines, **made},
+            engines=engines,
             left_out={
                 name: why
                 for name, why in {**base.manifest.left_out, **left_out}.items()
-                if name in left_out or name not in options.engines
+                if name not in engines and (name in left_out or name not in options.engines)
             },
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
-        report = (base.folder / REPORT).read_text(encoding="utf-8")
         complete(work, manifest, report, timed=made)
     return model / str(version)
 
 
-def _held_out(options: AddOptions, base: Bundle) -> HeldOut:
-    """Of the training run, if it is at hand, else the golden samples: few, and without truth."""
+class AtHand(NamedTuple):
+    """What engines are judged by, and what INT8 is calibrated with: None without the run."""
+
+    held_out: HeldOut
+    to_calibrate: Callable[[], Pixels] | None
+
+
+def _images_at_hand(options: AddOptions, base: Bundle) -> AtHand:
+    """Of the training run, if it is given, else the golden samples: few, and without truth."""
     if options.run is None:
         golden = base.golden()
         count = len(golden.pixels)
         print(f"no --run: the {count} golden samples stand for held-out images", flush=True)
-        return HeldOut(images=golden.pixels, logits=golden.logits)
-    from exporters.source import load_source  # PyTorch, which this program does without
+        return AtHand(HeldOut(images=golden.pixels, logits=golden.logits), None)
+    from exporters.source import calibration_images, load_source  # PyTorch, not needed without
+    from trainer.checkpoint import read_record
 
+    if read_record(options.run).weights_sha256 != base.manifest.provenance.get("weights_sha256"):
+        raise InvalidInput(
+            f"version {base.manifest.version} was not exported from the run in {options.run}, "
+            "whose weights are others: name its run, or leave --run out"
+        )
     source = load_source(options.run, options.data)
-    return source.held_out
+    return AtHand(
+        source.held_out,
+        lambda: calibration_images(source, options.calibration_images, options.seed),
+    )

@@ -32,6 +32,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     require: tuple[str, ...]
     gates: dict[str, Gate]
     plan: PlanOptions
+    calibration_images: int
+    seed: int
 
     def __post_init__(self) -> None:
         if not self.model or "/" in self.model or self.model.startswith("."):
@@ -45,18 +47,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidInput(
                 f"--require names {', '.join(sorted(missing))}, which --engines does not"
             )
-
-
-class ExportOptions(Options, frozen=True, kw_only=True):
-    """Of an export."""
-
-    run: Path
-    calibration_images: int
-    seed: int
-    build_logs: Path | None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
         if not FEWEST_IMAGES <= self.calibration_images <= MOST_IMAGES:
             raise InvalidInput(
                 f"--calibration-images is {self.calibration_images}; it must be from "
@@ -64,6 +54,16 @@ class ExportOptions(Options, frozen=True, kw_only=True):
             )
         if not 0 <= self.seed < 2**63:
             raise InvalidInput(f"--seed is {self.seed}; it must be from 0 to {2**63 - 1}")
+
+
+class ExportOptions(Options, frozen=True, kw_only=True):
+    """Of an export."""
+
+    run: Path
+    build_logs: Path | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if "fp32" not in self.engines:
             raise InvalidInput(
                 f"--engines is {','.join(self.engines)}; fp32 must be among them: all others are "
@@ -127,10 +127,6 @@ def _export_parser() -> argparse.ArgumentParser:
     )
     _common(parser, engines=("fp32", "int8"))
     parser.add_argument(
-        "--calibration-images", type=int, default=64, help="training images to calibrate INT8 with"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="chooses the calibration images")
-    parser.add_argument(
         "--build-logs", type=Path, help="folder for what TensorRT says (default: the run's)"
     )
     return parser
@@ -143,7 +139,10 @@ def _add_parser() -> argparse.ArgumentParser:
         "machine with the GPU that will serve; needs neither PyTorch nor the training run.",
     )
     parser.add_argument(
-        "--run", type=Path, help="training run, to judge by its held-out images (needs PyTorch)"
+        "--run",
+        type=Path,
+        help="training run of that version, to judge by its held-out images and to calibrate INT8 "
+        "with its training images (needs PyTorch)",
     )
     parser.add_argument("--version", type=int, help="version to start from (default: the served)")
     _common(parser, engines=("trt-fp16",))
@@ -181,6 +180,13 @@ def _common(parser: argparse.ArgumentParser, engines: tuple[str, ...]) -> None:
         metavar="NAME,...",
         help="write nothing, and fail, if one of these does not pass its gate",
     )
+    add(
+        "--calibration-images",
+        type=int,
+        default=64,
+        help="training images of the run to calibrate INT8 with",
+    )
+    add("--seed", type=int, default=0, help="chooses the calibration images")
     _add_gates(parser)
     _add_plan(parser)
 

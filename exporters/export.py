@@ -13,8 +13,8 @@ from exporters.making import FP32_FILE, Maker, make_all
 from exporters.proof import Work, prove_onnx
 from exporters.source import Source, calibration_images, golden_samples, load_source
 from exporters.to_onnx import OPSET, export_onnx, metadata_of
-from exporters.version import complete, peak_gigabytes
-from packshot.bundle import GOLDEN, REPORT, EngineFile, Manifest
+from exporters.version import complete, peak_gigabytes, read_report
+from packshot.bundle import GOLDEN, EngineFile, Manifest
 from packshot.store import new_version
 
 
@@ -26,6 +26,7 @@ def export(options: ExportOptions) -> Path:
     """
     started = time.monotonic()
     source = load_source(options.run, options.data)
+    report = read_report(options.run)  # before the work that would be lost without it
     with (
         new_version(options.models / options.model) as (version, folder),
         tempfile.TemporaryDirectory(prefix="packshot-export-") as workshop,
@@ -49,7 +50,6 @@ def export(options: ExportOptions) -> Path:
         wanted = [name for name in options.engines if name != "fp32"]
         made, left_out = make_all(maker, wanted, options.require)
         manifest = new_manifest(options.model, version, source, {**engines, **made}, left_out)
-        report = (options.run / REPORT).read_text(encoding="utf-8")
         complete(work, manifest, report, timed=manifest.engines)
     seconds = time.monotonic() - started
     print(f"exported in {seconds:.0f} s, with at most {peak_gigabytes():.1f} GB of memory")

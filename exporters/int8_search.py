@@ -84,10 +84,11 @@ class Search:
 
     def _attempt(self, way: Way, target: Path, placement: Placement) -> Attempt:
         prepared = self._prepared
-        if way.bias:
-            correct_bias(self._prepared, self._corrected, self._images[:BIAS_IMAGES])
-            prepared = self._corrected
         excluded = first_and_last(prepared) if way.float_ends else ()
+        if way.bias:
+            images = self._images[:BIAS_IMAGES]
+            correct_bias(self._prepared, self._corrected, images, excluded)
+            prepared = self._corrected
         quantize(prepared, target, way.calibration, placement, excluded)
         if placement is CPU:
             check_fused(self._fp32, target, excluded)

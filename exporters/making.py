@@ -18,7 +18,7 @@ from exporters.to_tensorrt import build_plan
 from packshot.bundle import CALIBRATION, PLAN, Attempt, EngineFile
 from packshot.errors import EngineRefused, NotFound
 from packshot.image import Pixels
-from packshot.plan import sidecar_path
+from packshot.plan import largest_batch, sidecar_path
 
 ENGINES = ("fp32", "int8", "trt-fp16", "trt-int8")
 """What can be asked for."""
@@ -128,7 +128,7 @@ class Maker:
             source,
             precision=precision,
             made_with=made_with,
-            max_batch=max(one.max_batch for one in self._plan.profiles),
+            max_batch=largest_batch(self._plan.profiles),
             attempts=attempts,
         )
         self._adopt(sidecar_path(path))

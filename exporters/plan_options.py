@@ -8,7 +8,7 @@ import msgspec
 
 from packshot.bundle import PLAN_KEYS
 from packshot.errors import EngineRefused, InvalidInput
-from packshot.plan import Flavour, Profile
+from packshot.plan import Flavour, Profile, largest_batch
 from serving.engines.gpu import Probe, probe_gpu
 from serving.engines.tensorrt import EXTRAS
 
@@ -56,6 +56,8 @@ def _check_profiles(profiles: tuple[Profile, ...]) -> None:
                 f"a profile is {one.min_batch},{one.opt_batch},{one.max_batch} images; "
                 "it must be min,opt,max in ascending order, from 1"
             )
+    if not largest_batch(profiles):
+        raise InvalidInput("no profile begins at 1 image: a server runs single images too")
 
 
 def _check_targets(targets: tuple[str, ...]) -> None:

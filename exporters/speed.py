@@ -18,7 +18,7 @@ from exporters.proof import Work, open_onnx
 from packshot.bundle import PLAN, EngineFile, Timing
 from packshot.cores import available_cores
 from packshot.image import Pixels
-from packshot.plan import read_sidecar, sidecar_path
+from packshot.plan import largest_batch, read_sidecar, sidecar_path
 from serving.engines import Engine
 from serving.engines.gpu import probe_gpu
 from serving.engines.tensorrt import open_plan
@@ -49,7 +49,7 @@ def _open(work: Work, file: EngineFile) -> Engine:
     path = work.folder / file.file
     if not file.file.endswith(PLAN):
         return open_onnx(path)
-    max_batch = max(one.max_batch for one in read_sidecar(sidecar_path(path)).profiles)
+    max_batch = largest_batch(read_sidecar(sidecar_path(path)).profiles)
     return open_plan(path, max_batch=max_batch, image_shape=work.golden.pixels.shape[1:])
 
 

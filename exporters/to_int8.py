@@ -130,11 +130,14 @@ def operations(model: Path) -> Counter[str]:
         return Counter(node.op_type for node in nodes)
 
 
-def correct_bias(prepared: Path, corrected: Path, images: Pixels) -> None:
+def correct_bias(
+    prepared: Path, corrected: Path, images: Pixels, excluded: Sequence[str] = ()
+) -> None:
     """Writes the prepared model with biases that make up for the rounding of the weights.
 
     Rounded weights W' shift a layer's mean output by (W' - W) E[x]; the bias takes that back
     (Nagel et al., ICCV 2019, section 4.2), with E[x] for each channel as `images` give it.
+    `excluded`: names of nodes that stay in float, whose weights are not rounded.
     """
     model = onnx.load(prepared)
     weights = {one.name: one for one in model.graph.initializer}
@@ -142,7 +145,7 @@ def correct_bias(prepared: Path, corrected: Path, images: Pixels) -> None:
         node
         for node in model.graph.node
         if node.op_type in ("Conv", "Gemm") and len(node.input) == 3
-        if weights.keys() >= set(node.input[1:])
+        if node.name not in excluded and weights.keys() >= set(node.input[1:])
     ]
     means = _channel_means(model, sorted({node.input[0] for node in layers}), images)
     for node in layers:

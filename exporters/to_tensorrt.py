@@ -135,6 +135,7 @@ def _build_interruptibly(task: Task, log: Path) -> Built:
     In a callback from TensorRT an exception, KeyboardInterrupt among them, ends the process.
     """
     messages, cancelled = _messages(task.trt), Event()
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as file, ThreadPoolExecutor(1) as thread:
         messages.start(file)
         try:

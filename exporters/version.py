@@ -3,6 +3,7 @@
 import resource
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
@@ -10,6 +11,20 @@ from exporters.card import with_hops
 from exporters.proof import Work
 from exporters.speed import SPEED_UP, has_vnni, speed_up, timed_engines
 from packshot.bundle import REPORT, EngineFile, Manifest, open_bundle, write_bundle
+from packshot.errors import DamagedFile, NotFound
+
+
+def read_report(folder: Path) -> str:
+    """The model card of a run or a version. Raises NotFound or DamagedFile."""
+    path = folder / REPORT
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise NotFound(
+            f"{path} is missing, which the model card is made from: copy the whole folder again"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DamagedFile(f"{path} is not UTF-8: copy the whole folder again") from error
 
 
 def complete(

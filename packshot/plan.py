@@ -119,6 +119,11 @@ def check_runtime(sidecar: PlanSidecar, *, flavour: str, version: str) -> None:
         )
 
 
+def largest_batch(profiles: Iterable[Profile]) -> int:
+    """Most images of a profile that takes single ones as well, as a server needs it; 0 if none."""
+    return max((one.max_batch for one in profiles if one.min_batch <= 1), default=0)
+
+
 def profile_for(sidecar: PlanSidecar, max_batch: int) -> int:
     """Index of a profile that takes 1 to `max_batch` images.
 

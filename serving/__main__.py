@@ -9,7 +9,7 @@ import uvloop
 from packshot.errors import PackshotError
 from serving.app import App
 from serving.command_line import parse_settings, to_toml
-from serving.logs import configure_logging
+from serving.logs import close_logs, configure_logging
 from serving.settings import Settings
 
 log = logging.getLogger("packshot.app")
@@ -22,6 +22,8 @@ def main() -> int:
         configure_logging(settings.log_format, settings.log_level)
         return _run(settings)
     except PackshotError as error:
+        if not close_logs():  # what was logged comes before it
+            os._exit(1)
         print(f"packshot: cannot serve: {error}", file=sys.stderr)
         return 1
 
@@ -33,10 +35,13 @@ def _run(settings: Settings) -> int:
     if settings.check:
         print(uvloop.run(_check(settings)))
         return 0
+    configure_logging(settings.log_format, settings.log_level, in_thread=True)
     log.info("settings: %s", " ".join(map(str, settings.effective())))
-    if uvloop.run(_serve(settings)):
-        logging.shutdown()
-        os._exit(1)  # a thread that hangs in an engine would hold up the exit for ever
+    left_behind = uvloop.run(_serve(settings))
+    written = close_logs()
+    if left_behind or not written:
+        # A thread that hangs, in an engine or over the log, would hold up the exit for ever.
+        os._exit(int(left_behind))
     return 0
 
 

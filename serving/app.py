@@ -22,6 +22,7 @@ from serving.http import HttpPort
 from serving.listening import add_port, new_server
 from serving.liveness import Liveness
 from serving.loading import EngineChoice, Loader, Room
+from serving.logs import count_lost_lines
 from serving.metrics import Metrics
 from serving.models import Models
 from serving.pipeline import Pipeline
@@ -76,6 +77,7 @@ class App:
         self._health = health.HealthServicer()
         self._server = new_server(settings, metrics)
         self._accepting = False
+        count_lost_lines(metrics.log_lines_lost.inc)
         metrics.saturation.set_function(self._saturation)
         metrics.live.set_function(lambda: self._liveness.reason() is None)
         metrics.ready.set_function(lambda: self._not_ready() is None)

@@ -5,11 +5,14 @@ Everything is logged with the standard library, `log.info("...", extra={...})`; 
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Literal, TextIO
 
 import msgspec
 import structlog
 from structlog.typing import EventDict, Processor
+
+from serving.log_thread import LogThread
 
 Format = Literal["auto", "json", "human"]
 FIRST = ("timestamp", "level", "logger", "event")
@@ -19,16 +22,36 @@ def configure_logging(
     format: Format = "auto",  # noqa: A002 - as the option is called
     level: str = "info",
     stream: TextIO | None = None,
+    *,
+    in_thread: bool = False,
 ) -> None:
     """All lines of this process from now on, to `stream` (standard error).
 
-    `auto` is human on a terminal, JSON lines elsewhere. Raises ValueError for an unknown level.
+    `auto` is human on a terminal, JSON lines elsewhere. With `in_thread` nothing that logs waits
+    for whoever reads the lines. Raises ValueError for an unknown level.
     """
     target = sys.stderr if stream is None else stream
     human = format == "human" or (format == "auto" and target.isatty())
-    handler = logging.StreamHandler(target)
+    handler: logging.Handler = logging.StreamHandler(target)
     handler.setFormatter(_formatter(human=human, colors=human and target.isatty()))
+    if in_thread:
+        handler = LogThread(handler)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def count_lost_lines(count: Callable[[], None]) -> None:
+    """Calls `count` for each line that had no room, where lines are written in a thread."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogThread):
+            handler.on_lost = count
+
+
+def close_logs() -> bool:
+    """Writes what still waits. Whether all of it could be written: if not, nobody reads."""
+    handlers = logging.getLogger().handlers
+    for handler in handlers:
+        handler.close()
+    return not any(isinstance(handler, LogThread) and handler.stuck for handler in handlers)
 
 
 def _formatter(*, human: bool, colors: bool) -> structlog.stdlib.ProcessorFormatter:

@@ -67,6 +67,11 @@ class Metrics:
             "Requests without a line in the access log, because there were too many a second.",
         )
 
+        self.log_lines_lost = declare.counter(
+            "packshot_log_lines_lost_total",
+            "Log lines that were not written, because what reads the log is too slow.",
+        )
+
     def _declare_requests(self, declare: Declared) -> None:
         self.stage_seconds = declare.histogram(
             "packshot_stage_seconds",

@@ -14,17 +14,20 @@ from onnx.reference import ReferenceEvaluator
 from processes import ROOT, environment, program, serving
 from small_network import photos, write_network
 
+from exporters.add_engine import add_engine as add_engine_here
 from exporters.card import with_hops
 from exporters.command_line import AddOptions, ExportOptions, parse_options
+from exporters.export import export as export_here
 from exporters.gates import GATES, HeldOut, run_in_batches
 from exporters.making import Maker, make_all
 from exporters.plan_options import PlanOptions
 from exporters.proof import Work, open_onnx
 from exporters.source import calibration_images, load_source
+from exporters.version import read_report
 from packshot import Client
 from packshot.audit import faults
 from packshot.bundle import open_bundle, read_manifest
-from packshot.errors import DamagedFile, InvalidInput
+from packshot.errors import DamagedFile, EngineRefused, InvalidInput, NotFound
 from packshot.golden import GoldenSamples
 from packshot.plan import Profile, read_sidecar
 from packshot.store import versions
@@ -263,7 +266,7 @@ def test_an_engine_that_cannot_be_added_leaves_no_version(store):
     assert versions(store / "shop") == there
 
 
-def small_maker(tmp_path: Path, *targets: str) -> Maker:
+def small_maker(tmp_path: Path, *targets: str, **plan: object) -> Maker:
     """Makes engines of a small network, for GPUs of these compute capabilities."""
     folder, workshop = tmp_path / "version", tmp_path / "workshop"
     folder.mkdir()
@@ -281,7 +284,11 @@ def small_maker(tmp_path: Path, *targets: str) -> Maker:
         gates=GATES,
     )
     return Maker(
-        work, workshop, plan=PlanOptions(targets=targets), logs=tmp_path, images=lambda: images
+        work,
+        workshop,
+        plan=PlanOptions(targets=targets, **plan),
+        logs=tmp_path,
+        images=lambda: images,
     )
 
 
@@ -308,6 +315,79 @@ def test_the_card_tells_what_is_left_out_and_is_written_anew(bundle):
     assert "int8 is left out: lost 5 &lt; 9 answers" in again
     assert again.count("from the checkpoint to what is served") == 1
     assert with_hops(again, bundle.manifest, sizes) == with_hops(page, bundle.manifest, sizes)
+
+
+def test_adding_int8_calibrates_with_the_images_of_the_run(store, run):
+    done = add_engine(
+        store, "--engines", "int8", "--run", run, "--calibration-images", 9, "--version", 1,
+        "--gate-int8-agreement", 0, "--gate-int8-drop", 1,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.rstrip().rsplit(" ", 1)[1])
+    engine = read_manifest(folder).engines["int8"]
+    assert engine.made_with["calibration"].endswith("; 9 training images")
+    assert engine.measured.images == 24
+    assert faults(folder) == faults(store / "shop" / "1") == []
+
+
+def test_the_run_of_another_version_is_refused(store, run, tmp_path):
+    other = copied(run, tmp_path / "run")
+    save_record(other, msgspec.structs.replace(read_record(run), weights_sha256="0" * 64))
+    options = parse_options(
+        ["add-engine", "--models", str(store), "--model", "shop", "--run", str(other)]
+    )
+    with pytest.raises(InvalidInput, match="was not exported from the run in"):
+        add_engine_here(options)
+
+
+def test_without_a_model_card_nothing_is_begun(store, run, tmp_path):
+    other = copied(run, tmp_path / "run")
+    (other / "report.html").unlink()
+    models = tmp_path / "models"
+    with pytest.raises(NotFound, match=r"report\.html is missing.*: copy the whole folder again"):
+        export_here(parse_options(["--run", str(other), "--models", str(models)]))
+    assert not models.exists()
+    (other / "report.html").write_bytes(b"\xff")
+    with pytest.raises(DamagedFile, match=r"report\.html is not UTF-8"):
+        read_report(other)
+
+
+def test_version_0_is_not_the_served_one(store):
+    options = parse_options(
+        ["add-engine", "--models", str(store), "--model", "shop", "--version", "0"]
+    )
+    with pytest.raises(NotFound, match="no bundle in"):
+        add_engine_here(options)
+
+
+def test_an_engine_that_stays_is_not_told_as_left_out(store):
+    there = versions(store / "shop")
+    options = parse_options(
+        ["add-engine", "--models", str(store), "--model", "shop", "--engines", "int8,trt-fp16",
+         "--build-logs", str(store / "logs"), *PLANS, "--gate-fp16-agreement", "0",
+         "--version", "1"]
+    )  # fmt: skip
+    manifest = read_manifest(add_engine_here(options))
+    assert manifest.version not in there
+    assert "int8" in manifest.engines  # that of version 1: there are no images to make it anew
+    assert manifest.left_out == {}
+
+
+def test_a_plan_of_several_profiles_is_run_by_the_largest_that_begins_at_one(tmp_path, monkeypatch):
+    asked = []
+
+    def nothing_opens(path, *, max_batch, **_):
+        asked.append(max_batch)
+        raise EngineRefused("no_gpu", "none here")
+
+    monkeypatch.setattr("exporters.proof.open_plan", nothing_opens)
+    profiles = tuple(
+        Profile(min_batch=least, opt_batch=8, max_batch=most) for least, most in ((1, 8), (8, 32))
+    )
+    maker = small_maker(tmp_path, "portable", profiles=profiles)
+    made, left_out = make_all(maker, ["trt-fp16"], required=[])
+    assert (list(made), left_out) == (["trt-fp16.portable"], {})
+    assert asked == [8]
 
 
 def copied(run: Path, target: Path) -> Path:

@@ -75,6 +75,20 @@ def test_other_answers_and_lost_accuracy_are_named_with_their_numbers(engine):
     assert faults(changed, Gate(min_agreement=0.9, max_accuracy_drop=0.1)) == []
 
 
+def test_a_drop_of_exactly_the_limit_passes(engine):
+    measured = measure(engine, held_out())
+    for total, right in ((200, 198), (200, 191), (1000, 989), (2000, 1971)):
+        lost = round(total * 0.005)
+        at_limit, beyond = (
+            msgspec.structs.replace(
+                measured, pytorch_accuracy=right / total, accuracy=(right - gone) / total
+            )
+            for gone in (lost, lost + 1)
+        )
+        assert faults(at_limit, GATES["int8"]) == [], total
+        assert len(faults(beyond, GATES["int8"])) == 1
+
+
 def test_without_labels_only_agreement_counts(engine):
     measured = measure(engine, held_out(turned(2), truth=None))
     assert (measured.accuracy, measured.pytorch_accuracy) == (None, None)

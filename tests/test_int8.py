@@ -108,6 +108,18 @@ def test_int8_answers_nearly_as_fp32_does_and_is_integer_throughout(
     assert (counted["QLinearConv"], counted["QGemm"], counted["Conv"]) == (3, 1, 0)
 
 
+@pytest.mark.parametrize("placement", [CPU, TENSORRT])
+def test_every_output_of_a_layer_has_a_scale_of_its_own(prepared, histograms, tmp_path, placement):
+    quantize(prepared, tmp_path / "int8.onnx", histograms.calibration("minmax"), placement)
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    values = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+    made_by = {output: node for node in graph.node for output in node.output}
+    layers = [node for node in graph.node if node.op_type == "Conv"]
+    assert len(layers) == 3
+    for node in layers:
+        assert values[made_by[node.input[1]].input[1]].shape == (8,)
+
+
 def test_layers_left_in_float_are_found_out(fp32, prepared, histograms, tmp_path):
     target = tmp_path / "int8.onnx"
     assert first_and_last(prepared) == ("conv0", "head")
@@ -165,6 +177,28 @@ def test_corrected_biases_take_back_the_shift_of_rounded_weights(tmp_path):
         for name in ("plain.onnx", "better.onnx")
     ]
     assert off[1] < 0.25 * off[0]
+
+
+def test_layers_that_stay_in_float_keep_their_biases(fp32, prepared, tmp_path):
+    ends = first_and_last(prepared)
+    correct_bias(prepared, tmp_path / "corrected.onnx", IMAGES, excluded=ends)
+    graph = onnx.load(tmp_path / "corrected.onnx").graph
+    biases = {node.name: node.input[2] for node in graph.node if node.name in ("conv1", *ends)}
+    assert biases["conv1"].endswith(".corrected_bias")
+    assert not any(biases[name].endswith(".corrected_bias") for name in ends)
+
+
+def test_the_search_corrects_no_layer_that_it_leaves_in_float(fp32, tmp_path, monkeypatch):
+    left_alone = []
+    monkeypatch.setattr(
+        "exporters.int8_search.correct_bias",
+        lambda *given: (left_alone.append(given[3]), correct_bias(*given)),
+    )
+    impossible = Gate(min_agreement=0.0, max_accuracy_drop=1.0, max_logit_difference=1e-9)
+    search = Search(work_on(fp32, tmp_path, impossible), fp32, IMAGES, tmp_path)
+    with pytest.raises(AnswersDiffer):
+        search.run(tmp_path / "int8.onnx", CPU)
+    assert left_alone == [("conv0", "head")]
 
 
 def work_on(fp32, folder, gate: Gate) -> Work:

@@ -1,16 +1,25 @@
 """Log lines for machines and for people, and the access log's budget."""
 
+import fcntl
 import io
 import json
 import logging
 import math
+import os
 import re
+import signal
+import subprocess
+import sys
+import threading
 from datetime import datetime, timedelta
 
 import pytest
-from processes import READY
+from processes import READY, ROOT, TIMEOUT, environment
+from tiny import PURE, jpeg
 
+from packshot import Client
 from serving.access_log import Access, AccessLog
+from serving.log_thread import LogThread
 from serving.logs import configure_logging
 from serving.metrics import Metrics
 from serving.request_id import request_id
@@ -38,6 +47,60 @@ def lines():
     stream = io.StringIO()
     configure_logging("json", stream=stream)
     return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+class Stuck(io.StringIO):
+    """A stream that nobody reads until `released` is set."""
+
+    def __init__(self):
+        super().__init__()
+        self.reached, self.released = threading.Event(), threading.Event()
+
+    def write(self, text):
+        self.reached.set()
+        assert self.released.wait(TIMEOUT)
+        return super().write(text)
+
+
+def test_what_logs_never_waits_and_what_has_no_room_is_counted():
+    stream, lost = Stuck(), []
+    handler = LogThread(logging.StreamHandler(stream), lines_waiting=3)
+    handler.on_lost = lambda: lost.append(1)
+    handler.handle(log.makeRecord("packshot", logging.INFO, "", 0, "line 0", (), None))
+    assert stream.reached.wait(TIMEOUT)  # the first is being written
+    for number in range(1, 9):
+        handler.handle(log.makeRecord("packshot", logging.INFO, "", 0, f"line {number}", (), None))
+    assert len(lost) == 5
+    stream.released.set()
+    handler.close()
+    written = stream.getvalue().splitlines()
+    assert [line for line in written if line.startswith("line")] == [
+        f"line {number}" for number in range(4)
+    ]
+    assert "5 log lines are lost: what reads this log is too slow" in written
+
+
+def test_a_server_whose_log_nobody_reads_goes_on_answering(store, tmp_path):
+    """Its standard error is a pipe with room for a few lines."""
+    read_end, write_end = os.pipe()
+    fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
+    command = ["-m", "serving", "--models", store, "--port", "0", "--http-port", "0"]
+    options = ["--access-log-per-second", "100000", "--log-format", "json"]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command), *options],
+        cwd=ROOT, env=environment(), stderr=write_end,
+    )  # fmt: skip
+    os.close(write_end)
+    text = ""
+    while not (ready := READY.search(text)):
+        assert process.poll() is None, text
+        text += os.read(read_end, 4096).decode()
+    with Client(ready[1], timeout_seconds=TIMEOUT) as client:
+        for _ in range(100):
+            assert client.classify([jpeg(PURE["red"])])[0].label == "red"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(TIMEOUT) == 0
+    os.close(read_end)
 
 
 def test_json_has_the_known_keys_first_and_extra_ones_after(lines):

@@ -218,7 +218,7 @@ def test_a_server_refuses_a_plan_that_changed_or_travelled_alone(plan, tmp_path)
 def test_several_profiles(rtx, build):
     profiles = (
         Profile(min_batch=1, opt_batch=1, max_batch=1),
-        Profile(min_batch=2, opt_batch=8, max_batch=32),
+        Profile(min_batch=1, opt_batch=8, max_batch=32),
     )
     both = build(options(profiles=profiles))
     assert both.profiles == profiles
@@ -328,6 +328,7 @@ def test_a_build_that_fails_shows_tensorrts_own_words(rtx, build, left, tmp_path
         ({"profiles": ()}, "at least one profile"),
         ({"profiles": (Profile(min_batch=0, opt_batch=1, max_batch=2),)}, "is 0,1,2 images"),
         ({"profiles": (Profile(min_batch=4, opt_batch=2, max_batch=8),)}, "is 4,2,8 images"),
+        ({"profiles": (Profile(min_batch=2, opt_batch=4, max_batch=8),)}, "begins at 1 image"),
         ({"targets": ()}, "the targets are none"),
         ({"targets": ("hopper",)}, "the targets are hopper; they must be this, ampere-plus"),
         ({"targets": ("portable", "8.6")}, "the targets are portable, 8.6"),

@@ -20,6 +20,7 @@ from packshot.plan import PlanSidecar, Profile
 from packshot.triton import export_triton
 
 PLAN = b"not really a plan"
+KEY = "trt-fp16.sm90"
 IMAGE = (
     '{"decoder":"pillow","orientation":"exif","colour":"RGB","alpha_over":[255,255,255],'
     '"frame":"first","resize_short_side":256,"crop":224,"interpolation":"bilinear",'
@@ -88,8 +89,8 @@ def test_a_plan_is_declared_with_what_it_needs(tmp_path):
         Profile(min_batch=1, opt_batch=8, max_batch=16),
         Profile(min_batch=8, opt_batch=32, max_batch=64),
     )
-    folder = tiny_bundle(tmp_path / "models", plans={"trt-fp16.sm90": plan(profiles=profiles)})
-    written = export_triton(open_bundle(folder), tmp_path, "trt-fp16.sm90")
+    folder = tiny_bundle(tmp_path / "models", plans={KEY: plan(profiles=profiles)})
+    written = export_triton(open_bundle(folder), tmp_path, KEY)
     assert (written / "1" / "model.plan").read_bytes() == PLAN
     lines = (written / "config.pbtxt").read_text().splitlines()
     assert 'platform: "tensorrt_plan"' in lines
@@ -108,9 +109,9 @@ def test_a_plan_is_declared_with_what_it_needs(tmp_path):
     ],
 )
 def test_a_plan_that_triton_cannot_use_is_refused(tmp_path, changes, reason):
-    folder = tiny_bundle(tmp_path / "models", plans={"trt-fp16.sm90": plan(**changes)})
+    folder = tiny_bundle(tmp_path / "models", plans={KEY: plan(**changes)})
     with pytest.raises(EngineRefused, match=r"model\.trt-fp16\.sm90\.plan") as refused:
-        export_triton(open_bundle(folder), tmp_path / "triton", "trt-fp16.sm90")
+        export_triton(open_bundle(folder), tmp_path / "triton", KEY)
     assert refused.value.reason == reason
     assert not (tmp_path / "triton").exists()
 
