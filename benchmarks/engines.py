@@ -97,7 +97,7 @@ def courses_of(engine: Engine, images: np.ndarray) -> dict[int, Course]:
 
 
 def run_in_turns(courses: Sequence[Course], rounds: int) -> None:
-    for course in courses:
+    for course in set(courses):  # one may have several turns in a round
         course.warm_up()
     for _ in range(rounds):
         for course in courses:
