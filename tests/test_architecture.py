@@ -19,6 +19,7 @@ HEAVY = {
     "tensorrt_rtx",
     "prometheus_client",
     "safetensors",
+    "timm",
 }
 ALLOWED = {
     "packshot": {"packshot"},

@@ -10,10 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-import torchvision
 from processes import ROOT, TIMEOUT, environment, program
-from safetensors.torch import save_file
-from test_data import options
 from torchvision.transforms.v2.functional import normalize
 
 from packshot.errors import DamagedFile, InvalidInput, NotFound
@@ -24,8 +21,7 @@ from trainer.calibrate import fit_temperature
 from trainer.checkpoint import load_checkpoint, load_split_of, read_record
 from trainer.evaluate import score
 from trainer.loop import reestimate_batchnorm
-from trainer.model import WeightsUnavailable, load_weights, new_network
-from trainer.recipes import recipe_for
+from trainer.model import new_network
 from trainer.sample import draw_catalogue
 
 SPEC = ImageSpec()
@@ -47,35 +43,6 @@ def test_the_network_normalises_by_itself():
     assert embedding.shape == (2, network.embedding_width)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_from_a_file_fill_the_backbone_and_leave_the_head(tmp_path, suffix):
-    donor = torchvision.models.resnet18(num_classes=1000)
-    path = tmp_path / f"resnet18{suffix}"
-    (torch.save if suffix == ".pth" else save_file)(donor.state_dict(), path)
-    network = new_network("resnet18", 3, SPEC)
-    weights = load_weights(network, "resnet18", str(path))
-    assert weights.pretrained
-    assert weights.source.startswith(path.name)
-    assert torch.equal(network.backbone.layer4[1].conv2.weight, donor.layer4[1].conv2.weight)
-    assert network.head.out_features == 3
-
-
-def test_weights_of_another_architecture_are_refused(tmp_path):
-    path = tmp_path / "other.safetensors"
-    save_file(torchvision.models.resnet34().state_dict(), path)
-    with pytest.raises(InvalidInput, match="do not fit --arch"):
-        load_weights(new_network("resnet18", 3, SPEC), "resnet18", str(path))
-
-
-def test_missing_and_broken_weights_are_named(tmp_path):
-    network = new_network("resnet18", 3, SPEC)
-    with pytest.raises(NotFound, match="no such file"):
-        load_weights(network, "resnet18", str(tmp_path / "none.pth"))
-    (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(DamagedFile, match=r"text\.pth"):
-        load_weights(network, "resnet18", str(tmp_path / "text.pth"))
-
-
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """An empty cache of torchvision's weights, and no network."""
@@ -84,30 +51,6 @@ def hub(tmp_path, monkeypatch):
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder
-
-
-def test_without_imagenet_weights_the_three_ways_out_are_named(hub):
-    with pytest.raises(WeightsUnavailable, match=r"Three ways out") as caught:
-        load_weights(new_network("resnet18", 3, SPEC), "resnet18", "imagenet")
-    for way in (str(hub), "TORCH_HOME", "--weights PATH", "--weights none"):
-        assert way in str(caught.value)
-
-
-def test_imagenet_weights_come_from_the_cache_if_their_hash_is_right(hub, monkeypatch):
-    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
-    donor = torchvision.models.resnet18(num_classes=1000)
-    cached = hub / weights.url.rsplit("/", 1)[1]
-    network = new_network("resnet18", 3, SPEC)
-    for content in (b"", b"<html>please log in</html>"):
-        cached.write_bytes(content)
-        with pytest.raises(DamagedFile, match="hash in its name"):
-            load_weights(network, "resnet18", "imagenet")
-    torch.save(donor.state_dict(), cached)
-    with pytest.raises(DamagedFile, match="hash in its name"):
-        load_weights(network, "resnet18", "imagenet")
-    monkeypatch.setattr("trainer.model._sha256", lambda path: "f37072fd" + 56 * "0")
-    assert load_weights(network, "resnet18", "imagenet") == (True, str(weights))
-    assert torch.equal(network.backbone.conv1.weight, donor.conv1.weight)
 
 
 def test_unknown_architecture_is_named():
@@ -177,15 +120,6 @@ def test_temperature_stays_finite_without_a_single_error():
     logits = np.array([[3.0, 0.0], [0.0, 3.0]] * 20, np.float32)
     temperature = fit_temperature(logits, np.array([0, 1] * 20))
     assert probabilities(logits, temperature).max() == pytest.approx(1 - 1 / 42, abs=1e-3)
-
-
-def test_a_fine_tuning_recipe_for_the_hardware_and_the_users_values(tmp_path):
-    asked = options(tmp_path, epochs=5)
-    assert recipe_for(asked, pretrained=True, gpu=True).stages == ((224, 1.0),)
-    assert recipe_for(asked, pretrained=True, gpu=False).name == "fine-tune-on-cpu"
-    assert recipe_for(asked, pretrained=False, gpu=True).name == "from-scratch"
-    assert recipe_for(asked, pretrained=True, gpu=True).epochs == 5
-    assert recipe_for(options(tmp_path), pretrained=True, gpu=True).epochs == 8
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

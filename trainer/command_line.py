@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from packshot.cores import available_cores
-from trainer.recipes import ARCHITECTURES, FINE_TUNE, RANGES, Options
+from trainer.recipes import ARCHITECTURE_NAMES, AUTO, CHOSEN, MANUAL, RANGES, RECIPES, Options
 
 MAX_DEFAULT_WORKERS = 16
 
@@ -28,26 +28,34 @@ def parse_options(arguments: list[str] | None = None) -> Options:
         default=Path("runs/products"),
         help="folder for checkpoint, log and report",
     )
-    add("--arch", default="resnet50", help=f"one of {', '.join(ARCHITECTURES)}")
+    add("--arch", default="resnet50", help=f"one of {', '.join(ARCHITECTURE_NAMES)}")
     add(
         "--weights",
         default="imagenet",
         metavar="imagenet|none|PATH",
-        help="start from torchvision's ImageNet weights, random ones, or a file of weights",
+        help="start from ImageNet weights (imagenet-v1: those by name), random ones, a "
+        ".safetensors or .pth file, or an earlier run's folder",
     )
+    add("--weights-sha256", help="the hash that the file of --weights must have")
     add(
         "--without-weights",
         choices=("stop", "scratch"),
         default="stop",
         help="if the ImageNet weights cannot be had: stop, or train from scratch and say so",
     )
-    for name in ("epochs", "batch_size", "learning_rate"):
+    add(
+        "--recipe",
+        default=AUTO,
+        help=f"{AUTO} (by the number of images), or one of {', '.join(RECIPES)}; "
+        "`python -m trainer recipes` explains them",
+    )
+    for name in CHOSEN:
         low, high = RANGES[name]
-        default = getattr(FINE_TUNE, name)
+        default = getattr(MANUAL, name)
         add(
             f"--{name.replace('_', '-')}",
             type=type(default),
-            help=f"{low:g} to {high:g} (default: the recipe's; {default:g} for fine-tuning)",
+            help=f"{low:g} to {high:g} (default: the recipe's; {default:g} for {MANUAL.name})",
         )
     add(
         "--val-share",
@@ -71,3 +79,18 @@ def parse_options(arguments: list[str] | None = None) -> Options:
     add("--workers", type=int, default=workers, help="loader processes (default: %(default)s)")
     add("--seed", type=int, default=0)
     return Options(**vars(parser.parse_args(arguments)))
+
+
+def parse_fetching(arguments: list[str]) -> argparse.Namespace:
+    """Of `python -m trainer weights`: arch, weights, into."""
+    parser = argparse.ArgumentParser(prog="python -m trainer weights")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    fetching = verbs.add_parser(
+        "fetch", help="download ImageNet weights, for a machine without a network"
+    )
+    add = fetching.add_argument
+    known = ", ".join(ARCHITECTURE_NAMES)
+    add("--arch", nargs="+", default=["resnet50"], help=f"one or more of {known}; or all")
+    add("--weights", default="imagenet", help="imagenet (the newest) or one by name: imagenet-v1")
+    add("--into", type=Path, help="folder to download into (default: where the trainer looks)")
+    return parser.parse_args(arguments)

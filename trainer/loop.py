@@ -14,12 +14,13 @@ import msgspec
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 from tqdm import tqdm
 
 from packshot.errors import InvalidInput
 from packshot.image import ImageSpec, Pixels
-from trainer.batches import TrainingViews, plan_steps, served_views, training_batches
+from trainer.average import Average
+from trainer.batches import Step, TrainingViews, plan_steps, served_views, training_batches
 from trainer.calibrate import fit_temperature
 from trainer.checkpoint import (
     Checkpoint,
@@ -116,12 +117,16 @@ def train(
     split, recipe, options = training.split, training.recipe, training.options
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device, memory_format=torch.channels_last)
+    network.freeze(recipe.frozen_stages, batchnorm=recipe.frozen_batchnorm)
     optimizer = new_optimizer(network, recipe)
     validation = Views.of(split, split.val, training.spec)
     steps = plan_steps(recipe, len(split.train), options.seed)
     pixels_done = np.cumsum([step.size**2 for step in steps])
     views = TrainingViews(split, recipe, training.spec, options.seed)
     batches = training_batches(views, steps, options.workers)
+    average = Average(network, len(steps)) if recipe.ema else None
+    candidate = network if average is None else average.network
+    mixing = np.random.default_rng([options.seed, 2])
     bar = tqdm(
         total=int(pixels_done[-1]), unit="px", unit_scale=True, desc=f"training {options.arch}"
     )
@@ -131,12 +136,15 @@ def train(
     for number, (step, (images, labels)) in enumerate(zip(steps, batches, strict=True), start=1):
         progress = pixels_done[number - 1] / pixels_done[-1]
         set_learning_rate(optimizer, learning_rate_share(recipe, number, len(steps), progress))
-        logits, _ = network(images.to(device))
-        loss = cross_entropy(logits, labels.to(device), label_smoothing=recipe.label_smoothing)
+        images, targets = mixed(images.to(device), labels.to(device), training, mixing)
+        logits, _ = network(images)
+        loss = cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
+        if average is not None:
+            average.update(network)
 
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
@@ -146,15 +154,15 @@ def train(
         if interrupt.signal is not None:
             bar.close()
             return best
-        if number == len(steps) or steps[number].epoch != step.epoch:
+        if evaluation_is_due(steps, number, recipe):
             moment = Moment(
                 epoch=step.epoch, step=number, size=step.size, train_loss=float(np.mean(losses))
             )
-            best = keep_best(best, network, training, validation, moment, log)
+            best = keep_best(best, candidate, training, validation, moment, log)
             losses.clear()
     bar.close()
     if recipe.batchnorm_images:
-        best = try_batchnorm(best, network, training, validation, len(steps), log)
+        best = try_batchnorm(best, candidate, training, validation, len(steps), log)
     return best
 
 
@@ -234,17 +242,56 @@ def finish(run: Path, data: Path | None = None) -> Checkpoint:
     return kept
 
 
+def evaluation_is_due(steps: Sequence[Step], number: int, recipe: Recipe) -> bool:
+    """After the step of this number: at the end of every epoch that `eval_steps` divides."""
+    if number == len(steps):
+        return True
+    epoch = steps[number - 1].epoch
+    return steps[number].epoch != epoch and epoch % recipe.eval_steps == 0
+
+
+def mixed(
+    images: torch.Tensor, labels: torch.Tensor, training: Training, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mixup (Zhang et al., ICLR 2018): each image laid over the next one, and so its target.
+
+    Images uint8 [N, H, W, 3] and labels [N] to float images and targets [N, classes], or as they
+    are without mixup.
+    """
+    alpha = training.recipe.mixup
+    if not alpha:
+        return images, labels
+    share = float(rng.beta(alpha, alpha))
+    targets = one_hot(labels, len(training.split.labels)).float()
+    return (
+        torch.lerp(images.float().roll(1, 0), images.float(), share),
+        torch.lerp(targets.roll(1, 0), targets, share),
+    )
+
+
 def new_optimizer(network: PixelNetwork, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW; no weight decay on biases and BatchNorm, a rate of its own for the new head."""
+    """AdamW; a rate of its own for each stage of the backbone and for the new head.
+
+    No weight decay on biases, normalisation, class token and positions; nothing for what is frozen.
+    """
+    stages = list(network.stage_parameters())
+    parts = [
+        (parameters, recipe.stage_decay ** (len(stages) - 1 - i))
+        for i, parameters in enumerate(stages)
+    ]
+    parts.append((list(network.head.named_parameters()), recipe.head_learning_rate_factor))
     groups = []
-    for part, factor in ((network.backbone, 1.0), (network.head, recipe.head_learning_rate_factor)):
-        for matrices, decay in ((True, recipe.weight_decay), (False, 0.0)):
-            parameters = [p for p in part.parameters() if (p.ndim > 1) == matrices]
+    for parameters, factor in parts:
+        learnt = [(name, p) for name, p in parameters if p.requires_grad]
+        for decayed, decay in ((True, recipe.weight_decay), (False, 0.0)):
             rate = recipe.learning_rate * factor
-            groups.append(
-                {"params": parameters, "weight_decay": decay, "lr": rate, "peak_lr": rate}
-            )
-    return torch.optim.AdamW(groups, fused=True)
+            chosen = [p for name, p in learnt if has_weight_decay(name, p) == decayed]
+            groups.append({"params": chosen, "weight_decay": decay, "lr": rate, "peak_lr": rate})
+    return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+
+
+def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim > 1 and not name.endswith(("class_token", "pos_embedding"))
 
 
 def learning_rate_share(recipe: Recipe, step: int, steps: int, progress: float) -> float:

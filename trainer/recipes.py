@@ -1,30 +1,42 @@
-"""Recipes: every number of a training run, in one table, and the ranges that options must keep."""
+"""Recipes: every number of a training run, in one table, and the ranges that options must keep.
 
+`python -m trainer recipes` prints it as docs/recipes.md.
+"""
+
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from packshot.errors import InvalidInput
 
-ARCHITECTURES = {
-    "resnet18": "IMAGENET1K_V1",
-    "resnet34": "IMAGENET1K_V1",
-    "resnet50": "IMAGENET1K_V2",
-    "resnet101": "IMAGENET1K_V2",
-    "resnet152": "IMAGENET1K_V2",
-}
-"""By torchvision's name, and which of its ImageNet weights."""
+if TYPE_CHECKING:  # it loads PyTorch
+    from trainer.architectures import Architecture
+
+ARCHITECTURE_NAMES = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "seresnet50",
+    "vit_b_16", "vit_l_16",
+)  # fmt: skip
+"""Those of `trainer.architectures`, for who would not load PyTorch to name them."""
 
 RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 30),
     "batch_size": (2, 64),
     "learning_rate": (1e-5, 5e-4),
+    "eval_steps": (1, 30),
     "max_damaged_share": (0.0, 0.5),
     "val_share": (0.01, 0.5),
     "test_share": (0.01, 0.5),
     "workers": (0, 64),
     "seed": (0, 2**63 - 1),
 }
+CHOSEN = ("epochs", "batch_size", "learning_rate", "eval_steps")
+"""What the user may set in a recipe."""
+
+# BatchNorm's averages over fewer images are noise, worse than those of the pre-training.
+FEWEST_FOR_BATCHNORM = 8
+SERVED_SIZE = 224
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,36 +45,109 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     name: str
     epochs: int
     batch_size: int
-    learning_rate: float
+    learning_rate: float  # of the backbone's last stage, at its peak
     head_learning_rate_factor: float
     weight_decay: float
     label_smoothing: float
+    eval_steps: int = 1  # epochs from one evaluation to the next
+    stage_decay: float = 1.0  # the learning rate of a backbone stage over that of the next one
     warmup_share: float = 0.05
     final_learning_rate_share: float = 0.01
     clip_norm: float = 1.0
-    stages: tuple[tuple[int, float], ...] = ((224, 1.0),)
+    ema: bool = False  # evaluate and keep a moving average of the weights
+    frozen_stages: int = 0  # from the input on; the stem is the first
+    frozen_batchnorm: bool = False  # keep the statistics of the pre-training
+    imagenet: str = "v2"  # which of the published weights, where there are several
+    stages: tuple[tuple[int, float], ...] = ((SERVED_SIZE, 1.0),)
     crop_area: tuple[float, float] = (0.5, 1.0)
     crop_aspect: tuple[float, float] = (0.85, 1.18)
     colour_jitter: float = 0.2
+    trivial_augment: bool = False
+    erasing: float = 0.0  # probability
+    mixup: float = 0.0  # alpha of the Beta distribution; 0: none
     batchnorm_images: int = 0  # >0: re-estimate BatchNorm's statistics on so many at the end
+    band: tuple[float, float] | None = None  # the accuracy that this recipe usually gives
+
+
+def _augmentation(
+    smallest_crop: float, *, jitter: float = 0.0, trivial: bool = False, erasing: float = 0.0
+) -> dict[str, Any]:
+    return {
+        "crop_area": (smallest_crop, 1.0),
+        "colour_jitter": jitter,
+        "trivial_augment": trivial,
+        "erasing": erasing,
+    }
+
+
+AUGMENTATIONS = {
+    "heavy": _augmentation(0.35, trivial=True, erasing=0.1),
+    "standard": _augmentation(0.5, jitter=0.2),
+    "light": _augmentation(0.6),
+}
+
+
+def changed(recipe: Recipe, **values: Any) -> Recipe:
+    return msgspec.structs.replace(recipe, **values)
 
 
 # AdamW at 5e-5 with a larger rate for the new head is the published setting for fine-tuning a
-# ResNet-50 on 1,000 to 10,000 images.
-FINE_TUNE = Recipe(
-    name="fine-tune",
+# ResNet-50 on 1,000 to 10,000 images; smaller sets take smaller steps and more of them.
+MEDIUM = Recipe(
+    name="medium",
     epochs=8,
     batch_size=16,
     learning_rate=5e-5,
     head_learning_rate_factor=10,
     weight_decay=0.05,
     label_smoothing=0.1,
+    stage_decay=0.75,
+    ema=True,
+    **AUGMENTATIONS["standard"],
+)
+SMALL = changed(
+    MEDIUM,
+    name="small",
+    epochs=15,
+    batch_size=8,
+    learning_rate=2e-5,
+    head_learning_rate_factor=20,
+    frozen_batchnorm=True,
+    **AUGMENTATIONS["heavy"],
+)
+TINY = changed(SMALL, name="tiny", epochs=20, frozen_stages=2, imagenet="v1")
+LARGE = changed(
+    MEDIUM,
+    name="large",
+    epochs=4,
+    batch_size=32,
+    learning_rate=1e-4,
+    label_smoothing=0.05,
+    **AUGMENTATIONS["light"],
+)
+VERY_LARGE = changed(
+    LARGE, name="very-large", epochs=3, batch_size=64, head_learning_rate_factor=5, mixup=0.1
 )
 
-# The same on a CPU, with a fifth of the work: fewer epochs, most steps at 128 px.
-FINE_TUNE_ON_CPU = msgspec.structs.replace(
-    FINE_TUNE, name="fine-tune-on-cpu", epochs=3, stages=((128, 0.7), (224, 0.3))
+
+class SizeClass(NamedTuple):
+    """What `auto` takes for a folder of so many images, with what to consider besides."""
+
+    fewer_than: float
+    recipe: Recipe
+    hint: str
+
+
+SIZES = (
+    SizeClass(500, TINY, "under the 500 images of an acceptable result; consider --arch resnet18"),
+    SizeClass(1_000, SMALL, "consider --arch resnet18 if training is far ahead of validation"),
+    SizeClass(10_000, MEDIUM, ""),
+    SizeClass(50_001, LARGE, "consider --arch resnet101 or vit_b_16 if accuracy is critical"),
+    SizeClass(math.inf, VERY_LARGE, "consider --arch vit_b_16 or vit_l_16, unless speed counts"),
 )
+
+# The documented defaults of the explicit parameters, with the rest as for medium data.
+MANUAL = changed(MEDIUM, name="manual", epochs=1, batch_size=4, learning_rate=5e-5)
 
 # From random weights on few cores: most steps on small pictures, a twelfth of the pixels each, a
 # last few at the size that is served, and BatchNorm's statistics measured at that size (progressive
@@ -75,10 +160,46 @@ FROM_SCRATCH = Recipe(
     head_learning_rate_factor=1,
     weight_decay=0.02,
     label_smoothing=0.05,
-    stages=((64, 0.64), (128, 0.31), (224, 0.05)),
+    stages=((64, 0.64), (128, 0.31), (SERVED_SIZE, 0.05)),
     crop_area=(0.35, 1.0),
     batchnorm_images=160,
 )
+
+
+class UseCase(NamedTuple):
+    """A documented case: its recipe, and the ResNet-50 data that its band was measured on."""
+
+    recipe: Recipe
+    data: str
+
+
+USE_CASES = (
+    UseCase(
+        changed(MEDIUM, name="ecommerce", epochs=8, batch_size=16, band=(0.85, 0.90)),
+        "50 product categories, 250 images each",
+    ),
+    UseCase(
+        changed(
+            MEDIUM, name="xray", epochs=12, batch_size=8, learning_rate=3e-5, band=(0.90, 0.94)
+        ),
+        "X-rays, normal or abnormal, 1,500 images each",
+    ),
+    UseCase(
+        changed(MEDIUM, name="plants", epochs=10, batch_size=16, band=(0.82, 0.88)),
+        "30 plant species, 200 images each",
+    ),
+)
+
+AUTO = "auto"
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        MANUAL,
+        *(size.recipe for size in SIZES),
+        *(case.recipe for case in USE_CASES),
+        FROM_SCRATCH,
+    )
+}
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,10 +209,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     run: Path
     arch: str
     weights: str
+    weights_sha256: str | None = None
     without_weights: str
+    recipe: str = AUTO
     epochs: int | None
     batch_size: int | None
     learning_rate: float | None
+    eval_steps: int | None = None
     max_damaged_share: float
     val_share: float
     test_share: float
@@ -104,11 +228,65 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             if value is not None and not low <= value <= high:
                 option = f"--{name.replace('_', '-')}"
                 raise InvalidInput(f"{option} is {value:g}; it must be from {low:g} to {high:g}")
+        if self.recipe not in (AUTO, *RECIPES):
+            known = ", ".join((AUTO, *RECIPES))
+            raise InvalidInput(f"--recipe is {self.recipe!r}; it must be one of {known}")
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The values that the user set in place of the recipe's."""
+        return {name: value for name in CHOSEN if (value := getattr(self, name)) is not None}
 
 
-def recipe_for(options: Options, *, pretrained: bool, gpu: bool) -> Recipe:
-    """The recipe with the user's values in place of its own."""
-    recipe = (FINE_TUNE if gpu else FINE_TUNE_ON_CPU) if pretrained else FROM_SCRATCH
-    names = ("epochs", "batch_size", "learning_rate")
-    chosen = {name: value for name in names if (value := getattr(options, name)) is not None}
-    return msgspec.structs.replace(recipe, **chosen)
+def size_class(images: int) -> SizeClass:
+    return next(size for size in SIZES if images < size.fewer_than)
+
+
+def named_recipe(options: Options, images: int) -> Recipe:
+    """The recipe asked for, as it is in the table; `images`: all that there are."""
+    return size_class(images).recipe if options.recipe == AUTO else RECIPES[options.recipe]
+
+
+def recipe_for(
+    options: Options, kind: "Architecture", *, images: int, pretrained: bool, gpu: bool
+) -> Recipe:
+    """The recipe asked for, fitted to weights, hardware and network; the user's values in it."""
+    recipe = named_recipe(options, images)
+    if options.recipe == AUTO and not pretrained:
+        recipe = FROM_SCRATCH
+    elif options.recipe == AUTO and not gpu:
+        recipe = on_cpu(recipe)
+    if not kind.any_size:
+        recipe = changed(recipe, stages=((SERVED_SIZE, 1.0),))
+    if not kind.batchnorm:
+        recipe = changed(recipe, batchnorm_images=0, frozen_batchnorm=False)
+    if not pretrained:
+        recipe = changed(recipe, frozen_stages=0, frozen_batchnorm=False, band=None)
+    fitted = changed(recipe, **options.chosen)
+    if changed(fitted, eval_steps=recipe.eval_steps) != recipe:
+        fitted = changed(fitted, band=None)  # it is that of the recipe unchanged
+    if pretrained and kind.batchnorm and fitted.batch_size < FEWEST_FOR_BATCHNORM:
+        fitted = changed(fitted, frozen_batchnorm=True)
+    return fitted
+
+
+def on_cpu(recipe: Recipe) -> Recipe:
+    """A fifth of the work: three eighths of the epochs, most steps at 128 px."""
+    return changed(
+        recipe,
+        name=f"{recipe.name}-on-cpu",
+        epochs=math.ceil(recipe.epochs * 3 / 8),
+        stages=((128, 0.7), (SERVED_SIZE, 0.3)),
+    )
+
+
+def against_band(recipe: Recipe, accuracy: float) -> str | None:
+    """How an accuracy compares with what the recipe usually gives, if that is documented."""
+    if recipe.band is None:
+        return None
+    low, high = recipe.band
+    place = "below" if accuracy < low else "above" if accuracy > high else "inside"
+    return (
+        f"{accuracy:.1%} is {place} the {low:.0%} to {high:.0%} that recipe {recipe.name} usually "
+        "gives with a ResNet-50"
+    )

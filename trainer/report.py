@@ -10,6 +10,7 @@ from packshot.atomic import write_whole
 from trainer.checkpoint import Checkpoint
 from trainer.data import Split
 from trainer.evaluate import Evaluation
+from trainer.recipes import against_band
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1d2330}
@@ -53,6 +54,7 @@ def report_html(record: Checkpoint, split: Split, evaluations: Sequence[dict[str
         f"{record.recipe.epochs}, data {record.data_fingerprint[:12]}</p>",
         _warnings(record, split),
         _figures(record, final, which, split),
+        _band(record, final),
         "<h2>Training</h2>",
         _charts(evaluations),
         f"<h2>Confusion on {final.images} {which}</h2>",
@@ -99,6 +101,11 @@ def _figures(record: Checkpoint, final: Evaluation, which: str, split: Split) ->
         for value, text in figures
     )
     return f'<div class="figures">{cells}</div>'
+
+
+def _band(record: Checkpoint, final: Evaluation) -> str:
+    sentence = against_band(record.recipe, final.accuracy)
+    return f"<p>{escape(sentence)}.</p>" if sentence else ""
 
 
 def _charts(evaluations: Sequence[dict[str, Any]]) -> str:

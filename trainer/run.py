@@ -7,24 +7,27 @@ import torch
 
 from packshot.image import ImageSpec
 from packshot.terminate import interrupt_on_sigterm
-from trainer.checkpoint import set_aside
+from trainer.architectures import architecture
+from trainer.checkpoint import Checkpoint, set_aside
 from trainer.data import Split, load_split
-from trainer.evaluate import Evaluation
 from trainer.loop import Interrupt, Log, Training, brief, finish, train
-from trainer.model import (
-    PixelNetwork,
-    Weights,
-    WeightsUnavailable,
-    architecture,
-    load_weights,
-    new_network,
+from trainer.model import PixelNetwork, Weights, new_network
+from trainer.recipe_page import augmentation_of
+from trainer.recipes import (
+    AUTO,
+    Options,
+    Recipe,
+    against_band,
+    named_recipe,
+    recipe_for,
+    size_class,
 )
-from trainer.recipes import Options, recipe_for
 from trainer.report import REPORT
+from trainer.weights import RANDOM, Start, WeightsUnavailable, check_weights, fill, read_weights
 
 FRAME = "=" * 78
 FALLBACK_WARNING = (
-    "WARNING: training from RANDOM weights instead, with a recipe made for that.\n"
+    "WARNING: training from RANDOM weights instead, {recipe}.\n"
     "It will do for the drawn sample catalogue; it will NOT do for photographs.\n"
     "The checkpoint and the report say so."
 )
@@ -32,15 +35,14 @@ FALLBACK_WARNING = (
 
 def run(options: Options) -> int:
     """Exit status 0, or 128 plus the number of the signal that interrupted training."""
-    architecture(options.arch)
+    check(options)
     interrupt_on_sigterm()
     options.run.mkdir(parents=True, exist_ok=True)  # before the long work, in case it cannot be
-    spec = ImageSpec()
     torch.manual_seed(options.seed)
-    split = load_split(options, spec)
+    split = load_split(options, ImageSpec())
     describe(split, options.data)
-    network, weights = prepare_network(options, split, spec)
-    recipe = recipe_for(options, pretrained=weights.pretrained, gpu=torch.cuda.is_available())
+    network, recipe, start = prepare_network(options, split)
+    spec, weights = start.spec, start.weights
     set_aside(options.run)
     log = Log(options.run / "log.jsonl")
     log.write("start", options=options, recipe=recipe, weights=weights, labels=split.labels)
@@ -55,7 +57,7 @@ def run(options: Options) -> int:
         "end", interrupted=interrupt.signal is not None, test=brief(kept.test or kept.validation)
     )
     log.close()
-    conclude(kept.test or kept.validation, options.run)
+    conclude(kept, options.run)
     if interrupt.signal is not None:
         print(f"interrupted: the checkpoint is that of epoch {kept.epoch}", file=sys.stderr)
         return 128 + interrupt.signal
@@ -67,26 +69,70 @@ def describe(split: Split, folder: Path) -> None:
     print(f"{folder}: {len(split.labels)} classes, {counts}, fingerprint {split.fingerprint[:12]}")
 
 
-def prepare_network(
-    options: Options, split: Split, spec: ImageSpec
-) -> tuple[PixelNetwork, Weights]:
-    """The network, and where its weights come from. Raises WeightsUnavailable."""
-    network = new_network(options.arch, len(split.labels), spec)
+def check(options: Options) -> None:
+    """What can be known before the data is scanned. Raises InvalidInput or NotFound."""
+    architecture(options.arch)
+    check_weights(options.arch, options.weights)
+    with torch.device("meta"):
+        new_network(options.arch, 2, ImageSpec())  # its package may be missing
+
+
+def prepare_network(options: Options, split: Split) -> tuple[PixelNetwork, Recipe, Start]:
+    """The network, how it will be trained, and what it starts from. Raises WeightsUnavailable."""
+    kind = architecture(options.arch)
+    images = len(split.train) + len(split.held_out)
+    start = starting_point(options, images)
+    recipe = recipe_for(
+        options,
+        kind,
+        images=images,
+        pretrained=start.weights.pretrained,
+        gpu=torch.cuda.is_available(),
+    )
+    describe_recipe(options, recipe, start, images)
+    network = new_network(options.arch, len(split.labels), start.spec)
+    fill(network, kind, start)
+    return network, recipe, start
+
+
+def starting_point(options: Options, images: int) -> Start:
+    preferred = named_recipe(options, images).imagenet
     try:
-        return network, load_weights(network, options.arch, options.weights)
+        return read_weights(options.arch, options.weights, preferred, options.weights_sha256)
     except WeightsUnavailable as error:
         if options.without_weights == "stop":
             raise
-        print(f"{FRAME}\n{error}\n\n{FALLBACK_WARNING}\n{FRAME}", file=sys.stderr, flush=True)
+        recipe = "with a recipe made for that"
+        if options.recipe != AUTO:
+            recipe = f"and recipe {options.recipe} is not made for that"
+        warning = FALLBACK_WARNING.format(recipe=recipe)
+        print(f"{FRAME}\n{error}\n\n{warning}\n{FRAME}", file=sys.stderr, flush=True)
         source = "random (the ImageNet weights could not be had)"
-        return network, Weights(pretrained=False, source=source)
+        return RANDOM._replace(weights=Weights(pretrained=False, source=source))
 
 
-def conclude(result: Evaluation, run: Path) -> None:
+def describe_recipe(options: Options, recipe: Recipe, start: Start, images: int) -> None:
+    print(
+        f"recipe {recipe.name}: epochs {recipe.epochs}, batch size {recipe.batch_size}, learning "
+        f"rate {recipe.learning_rate:g} (head x{recipe.head_learning_rate_factor:g}), "
+        f"augmentation {augmentation_of(recipe)}; weights: {start.weights.source}"
+    )
+    if recipe.frozen_batchnorm:
+        print("BatchNorm's statistics stay those of the weights: batches or data are too small")
+    size = size_class(images)
+    if options.recipe == AUTO and start.weights.pretrained and size.hint:
+        print(f"hint, for {images} images: {size.hint}")
+    sys.stdout.flush()
+
+
+def conclude(kept: Checkpoint, run: Path) -> None:
+    result = kept.test or kept.validation
     low, high = result.interval
     print(
         f"accuracy {result.accuracy:.1%} on {result.images} held-out images at "
         f"{result.image_size} px (95 % interval {low:.1%} to {high:.1%}), "
-        f"macro-F1 {result.macro_f1:.3f}\n"
-        f"checkpoint in {run}, report in {run / REPORT}"
+        f"macro-F1 {result.macro_f1:.3f}"
     )
+    if sentence := against_band(kept.recipe, result.accuracy):
+        print(sentence)
+    print(f"checkpoint in {run}, report in {run / REPORT}")
