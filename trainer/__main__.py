@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -10,10 +11,11 @@ from packshot.cores import available_cores
 from packshot.errors import PackshotError
 from packshot.image import ImageSpec
 from packshot.terminate import interrupt_on_sigterm
+from trainer.cache import open_cache, read_inspected, write_inspected
 from trainer.checkpoint import set_aside
 from trainer.data import Split, load_split
 from trainer.evaluate import Evaluation
-from trainer.loop import Interrupt, Log, Training, brief, finish, train
+from trainer.loop import Interrupt, Log, Training, brief, finish, say, train
 from trainer.model import (
     ARCHITECTURES,
     PixelNetwork,
@@ -23,8 +25,9 @@ from trainer.model import (
     load_weights,
     new_network,
 )
-from trainer.recipes import FINE_TUNE, RANGES, Options, recipe_for
+from trainer.recipes import FINE_TUNE, RANGES, ClassWeights, Options, Sampler, recipe_for
 from trainer.report import REPORT
+from trainer.review import data_figures, reviewed
 
 FRAME = "=" * 78
 FALLBACK_WARNING = (
@@ -61,14 +64,17 @@ def run(options: Options) -> int:
     options.run.mkdir(parents=True, exist_ok=True)  # before the long work, in case it cannot be
     spec = ImageSpec()
     torch.manual_seed(options.seed)
-    split = load_split(options, spec)
-    describe(split, options.data)
+    split = prepare_data(options, spec)
     network, weights = prepare_network(options, split, spec)
     recipe = recipe_for(options, pretrained=weights.pretrained, gpu=torch.cuda.is_available())
+    cache = open_cache(options.cache, split, spec, say) if options.cache else None
     set_aside(options.run)
     log = Log(options.run / "log.jsonl")
     log.write("start", options=options, recipe=recipe, weights=weights, labels=split.labels)
-    training = Training(split=split, recipe=recipe, spec=spec, options=options, weights=weights)
+    log.write("data", **data_figures(split))
+    training = Training(
+        split=split, recipe=recipe, spec=spec, options=options, weights=weights, cache=cache
+    )
     interrupt = Interrupt()  # from here on there is something to finish
     best = train(network, training, log, interrupt)
     if best is None:
@@ -84,6 +90,18 @@ def run(options: Options) -> int:
         print(f"interrupted: the checkpoint is that of epoch {kept.epoch}", file=sys.stderr)
         return 128 + interrupt.signal
     return 0
+
+
+def prepare_data(options: Options, spec: ImageSpec) -> Split:
+    """The split, with what is worth knowing about it told before anything is trained on it."""
+    known = read_inspected(options.cache, spec) if options.cache else {}
+    split = reviewed(load_split(options, spec, known), spec)
+    if options.cache:
+        write_inspected(options.cache, spec, known)
+    describe(split, options.data)
+    for text in split.warnings:
+        say(f"WARNING: {text}")
+    return split
 
 
 def describe(split: Split, folder: Path) -> None:
@@ -156,6 +174,24 @@ def parse_options(arguments: list[str] | None = None) -> Options:
             type=type(default),
             help=f"{low:g} to {high:g} (default: the recipe's; {default:g} for fine-tuning)",
         )
+    add(
+        "--class-weights",
+        choices=get_args(ClassWeights),
+        help="weigh rare classes up in the loss; inverse fully, sqrt half of the way "
+        "(default: the recipe's; none for all)",
+    )
+    add(
+        "--sampler",
+        choices=get_args(Sampler),
+        help="an epoch shows each image once, or each class equally often "
+        "(default: the recipe's; shuffled for all)",
+    )
+    add(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep training images there, resized, so that decoding is paid for once",
+    )
     add(
         "--val-share",
         type=float,

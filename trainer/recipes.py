@@ -1,6 +1,7 @@
 """Recipes: every number of a training run, in one table, and the ranges that options must keep."""
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -16,6 +17,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "workers": (0, 64),
     "seed": (0, 2**63 - 1),
 }
+
+
+ClassWeights = Literal["none", "sqrt", "inverse"]
+Sampler = Literal["shuffled", "balanced"]
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,6 +40,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     crop_area: tuple[float, float] = (0.5, 1.0)
     crop_aspect: tuple[float, float] = (0.85, 1.18)
     colour_jitter: float = 0.2
+    class_weights: ClassWeights = "none"  # in the loss: of class c 1, n_c ** -0.5 or n_c ** -1
+    sampler: Sampler = "shuffled"  # an epoch: each image once, or each class equally often
     batchnorm_images: int = 0  # >0: re-estimate BatchNorm's statistics on so many at the end
 
 
@@ -83,6 +90,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int | None
     batch_size: int | None
     learning_rate: float | None
+    class_weights: ClassWeights | None = None
+    sampler: Sampler | None = None
+    cache: Path | None = None
     max_damaged_share: float
     val_share: float
     test_share: float
@@ -95,11 +105,16 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             if value is not None and not low <= value <= high:
                 option = f"--{name.replace('_', '-')}"
                 raise InvalidInput(f"{option} is {value:g}; it must be from {low:g} to {high:g}")
+        if self.sampler == "balanced" and self.class_weights in ("sqrt", "inverse"):
+            raise InvalidInput(
+                f"--sampler balanced and --class-weights {self.class_weights} make up for the same "
+                "imbalance twice: choose one of them"
+            )
 
 
 def recipe_for(options: Options, *, pretrained: bool, gpu: bool) -> Recipe:
     """The recipe with the user's values in place of its own."""
     recipe = (FINE_TUNE if gpu else FINE_TUNE_ON_CPU) if pretrained else FROM_SCRATCH
-    names = ("epochs", "batch_size", "learning_rate")
+    names = ("epochs", "batch_size", "learning_rate", "class_weights", "sampler")
     chosen = {name: value for name in names if (value := getattr(options, name)) is not None}
     return msgspec.structs.replace(recipe, **chosen)
