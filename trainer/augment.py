@@ -20,12 +20,17 @@ def training_view(
     rng: np.random.Generator,
     limits: ImageLimits,
 ) -> Pixels:
-    """A random view of one image, uint8 [size, size, 3]. Raises ImageError."""
+    """A random view of an encoded image, uint8 [size, size, 3]. Raises ImageError."""
     with open_image(encoded, limits) as image:
         # Reduced scale is enough as long as the smallest crop keeps `size` pixels.
         rgb, _ = decode_rgb(image, spec, math.ceil(size / math.sqrt(recipe.crop_area[0])))
-        box = random_box(rgb.size, recipe, rng)
-        view = rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return random_view(rgb, size, recipe, rng)
+
+
+def random_view(rgb: Image.Image, size: int, recipe: Recipe, rng: np.random.Generator) -> Pixels:
+    """A random view of a decoded image, uint8 [size, size, 3]."""
+    box = random_box(rgb.size, recipe, rng)
+    view = rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
     if rng.random() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if recipe.colour_jitter:

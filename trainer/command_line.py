@@ -2,9 +2,20 @@
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from packshot.cores import available_cores
-from trainer.recipes import ARCHITECTURE_NAMES, AUTO, CHOSEN, MANUAL, RANGES, RECIPES, Options
+from trainer.recipes import (
+    ARCHITECTURE_NAMES,
+    AUTO,
+    CHOSEN,
+    MANUAL,
+    RANGES,
+    RECIPES,
+    ClassWeights,
+    Options,
+    Sampler,
+)
 
 MAX_DEFAULT_WORKERS = 16
 
@@ -57,6 +68,24 @@ def parse_options(arguments: list[str] | None = None) -> Options:
             type=type(default),
             help=f"{low:g} to {high:g} (default: the recipe's; {default:g} for {MANUAL.name})",
         )
+    add(
+        "--class-weights",
+        choices=get_args(ClassWeights),
+        help="weigh rare classes up in the loss; inverse fully, sqrt half of the way "
+        "(default: the recipe's; none for all)",
+    )
+    add(
+        "--sampler",
+        choices=get_args(Sampler),
+        help="an epoch shows each image once, or each class equally often "
+        "(default: the recipe's; shuffled for all)",
+    )
+    add(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep training images there, resized, so that decoding is paid for once",
+    )
     add(
         "--val-share",
         type=float,

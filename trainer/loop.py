@@ -21,6 +21,7 @@ from packshot.errors import InvalidInput
 from packshot.image import ImageSpec, Pixels
 from trainer.average import Average
 from trainer.batches import Step, TrainingViews, plan_steps, served_views, training_batches
+from trainer.cache import PixelCache
 from trainer.calibrate import fit_temperature
 from trainer.checkpoint import (
     Checkpoint,
@@ -33,7 +34,7 @@ from trainer.checkpoint import (
 from trainer.data import Example, Split
 from trainer.evaluate import EVALUATION_BATCH, Evaluation, predict, resized, score
 from trainer.model import PixelNetwork, Weights
-from trainer.recipes import Options, Recipe
+from trainer.recipes import ClassWeights, Options, Recipe
 from trainer.report import write_report
 
 
@@ -95,6 +96,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     spec: ImageSpec
     options: Options
     weights: Weights
+    cache: PixelCache | None = None
 
 
 class Moment(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,9 +122,10 @@ def train(
     network.freeze(recipe.frozen_stages, batchnorm=recipe.frozen_batchnorm)
     optimizer = new_optimizer(network, recipe)
     validation = Views.of(split, split.val, training.spec)
-    steps = plan_steps(recipe, len(split.train), options.seed)
+    steps = plan_steps(recipe, split.train_labels, options.seed)
     pixels_done = np.cumsum([step.size**2 for step in steps])
-    views = TrainingViews(split, recipe, training.spec, options.seed)
+    views = TrainingViews(split, recipe, training.spec, options.seed, training.cache)
+    weight = class_weights(recipe.class_weights, split.train_counts).to(device)
     batches = training_batches(views, steps, options.workers)
     average = Average(network, len(steps)) if recipe.ema else None
     candidate = network if average is None else average.network
@@ -138,7 +141,7 @@ def train(
         set_learning_rate(optimizer, learning_rate_share(recipe, number, len(steps), progress))
         images, targets = mixed(images.to(device), labels.to(device), training, mixing)
         logits, _ = network(images)
-        loss = cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
+        loss = cross_entropy(logits, targets, weight, label_smoothing=recipe.label_smoothing)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
         optimizer.step()
@@ -292,6 +295,17 @@ def new_optimizer(network: PixelNetwork, recipe: Recipe) -> torch.optim.Optimize
 
 def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and not name.endswith(("class_token", "pos_embedding"))
+
+
+def class_weights(how: ClassWeights, counts: Sequence[int]) -> torch.Tensor:
+    """Of each class in the loss, float32 [classes]; their mean over the images is 1.
+
+    "inverse" gives every class the same say, "sqrt" goes half of the way (Mahajan et al., 2018).
+    """
+    power = {"none": 0.0, "sqrt": -0.5, "inverse": -1.0}[how]
+    images = torch.tensor(counts, dtype=torch.float32)
+    raw = images**power
+    return raw * images.sum() / (raw * images).sum()
 
 
 def learning_rate_share(recipe: Recipe, step: int, steps: int, progress: float) -> float:

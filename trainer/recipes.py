@@ -5,7 +5,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -32,11 +32,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
 }
 CHOSEN = ("epochs", "batch_size", "learning_rate", "eval_steps")
-"""What the user may set in a recipe."""
+"""The numbers that the user may set in a recipe."""
 
 # BatchNorm's averages over fewer images are noise, worse than those of the pre-training.
 FEWEST_FOR_BATCHNORM = 8
 SERVED_SIZE = 224
+
+
+ClassWeights = Literal["none", "sqrt", "inverse"]
+Sampler = Literal["shuffled", "balanced"]
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,6 +69,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     trivial_augment: bool = False
     erasing: float = 0.0  # probability
     mixup: float = 0.0  # alpha of the Beta distribution; 0: none
+    class_weights: ClassWeights = "none"  # in the loss: of class c 1, n_c ** -0.5 or n_c ** -1
+    sampler: Sampler = "shuffled"  # an epoch: each image once, or each class equally often
     batchnorm_images: int = 0  # >0: re-estimate BatchNorm's statistics on so many at the end
     band: tuple[float, float] | None = None  # the accuracy that this recipe usually gives
 
@@ -216,6 +222,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int | None
     learning_rate: float | None
     eval_steps: int | None = None
+    class_weights: ClassWeights | None = None
+    sampler: Sampler | None = None
+    cache: Path | None = None
     max_damaged_share: float
     val_share: float
     test_share: float
@@ -231,11 +240,17 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         if self.recipe not in (AUTO, *RECIPES):
             known = ", ".join((AUTO, *RECIPES))
             raise InvalidInput(f"--recipe is {self.recipe!r}; it must be one of {known}")
+        if self.sampler == "balanced" and self.class_weights in ("sqrt", "inverse"):
+            raise InvalidInput(
+                f"--sampler balanced and --class-weights {self.class_weights} make up for the same "
+                "imbalance twice: choose one of them"
+            )
 
     @property
     def chosen(self) -> dict[str, Any]:
         """The values that the user set in place of the recipe's."""
-        return {name: value for name in CHOSEN if (value := getattr(self, name)) is not None}
+        names = (*CHOSEN, "class_weights", "sampler")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 def size_class(images: int) -> SizeClass:

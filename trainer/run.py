@@ -8,9 +8,10 @@ import torch
 from packshot.image import ImageSpec
 from packshot.terminate import interrupt_on_sigterm
 from trainer.architectures import architecture
+from trainer.cache import open_cache, read_inspected, write_inspected
 from trainer.checkpoint import Checkpoint, set_aside
 from trainer.data import Split, load_split
-from trainer.loop import Interrupt, Log, Training, brief, finish, train
+from trainer.loop import Interrupt, Log, Training, brief, finish, say, train
 from trainer.model import PixelNetwork, Weights, new_network
 from trainer.recipe_page import augmentation_of
 from trainer.recipes import (
@@ -23,6 +24,7 @@ from trainer.recipes import (
     size_class,
 )
 from trainer.report import REPORT
+from trainer.review import data_figures, reviewed
 from trainer.weights import RANDOM, Start, WeightsUnavailable, check_weights, fill, read_weights
 
 FRAME = "=" * 78
@@ -39,14 +41,17 @@ def run(options: Options) -> int:
     interrupt_on_sigterm()
     options.run.mkdir(parents=True, exist_ok=True)  # before the long work, in case it cannot be
     torch.manual_seed(options.seed)
-    split = load_split(options, ImageSpec())
-    describe(split, options.data)
+    split = prepare_data(options, ImageSpec())
     network, recipe, start = prepare_network(options, split)
     spec, weights = start.spec, start.weights
+    cache = open_cache(options.cache, split, spec, say) if options.cache else None
     set_aside(options.run)
     log = Log(options.run / "log.jsonl")
     log.write("start", options=options, recipe=recipe, weights=weights, labels=split.labels)
-    training = Training(split=split, recipe=recipe, spec=spec, options=options, weights=weights)
+    log.write("data", **data_figures(split))
+    training = Training(
+        split=split, recipe=recipe, spec=spec, options=options, weights=weights, cache=cache
+    )
     interrupt = Interrupt()  # from here on there is something to finish
     best = train(network, training, log, interrupt)
     if best is None:
@@ -62,6 +67,18 @@ def run(options: Options) -> int:
         print(f"interrupted: the checkpoint is that of epoch {kept.epoch}", file=sys.stderr)
         return 128 + interrupt.signal
     return 0
+
+
+def prepare_data(options: Options, spec: ImageSpec) -> Split:
+    """The split, with what is worth knowing about it told before anything is trained on it."""
+    known = read_inspected(options.cache, spec) if options.cache else {}
+    split = reviewed(load_split(options, spec, known), spec)
+    if options.cache:
+        write_inspected(options.cache, spec, known)
+    describe(split, options.data)
+    for text in split.warnings:
+        say(f"WARNING: {text}")
+    return split
 
 
 def describe(split: Split, folder: Path) -> None:
