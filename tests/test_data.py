@@ -280,7 +280,7 @@ def test_copies_of_a_picture_stay_in_one_part(shop, copy):
         assert part[file] == part[twin]
     assert (len(split.val), len(split.test)) == (10, 10)
     assert not split.leaked
-    assert not any("leak" in text for text in reviewed(split, SPEC).warnings)
+    assert not any("leakage" in text for text in reviewed(split, SPEC).warnings)
 
 
 @pytest.mark.parametrize("copy", [bytes, smaller], ids=["exact", "near"])
@@ -293,7 +293,7 @@ def test_copies_in_given_parts_are_told_as_leakage(tmp_path, copy):
     (data / "val" / "mug" / "new.jpg").write_bytes(leaked)
     split = reviewed(split_of(data), SPEC)
     assert split.leaked == (("train/mug/03.jpg", "val/mug/new.jpg"),)
-    assert "leakage: 1 pictures (2 files)" in " ".join(split.warnings)
+    assert "leakage: 1 picture(s), 2 files," in " ".join(split.warnings)
     assert "train/mug/03.jpg = val/mug/new.jpg" in " ".join(split.warnings)
     kept = msgspec.json.decode(msgspec.json.encode(split), type=Split)  # as the checkpoint keeps it
     assert (kept.leaked, kept.warnings) == (split.leaked, split.warnings)
@@ -308,7 +308,7 @@ def test_a_picture_of_two_classes_is_told_and_stays_in_one_part(shop, copy):
     assert len(split.conflicting) == 20
     assert ("mug/03.jpg", "shoe/mug-03.jpg") in split.conflicting
     assert not split.leaked
-    assert "label conflict: 20 pictures have more than one label" in " ".join(split.warnings)
+    assert "label conflict: 20 picture(s) with more than one label" in " ".join(split.warnings)
 
 
 def test_a_class_of_copies_only_is_split_and_told(shop):
@@ -436,7 +436,7 @@ def test_good_data_gives_no_warning_and_thin_data_one_a_fault(tmp_path):
         path.write_bytes(encoded(picture(number, (200, 60)), "JPEG"))
     few, thin, uneven, cut = reviewed(split_of(tmp_path / "good"), SPEC).warnings
     assert few.startswith("262 images are few")
-    assert thin.startswith("1 of 2 classes have under 20 images to train on: b (10);")
+    assert thin.startswith("of 2 classes 1 with under 20 images to train on: b (10);")
     assert "20 to 1 out of balance in train: a has 200 images, b 10" in uneven
     assert cut.startswith("40 of 262 images are so long")
     assert "(200x60) it shows 26%" in cut

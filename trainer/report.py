@@ -29,6 +29,7 @@ th{font-weight:600;color:#5a6376}td:first-child,th:first-child{text-align:left}
 REPORT = "report.html"
 MATRIX_CLASSES = 40  # with more of them, the most frequent confusions are listed instead
 LISTED_CONFUSIONS = 50
+LISTED_COPIES = 50
 COLOURS = ("#3566d6", "#d65a35")
 
 
@@ -61,6 +62,8 @@ def report_html(record: Checkpoint, split: Split, evaluations: Sequence[dict[str
         _confusion(final, record.labels),
         f"<h2>Classes, on {which}</h2>",
         _class_table(final),
+        _copies("Leakage: copies in more than one part", split.leaked),
+        _copies("Label conflicts: copies of different classes", split.conflicting),
         _damaged(split),
     ]
     body = "\n".join(parts)
@@ -82,8 +85,7 @@ def _warnings(record: Checkpoint, split: Split) -> str:
             f"The checkpoint is of epoch {record.epoch} of {record.recipe.epochs}: later ones were "
             "no better, or the run was interrupted."
         )
-    if split.damaged:
-        found.append(f"{len(split.damaged)} files could not be used; they are listed below.")
+    found += [text.split(":\n")[0] for text in split.warnings]  # files left out are listed below
     return "".join(f'<div class="warning">{escape(text)}</div>' for text in found)
 
 
@@ -208,6 +210,15 @@ def _class_table(final: Evaluation) -> str:
     )
     head = "<tr><th>class</th><th>images</th><th>precision</th><th>recall</th><th>F1</th></tr>"
     return f'<table class="rows">{head}{rows}</table>'
+
+
+def _copies(title: str, groups: Sequence[Sequence[str]]) -> str:
+    if not groups:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(', '.join(group))}</td></tr>" for group in groups[:LISTED_COPIES]
+    )
+    return f'<h2>{title}: {len(groups)}</h2><table class="rows">{rows}</table>'
 
 
 def _damaged(split: Split) -> str:

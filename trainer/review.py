@@ -68,7 +68,7 @@ def _few_a_class(split: Split) -> str:
     if not few:
         return ""
     return (
-        f"{len(few)} of {len(split.labels)} classes have under {FEW_A_CLASS} images to train on: "
+        f"of {len(split.labels)} classes {len(few)} with under {FEW_A_CLASS} images to train on: "
         f"{_some(few)}; add images or merge classes"
     )
 
@@ -110,7 +110,7 @@ def _leakage(split: Split) -> str:
         return ""
     files = sum(len(group) for group in split.leaked)
     return (
-        f"leakage: {len(split.leaked)} pictures ({files} files) are in more than one of train, val "
+        f"leakage: {len(split.leaked)} picture(s), {files} files, in more than one of train, val "
         f"and test: {_groups(split.leaked)}; figures will flatter: keep the copies in one part"
     )
 
@@ -119,7 +119,7 @@ def _conflicts(split: Split) -> str:
     if not split.conflicting:
         return ""
     return (
-        f"label conflict: {len(split.conflicting)} pictures have more than one label: "
+        f"label conflict: {len(split.conflicting)} picture(s) with more than one label: "
         f"{_groups(split.conflicting)}; one of the labels is wrong, or the classes overlap: "
         "remove the wrong copies"
     )
