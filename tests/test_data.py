@@ -15,6 +15,7 @@ from tiny import PURE, encoded, jpeg
 
 from packshot.errors import DamagedFile, InvalidInput, NotFound
 from packshot.image import FORMATS, ImageSpec
+from trainer.architectures import architecture
 from trainer.batches import TrainingViews, plan_steps, served_views, training_batches
 from trainer.cache import SHORT_SIDE, open_cache, read_inspected, write_inspected
 from trainer.data import Split, load_split
@@ -466,10 +467,12 @@ def test_a_balanced_epoch_shows_classes_equally_often_and_all_of_a_large_one_in_
 
 def test_weights_and_sampler_go_into_the_recipe_but_not_both(tmp_path):
     asked = options(tmp_path, class_weights="sqrt")
-    recipe = recipe_for(asked, pretrained=True, gpu=True)
+    kind = architecture("resnet50")
+    recipe = recipe_for(asked, kind, images=100, pretrained=True, gpu=True)
     assert (recipe.class_weights, recipe.sampler) == ("sqrt", "shuffled")
     asked = options(tmp_path, sampler="balanced", class_weights="none")
-    assert recipe_for(asked, pretrained=False, gpu=False).sampler == "balanced"
+    recipe = recipe_for(asked, kind, images=100, pretrained=False, gpu=False)
+    assert recipe.sampler == "balanced"
     with pytest.raises(InvalidInput, match="--class-weights sqrt make up for the same imbalance"):
         options(tmp_path, sampler="balanced", class_weights="sqrt")
 

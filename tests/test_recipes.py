@@ -163,7 +163,7 @@ def test_the_command_line_leaves_to_the_recipe_what_is_not_said():
 
 def test_evaluation_steps_count_epochs_and_the_end_is_always_evaluated():
     every = changed(FROM_SCRATCH, epochs=5, batch_size=4)
-    steps = plan_steps(every, 8, seed=0)
+    steps = plan_steps(every, [0] * 8, seed=0)
     for eval_steps, expected in ((1, [2, 4, 6, 8, 10]), (2, [4, 8, 10]), (30, [10])):
         asked = changed(every, eval_steps=eval_steps)
         due = [n for n in range(1, 11) if evaluation_is_due(steps, n, asked)]
