@@ -285,6 +285,14 @@ def test_published_weights_bring_their_view_of_pictures(hub, small):
     assert read_weights("small", str(copy)).spec.resize_short_side == 232
 
 
+def test_a_folder_called_imagenet_is_not_taken_for_weights(hub, small, monkeypatch):
+    monkeypatch.chdir(hub)
+    (hub / "imagenet").mkdir()
+    assert read_weights("small", "imagenet").weights.source.startswith("Small V1")
+    with pytest.raises(NotFound, match="a folder without"):
+        read_weights("small", "./imagenet")
+
+
 def test_the_fetch_command_says_what_is_where(hub, small, capsys):
     assert main(["weights", "fetch", "--arch", "small", "--into", str(hub / "usb")]) == 0
     (file,) = (hub / "usb").iterdir()

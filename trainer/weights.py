@@ -60,7 +60,7 @@ def read_weights(
         _check_sha256_option(weights, sha256)
     if weights == "none":
         return RANDOM
-    if weights.startswith(IMAGENET) and not Path(weights).exists():
+    if _names_published(weights):
         return _from_imagenet(arch, published_weights(arch, weights, preferred))
     path = Path(weights)
     if path.is_dir():
@@ -70,14 +70,20 @@ def read_weights(
 
 def check_weights(arch: str, weights: str) -> None:
     """What can be known at once, before the data is scanned. Raises NotFound or InvalidInput."""
-    if weights == "none" or Path(weights).exists():
-        return
-    if not weights.startswith(IMAGENET):
+    if _names_published(weights):
+        published_weights(arch, weights, "")
+    elif weights != "none" and not Path(weights).exists():
         names = ", ".join(f"{IMAGENET}-{name}" for name in architecture(arch).published)
         raise NotFound(
             f"--weights {weights}: no such file or run (nor one of {IMAGENET}, {names}, none)"
         )
-    published_weights(arch, weights, "")
+
+
+def _names_published(weights: str) -> bool:
+    """A folder of data may well be called imagenet: ./imagenet is how to name that."""
+    return weights == IMAGENET or (
+        weights.startswith(f"{IMAGENET}-") and not Path(weights).exists()
+    )
 
 
 def fill(network: PixelNetwork, kind: Architecture, start: Start) -> None:
