@@ -3,17 +3,21 @@
 A server that takes everything in answers everybody late. What counts is the share of its best rate
 that still arrives in time, how soon the others are refused, and that memory stays where it was. The
 load generator runs on the same cores and takes its part of them: what it is late itself counts.
-Each round measures the peak anew, and each figure is held against the peak of its round.
+Each round measures the peak anew, and each figure is held against the peak of its round. At the
+end: what is left of the cores while a gRPC server that answers a constant takes in the surplus.
 
     python -m benchmarks.overload --models models --model products
 """
 
 import statistics
+import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from benchmarks.photos import photos
-from benchmarks.process import Served, server
+from benchmarks.process import Served, server, started
 from benchmarks.serving import CONCURRENCY, parse_options
+from packshot.cores import available_cores
 from packshot.load import LoadPlan, LoadReport, run_load
 
 DEADLINE_SECONDS = 0.5
@@ -53,8 +57,23 @@ def main() -> None:
                 report = run_load(plan, images)
                 goodput[times].append(report.images_per_second / peak.images_per_second)
                 print(_line(times, report, peak, served), flush=True)
+    peak_rate = peak.images_per_second
+    for times in (times for times in TIMES_SATURATION if times > 1):
+        left = cores_left((times - 1) * peak_rate, images, options.seconds)
+        print(f"{times:3.1f} x: taking in the surplus leaves {left:.2f} of the cores")
     shares = ", ".join(f"{statistics.median(found):.2f} at {t} x" for t, found in goodput.items())
     print(f"median share of the peak in time: {shares}")
+
+
+def cores_left(rate: float, images: Sequence[bytes], seconds: float) -> float:
+    """Share of the cores that a bare gRPC server and its load generator leave at this rate."""
+    with started("benchmarks.bare_server") as bare:
+        plan = LoadPlan(target=bare.target, rate=rate, seconds=seconds)
+        run_load(plan, images)  # warm
+        before, began = bare.cpu_seconds() + time.process_time(), time.perf_counter()
+        run_load(plan, images)
+        taken = bare.cpu_seconds() + time.process_time() - before
+    return 1 - taken / (time.perf_counter() - began) / available_cores()
 
 
 def _line(times: float, report: LoadReport, peak: Peak, served: Served) -> str:
