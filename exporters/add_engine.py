@@ -6,7 +6,7 @@ the training run.
 
 import datetime
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,15 @@ from exporters.int8_search import read_ways
 from exporters.making import Maker, make_all
 from exporters.proof import Work
 from exporters.version import complete, read_report
-from packshot.bundle import CALIBRATION, LABELS, REPORT, Bundle, open_bundle
+from packshot.bundle import (
+    CALIBRATION,
+    LABELS,
+    REPORT,
+    Bundle,
+    EngineFile,
+    Manifest,
+    open_bundle,
+)
 from packshot.errors import AnswersDiffer, InvalidInput
 from packshot.image import Pixels
 from packshot.store import current_version, new_version, share
@@ -36,6 +44,8 @@ def add_engine(options: AddOptions) -> Path:
     asked = current_version(model) if options.version is None else options.version
     base = open_bundle(model / str(asked))
     report = read_report(base.folder)
+    ways = base.folder / CALIBRATION
+    known = read_ways(ways) if ways.exists() else None
     at_hand = _images_at_hand(options, base)
     with (
         new_version(model) as (version, folder),
@@ -43,41 +53,50 @@ def add_engine(options: AddOptions) -> Path:
     ):
         unchanged = [name for name in base.manifest.files if name not in WRITTEN_ANEW]
         share(unchanged, base.folder, folder)
-        golden = base.golden()
         work = Work(
             folder=folder,
-            golden=golden,
+            golden=base.golden(),
             held_out=at_hand.held_out,
             temperature=base.manifest.temperature,
             gates=options.gates,
         )
-        ways = folder / CALIBRATION
         maker = Maker(
             work,
             Path(workshop),
             plan=options.plan,
             logs=options.build_logs,
             images=at_hand.to_calibrate,
-            ways=read_ways(ways) if ways.exists() else None,
+            ways=known,
         )
         made, left_out = make_all(maker, options.engines, options.require)
         if not made:
             told = "; ".join(f"{name}: {why}" for name, why in left_out.items())
             raise AnswersDiffer(f"no engine was added: {told}")
-        engines = {**base.manifest.engines, **made}
-        manifest = msgspec.structs.replace(
-            base.manifest,
-            version=version,
-            engines=engines,
-            left_out={
-                name: why
-                for name, why in {**base.manifest.left_out, **left_out}.items()
-                if name not in engines and (name in left_out or name not in options.engines)
-            },
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        )
+        manifest = _next_manifest(base.manifest, version, made, options.engines, left_out)
         complete(work, manifest, report, timed=made)
     return model / str(version)
+
+
+def _next_manifest(
+    before: Manifest,
+    version: int,
+    made: dict[str, EngineFile],
+    asked: Sequence[str],
+    left_out: dict[str, str],
+) -> Manifest:
+    """With what was made; of what was asked for before, only what still holds is left out."""
+    engines = {**before.engines, **made}
+    return msgspec.structs.replace(
+        before,
+        version=version,
+        engines=engines,
+        left_out={
+            name: why
+            for name, why in {**before.left_out, **left_out}.items()
+            if name not in engines and (name in left_out or name not in asked)
+        },
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
 
 
 class AtHand(NamedTuple):

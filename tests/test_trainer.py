@@ -43,16 +43,6 @@ def test_the_network_normalises_by_itself():
     assert embedding.shape == (2, network.embedding_width)
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """An empty cache of torchvision's weights, and no network."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    return folder
-
-
 def test_unknown_architecture_is_named():
     with pytest.raises(InvalidInput, match="'resnet51'; it must be one of resnet18"):
         new_network("resnet51", 2, SPEC)

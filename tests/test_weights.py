@@ -64,16 +64,6 @@ def save(state, path) -> None:
     (save_file if path.suffix == ".safetensors" else torch.save)(state, path)
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """An empty cache of published weights, and no network."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    return folder
-
-
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_file_of_torchvisions_fills_the_backbone_and_leaves_the_head(tmp_path, suffix):
     donor = torchvision.models.resnet18(num_classes=1000)

@@ -26,6 +26,18 @@ def parse_options(arguments: list[str] | None = None) -> Options:
         prog="python -m trainer",
         description="Fine-tune a classifier on a folder of labelled images.",
     )
+    _add_data(parser)
+    _add_start(parser)
+    _add_recipe(parser)
+    workers = min(MAX_DEFAULT_WORKERS, max(1, available_cores() - 1))
+    parser.add_argument(
+        "--workers", type=int, default=workers, help="loader processes (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    return Options(**vars(parser.parse_args(arguments)))
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--data",
@@ -39,6 +51,34 @@ def parse_options(arguments: list[str] | None = None) -> Options:
         default=Path("runs/products"),
         help="folder for checkpoint, log and report",
     )
+    add(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep training images there, resized, so that decoding is paid for once",
+    )
+    add(
+        "--val-share",
+        type=float,
+        default=0.1,
+        help="split off for validation where no val/ is given",
+    )
+    add(
+        "--test-share",
+        type=float,
+        default=0.1,
+        help="split off for testing where no test/ is given",
+    )
+    add(
+        "--max-damaged-share",
+        type=float,
+        default=0.02,
+        help="files that cannot be used are named and left out up to this share, then refused",
+    )
+
+
+def _add_start(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--arch", default="resnet50", help=f"one of {', '.join(ARCHITECTURE_NAMES)}")
     add(
         "--weights",
@@ -54,6 +94,10 @@ def parse_options(arguments: list[str] | None = None) -> Options:
         default="stop",
         help="if the ImageNet weights cannot be had: stop, or train from scratch and say so",
     )
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--recipe",
         default=AUTO,
@@ -80,34 +124,6 @@ def parse_options(arguments: list[str] | None = None) -> Options:
         help="an epoch shows each image once, or each class equally often "
         "(default: the recipe's; shuffled for all)",
     )
-    add(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="keep training images there, resized, so that decoding is paid for once",
-    )
-    add(
-        "--val-share",
-        type=float,
-        default=0.1,
-        help="split off for validation where no val/ is given",
-    )
-    add(
-        "--test-share",
-        type=float,
-        default=0.1,
-        help="split off for testing where no test/ is given",
-    )
-    add(
-        "--max-damaged-share",
-        type=float,
-        default=0.02,
-        help="files that cannot be used are named and left out up to this share, then refused",
-    )
-    workers = min(MAX_DEFAULT_WORKERS, max(1, available_cores() - 1))
-    add("--workers", type=int, default=workers, help="loader processes (default: %(default)s)")
-    add("--seed", type=int, default=0)
-    return Options(**vars(parser.parse_args(arguments)))
 
 
 def parse_fetching(arguments: list[str]) -> argparse.Namespace:
