@@ -15,7 +15,7 @@ from trainer.batches import served_views
 from trainer.checkpoint import Checkpoint, load_checkpoint, load_split_of, read_record
 from trainer.data import Example, Split
 from trainer.evaluate import predict
-from trainer.loop import finish
+from trainer.finish import finish
 from trainer.model import PixelNetwork
 
 GOLDEN_IMAGES = 16

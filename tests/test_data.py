@@ -20,7 +20,7 @@ from trainer.batches import TrainingViews, plan_steps, served_views, training_ba
 from trainer.cache import SHORT_SIDE, open_cache, read_inspected, write_inspected
 from trainer.data import Split, load_split
 from trainer.duplicates import distance, join_near, perceptual_hash, shrunk, thumbnail
-from trainer.loop import class_weights
+from trainer.objective import class_weights
 from trainer.recipes import FROM_SCRATCH, Options, recipe_for
 from trainer.review import reviewed
 from trainer.sample import draw_picture

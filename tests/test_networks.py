@@ -17,8 +17,8 @@ from exporters.to_int8 import CPU, check_fused, prepare, quantize
 from exporters.to_onnx import export_onnx
 from packshot.image import ImageSpec
 from trainer.architectures import ARCHITECTURES, architecture, build_seresnet50
-from trainer.loop import new_optimizer
 from trainer.model import PixelNetwork, new_network
+from trainer.optimizer import new_optimizer
 from trainer.recipes import ARCHITECTURE_NAMES, LARGE, TINY
 from trainer.weights import RANDOM, Start, fill
 

@@ -21,9 +21,10 @@ from trainer.architectures import ARCHITECTURES
 from trainer.augment import CHANGES, erased, training_view, trivial_augment
 from trainer.average import Average
 from trainer.batches import LIMITS, plan_steps
-from trainer.data import Split
-from trainer.loop import Training, evaluation_is_due, mixed, new_optimizer
-from trainer.model import Weights, new_network
+from trainer.loop import evaluation_is_due
+from trainer.model import new_network
+from trainer.objective import mixed
+from trainer.optimizer import new_optimizer
 from trainer.recipe_page import page
 from trainer.recipes import FROM_SCRATCH, MEDIUM, RANGES, RECIPES, against_band, changed, recipe_for
 
@@ -250,22 +251,14 @@ def test_the_average_follows_the_weights_and_is_what_the_formula_says():
     assert not average.network.training
 
 
-def training(tmp_path, one):
-    split = Split(
-        folder="", labels=("a", "b", "c"), train=(), val=(), test=(), damaged={}, fingerprint=""
-    )
-    weights = Weights(pretrained=True, source="")
-    return Training(split=split, recipe=one, spec=SPEC, options=options(tmp_path), weights=weights)
-
-
-def test_mixup_lays_images_and_targets_over_each_other_by_one_share(tmp_path):
+def test_mixup_lays_images_and_targets_over_each_other_by_one_share():
     images = torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1, 1).expand(4, 2, 2, 3) * 10
     labels = torch.tensor([0, 1, 2, 0])
     rng = np.random.default_rng(3)
-    plain, same = mixed(images, labels, training(tmp_path, MEDIUM), rng)
+    plain, same = mixed(images, labels, MEDIUM, 3, rng)
     assert plain is images
     assert same is labels
-    views, targets = mixed(images, labels, training(tmp_path, changed(MEDIUM, mixup=1.0)), rng)
+    views, targets = mixed(images, labels, changed(MEDIUM, mixup=1.0), 3, rng)
     share = targets[1, 1].item()
     assert 0 < share < 1
     assert targets[1].tolist() == pytest.approx([1 - share, share, 0])

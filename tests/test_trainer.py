@@ -17,10 +17,10 @@ from packshot.errors import DamagedFile, InvalidInput, NotFound
 from packshot.image import ImageSpec
 from packshot.intervals import share_interval
 from packshot.prediction import probabilities
+from trainer.batchnorm import reestimate_batchnorm
 from trainer.calibrate import fit_temperature
 from trainer.checkpoint import load_checkpoint, load_split_of, read_record
 from trainer.evaluate import score
-from trainer.loop import reestimate_batchnorm
 from trainer.model import new_network
 from trainer.sample import draw_catalogue
 

@@ -43,7 +43,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     epoch: int
     step: int
     validation: Evaluation
-    # Set by `trainer.loop.finish`, once training has ended or was interrupted:
+    # Set by `trainer.finish`, once training has ended or was interrupted:
     finished: bool = False
     test: Evaluation | None = None
     temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0

@@ -1,14 +1,18 @@
 """Evaluation: the network's answers on the server's pixels, and what they are worth."""
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 
-from packshot.image import Pixels
+from packshot.image import ImageSpec, Pixels
 from packshot.intervals import Interval, share_interval
 from packshot.prediction import Logits, probabilities
+from trainer.batches import served_views
+from trainer.data import Example, Split
 from trainer.model import PixelNetwork
 
 EVALUATION_BATCH = 16
@@ -33,6 +37,23 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     macro_f1: float
     classes: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]  # row: true class, column: predicted
+
+
+class Views(msgspec.Struct, frozen=True, kw_only=True):
+    """Images as the server would see them, uint8 [N, crop, crop, 3], with their labels [N]."""
+
+    images: Pixels
+    truth: np.ndarray
+
+    @classmethod
+    def of(cls, split: Split, examples: Sequence[Example], spec: ImageSpec) -> "Views":
+        truth = np.array([example.label for example in examples], np.int64)
+        return cls(images=served_views(split, examples, spec), truth=truth)
+
+
+def evaluate(network: PixelNetwork, views: Views, labels: tuple[str, ...], size: int) -> Evaluation:
+    logits = predict(network, resized(views.images, size))
+    return score(logits, views.truth, labels, size)
 
 
 def predict(network: PixelNetwork, views: Pixels) -> Logits:
@@ -90,3 +111,13 @@ def _class_score(confusion: npt.NDArray[np.int64], i: int, label: str) -> ClassS
     return ClassScore(
         label=label, images=int(images), precision=precision, recall=recall, f1=float(f1)
     )
+
+
+def brief(evaluation: Evaluation) -> dict[str, float]:
+    """The figures of a log line: the confusion of many classes would make it endless."""
+    names = ("images", "image_size", "loss", "accuracy", "macro_f1")
+    return {name: getattr(evaluation, name) for name in names}
+
+
+def rank(evaluation: Evaluation) -> tuple[float, ...]:
+    return (evaluation.image_size, evaluation.macro_f1, -evaluation.loss)

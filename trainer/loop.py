@@ -1,91 +1,30 @@
 """The training loop, written out: learning rate, step, evaluate, checkpoint, log."""
 
-import json
 import math
-import os
-import signal
-import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
-from types import FrameType
 
 import msgspec
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from packshot.errors import InvalidInput
-from packshot.image import ImageSpec, Pixels
+from packshot.image import ImageSpec
 from trainer.average import Average
 from trainer.batches import Step, TrainingViews, plan_steps, served_views, training_batches
+from trainer.batchnorm import reestimate_batchnorm
 from trainer.cache import PixelCache
-from trainer.calibrate import fit_temperature
-from trainer.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    load_split_of,
-    save_checkpoint,
-    save_record,
-    versions,
-)
+from trainer.checkpoint import Checkpoint, save_checkpoint, versions
 from trainer.data import Example, Split
-from trainer.evaluate import EVALUATION_BATCH, Evaluation, predict, resized, score
+from trainer.evaluate import Views, brief, evaluate, rank
+from trainer.interrupt import Interrupt
+from trainer.log import Log, say
 from trainer.model import PixelNetwork, Weights
-from trainer.recipes import ClassWeights, Options, Recipe
-from trainer.report import write_report
-
-
-class Interrupt:
-    """Ctrl-C and SIGTERM, noticed between two steps. A second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._received)
-
-    def _received(self, number: int, _frame: FrameType | None) -> None:
-        self.signal = number
-        for again in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(again, signal.SIG_DFL)
-        os.write(2, b"\ninterrupted: finishing with the best checkpoint; again to stop at once\n")
-
-
-class Log:
-    """One JSON object a line, flushed, so that a run can be followed with `tail -f`."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
-        self._started = time.monotonic()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def write(self, event: str, **facts: object) -> None:
-        seconds = round(time.monotonic() - self._started, 1)
-        line = {"event": event, "seconds": seconds, **msgspec.to_builtins(facts, enc_hook=str)}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-
-def say(text: str) -> None:
-    """Prints a line above the progress bar, at once also into a pipe."""
-    tqdm.write(text)
-    sys.stdout.flush()
-
-
-class Views(msgspec.Struct, frozen=True, kw_only=True):
-    """Images as the server would see them, uint8 [N, crop, crop, 3], with their labels [N]."""
-
-    images: Pixels
-    truth: np.ndarray
-
-    @classmethod
-    def of(cls, split: Split, examples: Sequence[Example], spec: ImageSpec) -> "Views":
-        truth = np.array([example.label for example in examples], np.int64)
-        return cls(images=served_views(split, examples, spec), truth=truth)
+from trainer.objective import class_weights, mixed
+from trainer.optimizer import learning_rate_share, new_optimizer, set_learning_rate
+from trainer.recipes import Options, Recipe
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,7 +78,9 @@ def train(
     for number, (step, (images, labels)) in enumerate(zip(steps, batches, strict=True), start=1):
         progress = pixels_done[number - 1] / pixels_done[-1]
         set_learning_rate(optimizer, learning_rate_share(recipe, number, len(steps), progress))
-        images, targets = mixed(images.to(device), labels.to(device), training, mixing)
+        images, targets = mixed(
+            images.to(device), labels.to(device), recipe, len(split.labels), mixing
+        )
         logits, _ = network(images)
         loss = cross_entropy(logits, targets, weight, label_smoothing=recipe.label_smoothing)
         loss.backward()
@@ -222,29 +163,6 @@ def keep_best(
     return save_checkpoint(training.options.run, record, network, split)
 
 
-def finish(run: Path, data: Path | None = None) -> Checkpoint:
-    """Measures the kept checkpoint at the size served, fits its temperature, writes the report.
-
-    `data`: where the images are now, if not where they were in training.
-    """
-    kept, network = load_checkpoint(run)
-    split, spec = load_split_of(run, kept, data), kept.image
-    network.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
-    validation = Views.of(split, split.val, spec)
-    logits = predict(network, validation.images)
-    test = Views.of(split, split.test, spec) if split.test else None
-    kept = msgspec.structs.replace(
-        kept,
-        finished=True,
-        validation=score(logits, validation.truth, split.labels, spec.crop),
-        temperature=fit_temperature(logits, validation.truth),
-        test=evaluate(network, test, split.labels, spec.crop) if test else None,
-    )
-    save_record(run, kept)
-    write_report(run, kept, split)
-    return kept
-
-
 def evaluation_is_due(steps: Sequence[Step], number: int, recipe: Recipe) -> bool:
     """After the step of this number: at the end of every epoch that `eval_steps` divides."""
     if number == len(steps):
@@ -253,110 +171,8 @@ def evaluation_is_due(steps: Sequence[Step], number: int, recipe: Recipe) -> boo
     return steps[number].epoch != epoch and epoch % recipe.eval_steps == 0
 
 
-def mixed(
-    images: torch.Tensor, labels: torch.Tensor, training: Training, rng: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mixup (Zhang et al., ICLR 2018): each image laid over the next one, and so its target.
-
-    Images uint8 [N, H, W, 3] and labels [N] to float images and targets [N, classes], or as they
-    are without mixup.
-    """
-    alpha = training.recipe.mixup
-    if not alpha:
-        return images, labels
-    share = float(rng.beta(alpha, alpha))
-    targets = one_hot(labels, len(training.split.labels)).float()
-    return (
-        torch.lerp(images.float().roll(1, 0), images.float(), share),
-        torch.lerp(targets.roll(1, 0), targets, share),
-    )
-
-
-def new_optimizer(network: PixelNetwork, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW; a rate of its own for each stage of the backbone and for the new head.
-
-    No weight decay on biases, normalisation, class token and positions; nothing for what is frozen.
-    """
-    stages = list(network.stage_parameters())
-    parts = [
-        (parameters, recipe.stage_decay ** (len(stages) - 1 - i))
-        for i, parameters in enumerate(stages)
-    ]
-    parts.append((list(network.head.named_parameters()), recipe.head_learning_rate_factor))
-    groups = []
-    for parameters, factor in parts:
-        learnt = [(name, p) for name, p in parameters if p.requires_grad]
-        for decayed, decay in ((True, recipe.weight_decay), (False, 0.0)):
-            rate = recipe.learning_rate * factor
-            chosen = [p for name, p in learnt if has_weight_decay(name, p) == decayed]
-            groups.append({"params": chosen, "weight_decay": decay, "lr": rate, "peak_lr": rate})
-    return torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
-
-
-def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim > 1 and not name.endswith(("class_token", "pos_embedding"))
-
-
-def class_weights(how: ClassWeights, counts: Sequence[int]) -> torch.Tensor:
-    """Of each class in the loss, float32 [classes]; their mean over the images is 1.
-
-    "inverse" gives every class the same say, "sqrt" goes half of the way (Mahajan et al., 2018).
-    """
-    power = {"none": 0.0, "sqrt": -0.5, "inverse": -1.0}[how]
-    images = torch.tensor(counts, dtype=torch.float32)
-    raw = images**power
-    return raw * images.sum() / (raw * images).sum()
-
-
-def learning_rate_share(recipe: Recipe, step: int, steps: int, progress: float) -> float:
-    """Share of the peak rate: linear warm-up over steps, times a cosine over the pixels trained on.
-
-    Counting pixels leaves the early, cheap steps on small pictures a high rate for longer.
-    """
-    warmup = min(1.0, step / max(1.0, recipe.warmup_share * steps))
-    low = recipe.final_learning_rate_share
-    return warmup * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * share
-
-
-def evaluate(network: PixelNetwork, views: Views, labels: tuple[str, ...], size: int) -> Evaluation:
-    logits = predict(network, resized(views.images, size))
-    return score(logits, views.truth, labels, size)
-
-
-def brief(evaluation: Evaluation) -> dict[str, float]:
-    """The figures of a log line: the confusion of many classes would make it endless."""
-    names = ("images", "image_size", "loss", "accuracy", "macro_f1")
-    return {name: getattr(evaluation, name) for name in names}
-
-
-def rank(evaluation: Evaluation) -> tuple[float, ...]:
-    return (evaluation.image_size, evaluation.macro_f1, -evaluation.loss)
-
-
 def batchnorm_sample(training: Training) -> list[Example]:
     examples = training.split.train
     count = min(training.recipe.batchnorm_images, len(examples))
     rng = np.random.default_rng([training.options.seed, 1])
     return [examples[i] for i in rng.choice(len(examples), count, replace=False)]
-
-
-def reestimate_batchnorm(network: PixelNetwork, views: Pixels) -> None:
-    """Replaces the running statistics by plain averages over `views`, at the size served.
-
-    Statistics gathered on smaller pictures do not hold at a larger size.
-    """
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a plain average
-    network.train()
-    with torch.no_grad():
-        for i in range(0, len(views), EVALUATION_BATCH):
-            network(torch.from_numpy(views[i : i + EVALUATION_BATCH]).to(network.mean.device))
-    for layer in layers:
-        layer.momentum = 0.1  # torch's default

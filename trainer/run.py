@@ -11,7 +11,11 @@ from trainer.architectures import architecture
 from trainer.cache import open_cache, read_inspected, write_inspected
 from trainer.checkpoint import Checkpoint, set_aside
 from trainer.data import Split, load_split
-from trainer.loop import Interrupt, Log, Training, brief, finish, say, train
+from trainer.evaluate import brief
+from trainer.finish import finish
+from trainer.interrupt import Interrupt
+from trainer.log import Log, say
+from trainer.loop import Training, train
 from trainer.model import PixelNetwork, Weights, new_network
 from trainer.recipe_page import augmentation_of
 from trainer.recipes import (
