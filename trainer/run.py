@@ -1,22 +1,33 @@
 """A training run from start to end: data, network, recipe, training, figures, report."""
 
+import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import msgspec
 import torch
 
+from packshot.errors import InvalidInput
 from packshot.image import ImageSpec
 from packshot.terminate import interrupt_on_sigterm
 from trainer.architectures import architecture
 from trainer.cache import open_cache, read_inspected, write_inspected
-from trainer.checkpoint import Checkpoint, set_aside
+from trainer.checkpoint import RECORD, Checkpoint, read_record, set_aside
+from trainer.course import Course, TimeLimit
 from trainer.data import Split, load_split
 from trainer.evaluate import brief
 from trainer.finish import finish
+from trainer.hardware import Hardware, hardware_for
 from trainer.interrupt import Interrupt
-from trainer.log import Log, say
-from trainer.loop import Training, train
+from trainer.keeper import Keeper
+from trainer.learner import Learner
+from trainer.log import LOG, Log, say
+from trainer.loop import train
 from trainer.model import PixelNetwork, Weights, new_network
+from trainer.processes import Processes, leave
 from trainer.recipe_page import augmentation_of
 from trainer.recipes import (
     AUTO,
@@ -29,6 +40,9 @@ from trainer.recipes import (
 )
 from trainer.report import REPORT
 from trainer.review import data_figures, reviewed
+from trainer.state import State, check_identity, identity_of, read_state, remove_state
+from trainer.timing import new_plan, resumed_plan
+from trainer.training import Training
 from trainer.weights import RANDOM, Start, WeightsUnavailable, check_weights, fill, read_weights
 
 FRAME = "=" * 78
@@ -41,23 +55,116 @@ FALLBACK_WARNING = (
 
 def run(options: Options) -> int:
     """Exit status 0, or 128 plus the number of the signal that interrupted training."""
+    started = time.monotonic()
     check(options)
     interrupt_on_sigterm()
+    hardware = hardware_for(options, os.environ)
+    try:
+        with _only_the_first_talks(hardware.processes):
+            return _run(options, hardware, started)
+    finally:
+        leave(hardware.processes)
+
+
+def _run(options: Options, hardware: Hardware, started: float) -> int:
     options.run.mkdir(parents=True, exist_ok=True)  # before the long work, in case it cannot be
     torch.manual_seed(options.seed)
-    split = prepare_data(options, ImageSpec())
-    network, recipe, start = prepare_network(options, split)
-    spec, weights = start.spec, start.weights
-    cache = open_cache(options.cache, split, spec, say) if options.cache else None
-    set_aside(options.run)
-    log = Log(options.run / "log.jsonl")
-    log.write("start", options=options, recipe=recipe, weights=weights, labels=split.labels)
-    log.write("data", **data_figures(split))
-    training = Training(
-        split=split, recipe=recipe, spec=spec, options=options, weights=weights, cache=cache
-    )
+    training, network = prepare(options, hardware)
+    unfinished = read_unfinished(training) if options.resume else None
+    if unfinished is None and options.resume and is_finished(training):
+        print(f"--resume: the run in {options.run} has finished: there is nothing left to do")
+        return 0
+    if unfinished is None:
+        plan = new_plan(training, network, started)
+    else:
+        plan = resumed_plan(training, unfinished.progress.steps, started)
+    schedule, learner = training.schedule(plan.steps), training.learner(network, plan.steps)
+    course, best = begin(training, learner, unfinished, plan.limit)
+    log = open_log(training, course) if hardware.processes.first else None
+    keeper = Keeper(training, log, best)
     interrupt = Interrupt()  # from here on there is something to finish
-    best = train(network, training, log, interrupt)
+    train(training, schedule, learner, keeper, course, interrupt)
+    if log is None:
+        return 0 if interrupt.signal is None else 128 + interrupt.signal
+    return end(options, keeper.best, log, interrupt)
+
+
+def prepare(options: Options, hardware: Hardware) -> tuple[Training, PixelNetwork]:
+    """Data, weights, recipe and cache; the first of several processes goes ahead."""
+    processes = hardware.processes
+    content = processes.from_first(lambda: msgspec.json.encode(prepare_data(options, ImageSpec())))
+    split = msgspec.json.decode(content, type=Split)
+    network, recipe, start = prepare_network(options, hardware, split)
+    cache, folder = None, options.cache
+    if folder is not None:
+        cache = processes.in_turn(lambda: open_cache(folder, split, start.spec, say))
+    training = Training(
+        split=split,
+        recipe=recipe,
+        spec=start.spec,
+        options=options,
+        weights=start.weights,
+        hardware=hardware,
+        cache=cache,
+    )
+    return training, network
+
+
+def read_unfinished(training: Training) -> State | None:
+    """Raises InvalidInput if it is not this run that was left unfinished, or DamagedFile."""
+    run = training.options.run
+    state = read_state(run)
+    if state is None:
+        print(f"--resume: there is no unfinished run in {run}")
+    else:
+        check_identity(state.progress.identity, training.identity, run)
+    return state
+
+
+def is_finished(training: Training) -> bool:
+    """Raises InvalidInput if another run has finished there."""
+    run = training.options.run
+    if not (run / RECORD).exists() or not (record := read_record(run)).finished:
+        return False
+    check_identity(identity_of(record), training.identity, run)
+    return True
+
+
+def begin(
+    training: Training, learner: Learner, unfinished: State | None, limit: TimeLimit
+) -> tuple[Course, Checkpoint | None]:
+    """At the start, or where the unfinished run stood, with its best checkpoint."""
+    if unfinished is None:
+        return Course(limit=limit), None
+    progress, run = unfinished.progress, training.options.run
+    learner.restore(unfinished.tensors, progress.scalars)
+    print(f"going on after step {progress.step} of {progress.steps}")
+    best = read_record(run) if (run / RECORD).exists() else None
+    return Course(progress.step, progress.losses, progress.patience, limit), best
+
+
+def open_log(training: Training, course: Course) -> Log:
+    """A new one, with an earlier run moved out of the way; or on with the unfinished run's."""
+    options, path = training.options, training.options.run / LOG
+    if course.step:
+        log = Log(path, after_step=course.step)
+        log.write("resume", step=course.step)
+        return log
+    set_aside(options.run)
+    log = Log(path)
+    log.write(
+        "start",
+        options=options,
+        recipe=training.recipe,
+        weights=training.weights,
+        labels=training.split.labels,
+    )
+    log.write("data", **data_figures(training.split))
+    return log
+
+
+def end(options: Options, best: Checkpoint | None, log: Log, interrupt: Interrupt) -> int:
+    """Measures and reports the checkpoint; returns the exit status."""
     if best is None:
         print("trainer: interrupted before the first evaluation: no checkpoint", file=sys.stderr)
         return 128 + (interrupt.signal or 0)
@@ -68,9 +175,24 @@ def run(options: Options) -> int:
     log.close()
     conclude(kept, options.run)
     if interrupt.signal is not None:
-        print(f"interrupted: the checkpoint is that of epoch {kept.epoch}", file=sys.stderr)
+        print(
+            f"interrupted: the checkpoint is that of epoch {kept.epoch}; the same command with "
+            "--resume goes on",
+            file=sys.stderr,
+        )
         return 128 + interrupt.signal
+    remove_state(options.run)
     return 0
+
+
+@contextmanager
+def _only_the_first_talks(processes: Processes) -> Iterator[None]:
+    """Errors of the others are still told: they are, once they have left here."""
+    if processes.first:
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def prepare_data(options: Options, spec: ImageSpec) -> Split:
@@ -98,22 +220,31 @@ def check(options: Options) -> None:
         new_network(options.arch, 2, ImageSpec())  # its package may be missing
 
 
-def prepare_network(options: Options, split: Split) -> tuple[PixelNetwork, Recipe, Start]:
+def prepare_network(
+    options: Options, hardware: Hardware, split: Split
+) -> tuple[PixelNetwork, Recipe, Start]:
     """The network, how it will be trained, and what it starts from. Raises WeightsUnavailable."""
     kind = architecture(options.arch)
-    images = len(split.train) + len(split.held_out)
-    start = starting_point(options, images)
+    images = len(split.examples)
+    start = hardware.processes.in_turn(lambda: starting_point(options, images))
     recipe = recipe_for(
-        options,
-        kind,
-        images=images,
-        pretrained=start.weights.pretrained,
-        gpu=torch.cuda.is_available(),
+        options, kind, images=images, pretrained=start.weights.pretrained, gpu=hardware.gpu
     )
+    check_shares(recipe, hardware)
     describe_recipe(options, recipe, start, images)
     network = new_network(options.arch, len(split.labels), start.spec)
     fill(network, kind, start)
     return network, recipe, start
+
+
+def check_shares(recipe: Recipe, hardware: Hardware) -> None:
+    """Raises InvalidInput if a batch cannot be shared out evenly."""
+    count = hardware.processes.count
+    if recipe.batch_size % count:
+        raise InvalidInput(
+            f"--batch-size is {recipe.batch_size}, of all processes together: it must be a multiple"
+            f" of their number, {count}"
+        )
 
 
 def starting_point(options: Options, images: int) -> Start:
