@@ -36,9 +36,7 @@ def small_backbone() -> nn.Module:
 
 def network(build=small_backbone) -> PixelNetwork:
     torch.manual_seed(0)
-    kind = architecture("resnet18")._replace(
-        build=build, width=8, stages=(("conv1",), ("bn1",))
-    )
+    kind = architecture("resnet18")._replace(build=build, width=8, stages=(("conv1",), ("bn1",)))
     return PixelNetwork(kind, 3, ImageSpec())
 
 
@@ -113,7 +111,7 @@ def test_out_of_memory_means_smaller_parts_and_the_same_weights(capsys):
 
 
 def test_a_network_too_large_for_one_image_is_told():
-    with pytest.raises(InvalidInput, match="does not hold a single image.*smaller --arch"):
+    with pytest.raises(InvalidInput, match=r"does not hold a single image.*smaller --arch"):
         learner(build=lambda: greedy(Hopeless)).step(*batch(), 1.0)
 
 

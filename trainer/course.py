@@ -114,13 +114,18 @@ class Course:
         self.losses.add(loss, step)
         self._images += images
 
-    def moment(self, epoch: int, size: int, learning_rate: float) -> Moment:
+    @property
+    def mean_loss(self) -> float:
+        """Since the last evaluation. Raises InvalidInput if it is no number."""
         losses = self.losses.all(self.step)
+        return sum(losses) / len(losses)
+
+    def moment(self, epoch: int, size: int, learning_rate: float, train_loss: float) -> Moment:
         return Moment(
             epoch=epoch,
             step=self.step,
             size=size,
-            train_loss=sum(losses) / len(losses),
+            train_loss=train_loss,
             images_per_second=self._images / max(self._clock() - self._since, 1e-9),
             learning_rate=learning_rate,
         )

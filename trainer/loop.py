@@ -43,19 +43,20 @@ def train(
             bar.update(schedule.pixels(number) - schedule.pixels(number - 1))
             bar.set_postfix_str(f"loss {course.losses.last:.2f}", refresh=False)
 
-            if processes.any(interrupt.signal is not None):
-                save(training, schedule, learner, course)
-                return
             time_is_up = processes.any(course.limit.share >= 1)
             if time_is_up or schedule.evaluation_is_due(number):
-                size = schedule.size(number)
-                moment = course.moment(schedule.epoch(number), size, rate * recipe.learning_rate)
+                train_loss = processes.mean(course.mean_loss)
+                size, rate = schedule.size(number), rate * recipe.learning_rate
+                moment = course.moment(schedule.epoch(number), size, rate, train_loss)
                 evaluation = keeper.consider(learner.candidate, moment)
                 final = size == schedule.size(schedule.steps)
                 course.evaluated(evaluation.macro_f1, final_size=final)
                 if reason := why_to_stop(training, course, time_is_up=time_is_up):
                     say(reason)
                     break
+            if processes.any(interrupt.signal is not None):
+                save(training, schedule, learner, course)
+                return
             if course.saving_is_due(training.options.save_minutes):
                 save(training, schedule, learner, course)
     if recipe.batchnorm_images:

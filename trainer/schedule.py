@@ -36,6 +36,7 @@ class Schedule:
         middles = (np.arange(self.steps) + 0.5) / max(1, self.steps) * ends[-1]
         sides = np.array([side for side, _ in recipe.stages])
         self._sizes = sides[np.searchsorted(ends, middles)]
+        self._sizes[-1:] = sides[-1]  # a short run too ends at the size that is served
         self._pixels = np.cumsum(self._sizes.astype(np.int64) ** 2)
 
     def size(self, step: int) -> int:
