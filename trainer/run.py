@@ -3,13 +3,15 @@
 import sys
 from pathlib import Path
 
+import msgspec
 import torch
 
-from packshot.image import ImageSpec
+from packshot.image import Fit, ImageSpec
 from packshot.terminate import interrupt_on_sigterm
 from trainer.architectures import architecture
+from trainer.budget import budget_warnings, check_from_scratch, cpu_warning
 from trainer.cache import open_cache, read_inspected, write_inspected
-from trainer.checkpoint import Checkpoint, set_aside
+from trainer.checkpoint import RECORD, Checkpoint, read_record, set_aside
 from trainer.data import Split, load_split
 from trainer.evaluate import brief
 from trainer.finish import finish
@@ -45,8 +47,10 @@ def run(options: Options) -> int:
     interrupt_on_sigterm()
     options.run.mkdir(parents=True, exist_ok=True)  # before the long work, in case it cannot be
     torch.manual_seed(options.seed)
-    split = prepare_data(options, ImageSpec())
-    network, recipe, start = prepare_network(options, split)
+    fit = fit_of(options)
+    split = prepare_data(options, ImageSpec(fit=fit))
+    network, recipe, start = prepare_network(options, split, fit)
+    split = weigh_up(options, split, recipe, start)
     spec, weights = start.spec, start.weights
     cache = open_cache(options.cache, split, spec, say) if options.cache else None
     set_aside(options.run)
@@ -71,6 +75,14 @@ def run(options: Options) -> int:
         print(f"interrupted: the checkpoint is that of epoch {kept.epoch}", file=sys.stderr)
         return 128 + interrupt.signal
     return 0
+
+
+def fit_of(options: Options) -> Fit:
+    """As `--fit` says; without it as in the run that `--weights` names, or crop."""
+    weights = Path(options.weights)
+    if options.fit is None and (weights / RECORD).is_file():
+        return read_record(weights).image.fit
+    return options.fit or "crop"
 
 
 def prepare_data(options: Options, spec: ImageSpec) -> Split:
@@ -98,11 +110,12 @@ def check(options: Options) -> None:
         new_network(options.arch, 2, ImageSpec())  # its package may be missing
 
 
-def prepare_network(options: Options, split: Split) -> tuple[PixelNetwork, Recipe, Start]:
+def prepare_network(options: Options, split: Split, fit: Fit) -> tuple[PixelNetwork, Recipe, Start]:
     """The network, how it will be trained, and what it starts from. Raises WeightsUnavailable."""
     kind = architecture(options.arch)
     images = len(split.train) + len(split.held_out)
     start = starting_point(options, images)
+    start = start._replace(spec=msgspec.structs.replace(start.spec, fit=fit))
     recipe = recipe_for(
         options,
         kind,
@@ -114,6 +127,25 @@ def prepare_network(options: Options, split: Split) -> tuple[PixelNetwork, Recip
     network = new_network(options.arch, len(split.labels), start.spec)
     fill(network, kind, start)
     return network, recipe, start
+
+
+def weigh_up(options: Options, split: Split, recipe: Recipe, start: Start) -> Split:
+    """The split with warnings of what such a run can reach.
+
+    Raises InvalidInput for one from random weights that can reach nothing, unless `--yes`.
+    """
+    images, stages = len(split.train), len(architecture(options.arch).stages)
+    found: list[str] = []
+    if start.weights.pretrained:
+        learns = recipe.frozen_stages < stages
+        found += budget_warnings(recipe, images, backbone_learns=learns)
+    elif not options.yes:
+        check_from_scratch(recipe, images)
+    if not torch.cuda.is_available() and (slow := cpu_warning(images)):
+        found.append(slow)
+    for text in found:
+        say(f"WARNING: {text}")
+    return msgspec.structs.replace(split, warnings=(*split.warnings, *found))
 
 
 def starting_point(options: Options, images: int) -> Start:
