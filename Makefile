@@ -9,6 +9,9 @@ DATA      ?= data/sample
 RUN       ?= runs/$(MODEL)
 ARCH      ?= resnet50
 EPOCHS    ?=
+RECIPE    ?=
+WEIGHTS   ?=
+FIT       ?=
 ENGINES   ?= fp32,int8
 TARGETS   ?= this
 PORT      ?= 8001
@@ -39,6 +42,7 @@ help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  DATA=$(DATA) RUN=$(RUN) MODEL=$(MODEL) ARCH=$(ARCH) EPOCHS=$(or $(EPOCHS),<the recipe's>)"
+	@echo "  RECIPE=$(or $(RECIPE),auto) WEIGHTS=$(or $(WEIGHTS),imagenet) FIT=$(or $(FIT),crop)"
 	@echo "  ENGINES=$(ENGINES) TARGETS=$(TARGETS)"
 	@echo "  PORT=$(PORT) HTTP_PORT=$(HTTP_PORT) IMAGE=$(IMAGE)"
 
@@ -60,7 +64,9 @@ $(SAMPLE): | $(READY)
 
 train: $(READY) $(if $(IS_SAMPLE),$(SAMPLE)) ## fine-tune ARCH on DATA: checkpoint and report into RUN
 	$(BIN)/python -m trainer --data "$(DATA)" --run "$(RUN)" --arch $(ARCH) \
-	  $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(IS_SAMPLE),--without-weights scratch)
+	  $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(RECIPE),--recipe $(RECIPE)) \
+	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(FIT),--fit $(FIT)) \
+	  $(if $(IS_SAMPLE),--without-weights scratch)
 
 export: $(READY) ## turn the checkpoint of RUN into the next version of models/MODEL: ENGINES, verified
 	$(BIN)/python -m exporters --run "$(RUN)" --models models --model $(MODEL) --engines $(ENGINES) --targets $(TARGETS)

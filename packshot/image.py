@@ -2,8 +2,10 @@
 
 Training's evaluation, calibration, golden samples and the server all call `load_pixels` with the
 `ImageSpec` that the bundle carries, so the answer served is computed from the pixels that the
-accuracy was measured on. The arithmetic is that of torchvision's Resize and CenterCrop on Pillow
-images, with resize and crop fused into one `Image.resize(box=...)`.
+accuracy was measured on. The arithmetic is that of torchvision's transforms on Pillow images:
+
+    fit crop   Resize(resize_short_side), CenterCrop(crop), fused into one `Image.resize(box=...)`
+    fit pad    Resize(None, max_size=crop), and the colour `padding` around it up to crop x crop
 """
 
 import io
@@ -45,11 +47,18 @@ TURNS = {  # what makes a picture of an EXIF orientation upright
 }
 
 
+Fit = Literal["crop", "pad"]
+
+
 class ImageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How an image becomes the network's input. Part of the bundle: change it, and retrain.
 
     The fixed choices are spelled out, so that another implementation can be checked against them,
     and a bundle that needs another choice is refused. Raises ValueError for impossible sizes.
+
+    `fit` crop: the network sees the centre, and of a long picture not its ends. `fit` pad: it sees
+    the whole picture, the long side `crop` pixels, centred on a square of the colour `padding`;
+    `resize_short_side` then plays no part. Records without the field mean crop.
     """
 
     decoder: Literal["pillow"] = "pillow"
@@ -57,12 +66,15 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     colour: Literal["RGB"] = "RGB"
     alpha_over: tuple[int, int, int] = (255, 255, 255)
     frame: Literal["first"] = "first"
+    fit: Fit = "crop"
+    padding: tuple[int, int, int] = (255, 255, 255)  # a packshot's background is light
     resize_short_side: int = 256
     crop: int = 224
     interpolation: Literal["bilinear"] = "bilinear"
     antialias: Literal[True] = True
-    # JPEGs are decoded at 1/2, 1/4 or 1/8 scale as long as the short side keeps this many pixels:
-    # a third of the time on large photographs, a grey level or two away (PIL.Image.Image.draft).
+    # JPEGs are decoded at 1/2, 1/4 or 1/8 scale as long as the short side keeps this many pixels
+    # (with pad that of the padded square, which is the picture's long side): a third of the time
+    # on large photographs, a grey level or two away (PIL.Image.Image.draft).
     draft_short_side: int | None = 512
     # Constants of the ONNX graph, recorded for readers; nothing outside the graph applies them.
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -76,6 +88,16 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def shape(self) -> tuple[int, int, int]:
         """Of one image: (height, width, channels)."""
         return (self.crop, self.crop, 3)
+
+    @property
+    def geometry(self) -> str:
+        """In words, for people."""
+        if self.fit == "pad":
+            return (
+                f"long side {self.crop}, centred on a {self.crop}x{self.crop} square of RGB "
+                f"{self.padding}, {self.interpolation}"
+            )
+        return f"short side {self.resize_short_side}, crop {self.crop}, {self.interpolation}"
 
 
 class ImageLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,12 +114,27 @@ def load_pixels(encoded: bytes, spec: ImageSpec, limits: ImageLimits = ImageLimi
     """
     with open_image(encoded, limits) as image:
         rgb, size = decode_rgb(image, spec, spec.draft_short_side)
+    view = _padded(rgb, size, spec) if spec.fit == "pad" else _cropped(rgb, size, spec)
+    return np.asarray(view)
+
+
+def _cropped(rgb: Image.Image, size: tuple[int, int], spec: ImageSpec) -> Image.Image:
     # The box comes from the original size: a drafted one is rounded up and would shift the view.
     across, down = rgb.width / size[0], rgb.height / size[1]
     left, top, right, bottom = view_box(size, spec)
     box = (left * across, top * down, right * across, bottom * down)
-    view = rgb.resize((spec.crop, spec.crop), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(view)
+    return rgb.resize((spec.crop, spec.crop), Image.Resampling.BILINEAR, box=box)
+
+
+def _padded(rgb: Image.Image, size: tuple[int, int], spec: ImageSpec) -> Image.Image:
+    left, top, right, bottom = picture_box(size, spec)
+    view = Image.new("RGB", (spec.crop, spec.crop), spec.padding)
+    # A drafted picture is rounded up to whole pixels: of a narrow one that is a good part of it.
+    scale = round(max(size) / max(rgb.size))
+    box = (0.0, 0.0, size[0] / scale, size[1] / scale)
+    whole = rgb.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box)
+    view.paste(whole, (left, top))
+    return view
 
 
 def open_image(encoded: bytes, limits: ImageLimits = ImageLimits()) -> Image.Image:
@@ -144,13 +181,15 @@ def decode_rgb(
 ) -> tuple[Image.Image, tuple[int, int]]:
     """The first frame, upright, as 8-bit RGB with alpha laid over `spec.alpha_over`.
 
-    A JPEG may come at reduced scale, as long as its short side keeps `draft_short_side` pixels; the
-    second value is the upright size (width, height) before that. Raises ImageError.
+    A JPEG may come at reduced scale, as long as its short side (with `fit` pad its long one) keeps
+    `draft_short_side` pixels; the second value is the upright size (width, height) before that.
+    Raises ImageError.
     """
     stored_size = image.size
     try:
         if draft_short_side is not None and image.format in JPEGS:
-            scale = draft_short_side / min(stored_size)
+            kept = max(stored_size) if spec.fit == "pad" else min(stored_size)
+            scale = draft_short_side / kept
             width, height = (math.ceil(side * scale) for side in stored_size)
             image.draft(None, (width, height))
         # Before EXIF is looked at: with some formats that decodes too, and hides the faults.
@@ -209,7 +248,7 @@ def stack(images: Sequence[Pixels]) -> npt.NDArray[np.uint8]:
 
 
 def view_box(size: tuple[int, int], spec: ImageSpec) -> tuple[float, float, float, float]:
-    """The part (left, top, right, bottom) of an upright image of `size` that the network sees.
+    """The part (left, top, right, bottom) of an upright image of `size` that a crop shows.
 
     torchvision's arithmetic: the short side becomes `resize_short_side`, the long side is truncated
     to whole pixels, the crop's offset is rounded half to even.
@@ -222,6 +261,19 @@ def view_box(size: tuple[int, int], spec: ImageSpec) -> tuple[float, float, floa
     top = int(round((resized_height - spec.crop) / 2.0))
     across, down = width / resized_width, height / resized_height
     return (left * across, top * down, (left + spec.crop) * across, (top + spec.crop) * down)
+
+
+def picture_box(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int, int, int]:
+    """Where in the view, in pixels (left, top, right, bottom), `fit` pad puts an image of `size`.
+
+    torchvision's arithmetic: the long side becomes `crop`, the short one is truncated to whole
+    pixels, here to one at least; where the padding is of an odd width, the first half has less.
+    """
+    width, height = size
+    across = spec.crop if width >= height else max(1, int(spec.crop * width / height))
+    down = spec.crop if height >= width else max(1, int(spec.crop * height / width))
+    left, top = (spec.crop - across) // 2, (spec.crop - down) // 2
+    return (left, top, left + across, top + down)
 
 
 def _eight_bits(values: npt.NDArray[np.generic]) -> Pixels:

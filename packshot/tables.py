@@ -47,14 +47,13 @@ def _percent(share: float | None) -> str:
 
 
 def show_text(folder: Path, record: Version, manifest: Manifest) -> str:
-    image = manifest.image
     facts = {
         "folder": str(folder),
         "created": manifest.created,
         "size": size_text(record.bytes),
         "network": f"{manifest.architecture}, embedding of {manifest.embedding_width}",
         "labels": _listed(manifest.labels),
-        "image": f"short side {image.resize_short_side}, crop {image.crop}, {image.interpolation}",
+        "image": manifest.image.geometry,
         "temperature": f"{manifest.temperature:g}",
         "abstains": f"below {manifest.min_confidence:g}" if manifest.min_confidence else "never",
         **{f"left out: {name}": reason for name, reason in manifest.left_out.items()},

@@ -157,6 +157,7 @@ client's part:
 {image}
 ```
 
+   In words: {manifest.image.geometry}.
    In Python, `packshot.image.load_pixels(encoded, spec)` does it, with
    `spec = msgspec.json.decode(text, type=packshot.image.ImageSpec)` of the text above. Anything
    else gives other pixels and other answers. Mean and standard deviation are in the network:

@@ -17,7 +17,7 @@ from packshot.errors import DamagedFile, InvalidInput, NotFound
 from packshot.image import FORMATS, ImageSpec
 from trainer.architectures import architecture
 from trainer.batches import TrainingViews, served_views, training_batches
-from trainer.cache import SHORT_SIDE, open_cache, read_inspected, write_inspected
+from trainer.cache import SIDE, open_cache, read_inspected, write_inspected
 from trainer.data import Split, load_split
 from trainer.duplicates import distance, join_near, perceptual_hash, shrunk, thumbnail
 from trainer.objective import class_weights
@@ -513,7 +513,7 @@ def test_the_cache_holds_the_decoded_pixels_small_ones_as_they_are(shop, tmp_pat
     split = split_of(shop, val_share=0.02, test_share=0.02)
     cache = open_cache(tmp_path, split, SPEC, quiet)
     sizes = {cache[e].shape[:2] for e in split.train}
-    assert sizes == {(120, 160), (SHORT_SIDE * 3 // 2, SHORT_SIDE)}
+    assert sizes == {(120, 160), (SIDE * 3 // 2, SIDE)}
     small = next(e for e in split.train if e.width == 160)
     with Image.open(shop / small.file) as image:
         assert np.array_equal(cache[small], np.asarray(image.convert("RGB")))

@@ -50,7 +50,7 @@ def run(tmp_path_factory) -> Path:
     draw_two_classes(folder / "data")
     done = program(
         "trainer", "--data", folder / "data", "--run", folder / "run", "--weights", "none",
-        "--epochs", 7, "--batch-size", 16,
+        "--epochs", 7, "--batch-size", 16, "--yes",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder / "run"

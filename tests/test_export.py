@@ -48,7 +48,7 @@ def run(tmp_path_factory) -> Path:
     draw_catalogue(folder / "data", counts={"train": 3, "val": 2, "test": 1})
     done = program(
         "trainer", "--data", folder / "data", "--run", folder / "run", "--arch", "resnet18",
-        "--weights", "none", "--epochs", 1, "--batch-size", 24,
+        "--weights", "none", "--epochs", 1, "--batch-size", 24, "--yes",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder / "run"

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,9 +12,19 @@ from tiny import encoded, jpeg
 from torchvision.transforms import v2
 
 from packshot.errors import ImageError
-from packshot.image import ImageLimits, ImageSpec, load_pixels, read_pixels, view_box
+from packshot.image import (
+    ImageLimits,
+    ImageSpec,
+    decode_rgb,
+    load_pixels,
+    open_image,
+    picture_box,
+    read_pixels,
+    view_box,
+)
 
 SPEC = ImageSpec()
+PAD = ImageSpec(fit="pad")
 RED = (230, 20, 20)
 
 
@@ -55,6 +66,76 @@ def test_view_box_is_that_of_the_original_size():
     left, top, right, bottom = view_box((512, 1000), SPEC)
     assert (left, right) == (32, 480)
     assert (top, bottom) == (pytest.approx(138 * 2), pytest.approx(362 * 2))
+
+
+def padded_reference(content: bytes, padding: int = 255) -> np.ndarray:
+    """torchvision's; its CenterCrop pads with zeros, so that it gets the negative."""
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    resized = np.asarray(v2.Resize(None, max_size=224)(image))
+    return padding - np.asarray(v2.CenterCrop(224)(Image.fromarray(padding - resized)))
+
+
+def padded_differences(content: bytes) -> np.ndarray:
+    return np.abs(load_pixels(content, PAD).astype(int) - padded_reference(content))
+
+
+@pytest.mark.parametrize("size", [*SIZES, (1000, 20), (19, 950), (1, 4), (1, 1), (3, 224)])
+def test_padding_is_torchvisions_resize_of_the_long_side_on_a_white_square(size):
+    assert padded_differences(encoded(photo(size), "PNG")).max() <= 1
+    assert padded_differences(encoded(photo(size), "JPEG", quality=90)).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1100, 1500), (2600, 1801), (4200, 90)])
+def test_padding_a_large_jpeg_decoded_at_reduced_scale_stays_close(size):
+    content = encoded(photo(size), "JPEG", quality=90)
+    assert padded_differences(content).mean() < 1
+    assert padded_differences(content).max() <= 30
+
+
+def decoded_size(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
+    with open_image(encoded(photo(size), "JPEG")) as image:
+        return decode_rgb(image, spec, spec.draft_short_side)[0].size
+
+
+def test_reduced_scale_keeps_the_side_that_is_resized():
+    assert decoded_size((1023, 4096), SPEC) == (1023, 4096)
+    assert decoded_size((1024, 4096), SPEC) == (512, 2048)
+    assert decoded_size((1024, 4096), PAD) == (128, 512)
+    assert decoded_size((1000, 1023), PAD) == (1000, 1023)
+
+
+def test_padding_shows_the_whole_picture_whatever_its_shape():
+    assert picture_box((300, 300), PAD) == (0, 0, 224, 224)
+    assert picture_box((400, 300), PAD) == (0, 28, 224, 196)
+    assert picture_box((300, 401), PAD) == (28, 0, 195, 224)
+    assert picture_box((1, 9000), PAD) == (111, 0, 112, 224)
+    assert picture_box((9000, 1), PAD) == (0, 111, 224, 112)
+    ends = Image.new("RGB", (1000, 100), (20, 230, 20))
+    ends.paste(RED, (0, 0, 100, 100))
+    ends.paste(RED, (900, 0, 1000, 100))
+    content = encoded(ends, "PNG")
+    seen = load_pixels(content, PAD)
+    assert seen[112, 5].tolist() == seen[112, -5].tolist() == list(RED)
+    assert seen[5, 112].tolist() == seen[-5, 112].tolist() == [255, 255, 255]
+    assert not (load_pixels(content, SPEC) == RED).all(axis=2).any(), "a crop cuts them off"
+    dark = ImageSpec(fit="pad", padding=(1, 2, 3))
+    assert load_pixels(content, dark)[5, 112].tolist() == [1, 2, 3]
+
+
+def test_records_without_a_fit_mean_crop_and_of_another_are_refused():
+    record = msgspec.to_builtins(SPEC)
+    for name in ("fit", "padding"):
+        del record[name]
+    assert msgspec.convert(record, ImageSpec) == SPEC
+    with pytest.raises(msgspec.ValidationError, match="stretch"):
+        msgspec.convert({"fit": "stretch"}, ImageSpec)
+
+
+def test_a_spec_says_in_words_what_it_does():
+    assert SPEC.geometry == "short side 256, crop 224, bilinear"
+    assert PAD.geometry == (
+        "long side 224, centred on a 224x224 square of RGB (255, 255, 255), bilinear"
+    )
 
 
 def colour_of(content: bytes) -> tuple[int, ...]:
@@ -108,16 +189,17 @@ def test_first_frame_of_an_animation():
     assert np.abs(np.array(colour_of(content)) - RED).max() <= 4
 
 
+@pytest.mark.parametrize("spec", [SPEC, PAD], ids=["crop", "pad"])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(2, 9))
-def test_exif_orientation_is_applied(orientation, kind):
+def test_exif_orientation_is_applied(orientation, kind, spec):
     upright = photo((600, 320))
     stored = upright.transpose(UNDONE_BY[orientation])
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(kind, {})
-    turned = load_pixels(encoded(stored, kind, exif=exif, **options), SPEC).astype(int)
-    expected = load_pixels(encoded(upright, kind, **options), SPEC).astype(int)
+    turned = load_pixels(encoded(stored, kind, exif=exif, **options), spec).astype(int)
+    expected = load_pixels(encoded(upright, kind, **options), spec).astype(int)
     assert np.abs(turned - expected).mean() < (3 if kind == "JPEG" else 0.01)
 
 

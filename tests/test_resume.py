@@ -33,6 +33,7 @@ from trainer.training import Training
 COMMAND = (
     "--arch", "resnet18", "--weights", "none", "--recipe", "small", "--batch-size", 4,
     "--epochs", 2, "--mixup", 0.3, "--cutmix", 0.3, "--learning-rate", 5e-4, "--workers", 1,
+    "--yes",
 )  # fmt: skip
 
 # The trainer, killed as it begins its fifth step: in the middle of the second epoch.
@@ -258,7 +259,7 @@ def test_an_error_of_the_first_process_ends_all_of_them(tmp_path):
 def test_a_batch_that_cannot_be_shared_out_is_refused(shop, tmp_path):
     done = torchrun(
         "--data", shop, "--run", tmp_path, "--arch", "resnet18", "--weights", "none",
-        "--batch-size", 5,
+        "--batch-size", 5, "--yes",
     )  # fmt: skip
     assert done.returncode != 0
     assert "--batch-size is 5, of all processes together: it must be a multiple" in done.stderr

@@ -303,7 +303,7 @@ def test_the_fetch_command_without_a_network_says_what_to_do(hub, capsys):
 
 def test_an_earlier_run_gives_its_backbone_and_its_view(tmp_path):
     donor = new_network("resnet18", 4, ImageSpec(resize_short_side=240))
-    save_run(tmp_path / "earlier", donor)
+    save_run(tmp_path / "earlier", donor, ImageSpec(resize_short_side=240))
     start = read_weights("resnet18", str(tmp_path / "earlier"))
     network = new_network("resnet18", 3, start.spec)
     fill(network, RESNET18, start)
@@ -320,7 +320,7 @@ def test_an_earlier_run_gives_its_backbone_and_its_view(tmp_path):
         read_weights("resnet18", str(tmp_path / "earlier"))
 
 
-def save_run(run, network) -> None:
+def save_run(run, network, image) -> None:
     run.mkdir()
     labels = ("a", "b", "c", "d")
     split = Split(
@@ -331,7 +331,7 @@ def save_run(run, network) -> None:
         macro_f1=0.5, classes=(), confusion=(),
     )  # fmt: skip
     record = Checkpoint(
-        architecture="resnet18", labels=labels, image=ImageSpec(resize_short_side=240),
+        architecture="resnet18", labels=labels, image=image,
         recipe=MEDIUM, weights=Weights(pretrained=True, source=""), seed=0, epoch=2, step=9,
         validation=validation, data_fingerprint="f" * 64, versions={},
     )  # fmt: skip

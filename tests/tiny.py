@@ -103,12 +103,12 @@ def tiny_bundle(
     int8: bytes | None = None,
     plans: dict[str, tuple[bytes, PlanSidecar]] | None = None,
     min_confidence: float = 0.0,
+    image: ImageSpec = ImageSpec(),
 ) -> Path:
     """Adds a version to the store, with these engines beside fp32; returns its folder.
 
     `plans`: by their name in the manifest.
     """
-    spec = ImageSpec()
     engines = {"fp32": engine_file("model.onnx")}
     with new_version(store / name) as (version, folder):
         (folder / "model.onnx").write_bytes(colour_network())
@@ -118,10 +118,10 @@ def tiny_bundle(
         for key, plan in (plans or {}).items():
             path = write_plan(folder / f"model.{key}.plan", *plan)
             engines[key] = engine_file(path.name, "fp16")
-        golden = make_golden([jpeg(colour) for colour in PURE.values()], spec, reference)
+        golden = make_golden([jpeg(colour) for colour in PURE.values()], image, reference)
         (folder / GOLDEN).write_bytes(golden.to_bytes())
         manifest = Manifest(
-            model=name, version=version, architecture="colours", labels=LABELS, image=spec,
+            model=name, version=version, architecture="colours", labels=LABELS, image=image,
             embedding_width=3, temperature=1.0, min_confidence=min_confidence, engines=engines,
             left_out={}, files={}, provenance={}, created="2026-11-21T00:00:00Z",
         )  # fmt: skip

@@ -1,4 +1,8 @@
-"""Training views: random crop, flip, colour and more. All pixel code besides `packshot.image`."""
+"""Training views: random crop, flip, colour and more. All pixel code besides `packshot.image`.
+
+With `fit` pad the crops are taken from the picture on its padded square: they show the padding that
+evaluation and server show, and the ends of a long picture as often as its middle.
+"""
 
 import math
 from collections.abc import Callable
@@ -8,6 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from packshot.image import ImageLimits, ImageSpec, Pixels, decode_rgb, open_image
 from trainer.recipes import Recipe
+from trainer.square import Box, square_view
 
 TRIES = 10
 
@@ -24,14 +29,20 @@ def training_view(
     with open_image(encoded, limits) as image:
         # Reduced scale is enough as long as the smallest crop keeps `size` pixels.
         rgb, _ = decode_rgb(image, spec, math.ceil(size / math.sqrt(recipe.crop_area[0])))
-    return random_view(rgb, size, recipe, rng)
+    return random_view(rgb, size, recipe, spec, rng)
 
 
-def random_view(rgb: Image.Image, size: int, recipe: Recipe, rng: np.random.Generator) -> Pixels:
+def random_view(
+    rgb: Image.Image, size: int, recipe: Recipe, spec: ImageSpec, rng: np.random.Generator
+) -> Pixels:
     """A random view of a decoded image, uint8 [size, size, 3]."""
-    box = random_box(rgb.size, recipe, rng)
-    view = rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    if rng.random() < 0.5:
+    if spec.fit == "pad":
+        box = random_box((max(rgb.size), max(rgb.size)), recipe, rng)
+        view = square_view(rgb, box, size, spec)
+    else:
+        box = random_box(rgb.size, recipe, rng)
+        view = rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    if recipe.flip and rng.random() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if recipe.colour_jitter:
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
@@ -44,9 +55,7 @@ def random_view(rgb: Image.Image, size: int, recipe: Recipe, rng: np.random.Gene
     return np.asarray(view)
 
 
-def random_box(
-    size: tuple[int, int], recipe: Recipe, rng: np.random.Generator
-) -> tuple[int, int, int, int]:
+def random_box(size: tuple[int, int], recipe: Recipe, rng: np.random.Generator) -> Box:
     """A crop of random area and aspect inside `size`, as torchvision's RandomResizedCrop."""
     width, height = size
     for _ in range(TRIES):

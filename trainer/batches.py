@@ -44,7 +44,7 @@ class TrainingViews(Dataset[tuple[Pixels, int]]):
         rng = np.random.default_rng([self._seed, draw, number])
         if self._cache is not None:
             image = Image.fromarray(self._cache[example])
-            return random_view(image, size, self._recipe, rng), example.label
+            return random_view(image, size, self._recipe, self._spec, rng), example.label
         try:
             content = self._split.read(example)
             view = training_view(content, size, self._recipe, self._spec, rng, LIMITS)

@@ -30,7 +30,7 @@ from trainer.data import Example, Split
 from trainer.verify import LIMITS, Inspected
 
 FORMAT = 1
-SHORT_SIDE = 288  # pixels: half a picture's area, cropped for 224, is enlarged by a tenth
+SIDE = 288  # pixels: half a picture's area, cropped for 224, is enlarged by a tenth
 PIXELS = "pixels"
 AT_ONCE = 64  # images decoded before they are written: what memory holds
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -41,7 +41,9 @@ Place = tuple[int, int, int]
 
 
 class PixelCache:
-    """Training images by their sha256, uint8 [height, width, 3]; short side 288 pixels or less.
+    """Training images by their sha256, uint8 [height, width, 3]; short side `SIDE` pixels or less.
+
+    With `fit` pad it is the long side: that of the square that crops are taken from.
 
     Raises DamagedFile if the file is not as long as its images.
     """
@@ -73,7 +75,7 @@ def open_cache(
     it was verified.
     """
     examples = {example.sha256: example for example in split.train}
-    places = _places(examples)
+    places = _places(examples, spec)
     target = folder / f"pixels-{_key(places, spec)}"
     if (target / PIXELS).exists():
         say(f"cache: {len(places)} training images from {target}, no file is decoded")
@@ -110,18 +112,19 @@ def _inspected(folder: Path, spec: ImageSpec) -> Path:
     return folder / f"inspected-{hashlib.sha256(made_by).hexdigest()[:16]}.msgpack"
 
 
-def _places(examples: Mapping[str, Example]) -> dict[str, Place]:
+def _places(examples: Mapping[str, Example], spec: ImageSpec) -> dict[str, Place]:
     places, offset = {}, 0
     for sha256 in sorted(examples):
-        width, height = _resized(examples[sha256])
+        width, height = _resized(examples[sha256], spec)
         places[sha256] = (offset, height, width)
         offset += height * width * 3
     return places
 
 
-def _resized(example: Example) -> tuple[int, int]:
+def _resized(example: Example, spec: ImageSpec) -> tuple[int, int]:
     """Width and height in the cache; nothing is enlarged."""
-    scale = min(1.0, SHORT_SIDE / min(example.width, example.height))
+    sides = (example.width, example.height)
+    scale = min(1.0, SIDE / (max(sides) if spec.fit == "pad" else min(sides)))
     return max(1, round(example.width * scale)), max(1, round(example.height * scale))
 
 
@@ -130,7 +133,7 @@ def _length(places: Mapping[str, Place]) -> int:
 
 
 def _key(places: Mapping[str, Place], spec: ImageSpec) -> str:
-    made_of = msgspec.json.encode((FORMAT, SHORT_SIDE, spec, places))
+    made_of = msgspec.json.encode((FORMAT, SIDE, spec, places))
     return hashlib.sha256(made_of).hexdigest()[:16]
 
 

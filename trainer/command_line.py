@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from packshot.cores import available_cores
+from packshot.image import Fit
 from trainer.recipes import (
     ARCHITECTURE_NAMES,
     AUTO,
@@ -37,6 +38,9 @@ def parse_options(arguments: list[str] | None = None) -> Options:
         "--workers", type=int, default=workers, help="loader processes (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--yes", action="store_true", help="train even if the steps are too few to learn anything"
+    )
     return Options(**vars(parser.parse_args(arguments)))
 
 
@@ -59,6 +63,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="keep training images there, resized, so that decoding is paid for once",
+    )
+    add(
+        "--fit",
+        choices=get_args(Fit),
+        help="what the network sees of a long image: its centre, or all of it on a white square "
+        "(default: crop, or as the earlier run of --weights)",
     )
     add(
         "--val-share",
@@ -131,6 +141,13 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         choices=get_args(Sampler),
         help="an epoch shows each image once, or each class equally often "
         "(default: the recipe's; shuffled for all)",
+    )
+    add(
+        "--no-flip",
+        dest="flip",
+        action="store_const",
+        const=False,
+        help="for images that mean something else left to right, such as print",
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import msgspec
 
 from packshot.errors import InvalidInput
+from packshot.image import Fit
 
 if TYPE_CHECKING:  # it loads PyTorch
     from trainer.architectures import Architecture
@@ -76,6 +77,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     stages: tuple[tuple[int, float], ...] = ((SERVED_SIZE, 1.0),)
     crop_area: tuple[float, float] = (0.5, 1.0)
     crop_aspect: tuple[float, float] = (0.85, 1.18)
+    flip: bool = True  # half of the views, left to right
     colour_jitter: float = 0.2
     trivial_augment: bool = False
     erasing: float = 0.0  # probability
@@ -248,6 +250,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     augmentation: Augmentation | None = None
     class_weights: ClassWeights | None = None
     sampler: Sampler | None = None
+    flip: bool | None = None
+    fit: Fit | None = None
     cache: Path | None = None
     max_minutes: float | None = None
     save_minutes: float = 5.0
@@ -260,6 +264,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     test_share: float
     workers: int
     seed: int
+    yes: bool = False
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
@@ -279,7 +284,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def chosen(self) -> dict[str, Any]:
         """The values that the user set in place of the recipe's."""
-        names = (*CHOSEN, "class_weights", "sampler")
+        names = (*CHOSEN, "class_weights", "sampler", "flip")
         values = {name: value for name in names if (value := getattr(self, name)) is not None}
         return values | (AUGMENTATIONS[self.augmentation] if self.augmentation else {})
 

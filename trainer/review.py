@@ -86,6 +86,8 @@ def _imbalance(split: Split) -> str:
 
 
 def _cut(split: Split, spec: ImageSpec) -> str:
+    if spec.fit == "pad":
+        return ""
     cut = [example for example in split.examples if _shown(example, spec) < LEAST_SHOWN]
     if len(cut) <= CUT_SHARE * len(split.examples):
         return ""
@@ -93,7 +95,7 @@ def _cut(split: Split, spec: ImageSpec) -> str:
     return (
         f"{len(cut)} of {len(split.examples)} images are so long that the centre crop shows less "
         f"than half of them: of {worst.file} ({worst.width}x{worst.height}) it shows "
-        f"{_shown(worst, spec):.0%}; pad such images to squares, or crop them around the product"
+        f"{_shown(worst, spec):.0%}; show images whole (--fit pad), or crop them around the product"
     )
 
 
