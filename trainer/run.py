@@ -1,12 +1,14 @@
 """A training run from start to end: data, network, recipe, training, figures, report."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from packshot.image import ImageSpec
 from packshot.terminate import interrupt_on_sigterm
+from trainer import abstaining, diagnosis
 from trainer.architectures import architecture
 from trainer.cache import open_cache, read_inspected, write_inspected
 from trainer.checkpoint import Checkpoint, set_aside
@@ -16,6 +18,7 @@ from trainer.finish import finish
 from trainer.interrupt import Interrupt
 from trainer.log import Log, say
 from trainer.loop import Training, train
+from trainer.metrics import read_metrics
 from trainer.model import PixelNetwork, Weights, new_network
 from trainer.recipe_page import augmentation_of
 from trainer.recipes import (
@@ -156,4 +159,20 @@ def conclude(kept: Checkpoint, run: Path) -> None:
     )
     if sentence := against_band(kept.recipe, result.accuracy):
         print(sentence)
+    for line in findings_of(run):
+        print(line)
     print(f"checkpoint in {run}, report in {run / REPORT}")
+
+
+def findings_of(run: Path) -> Iterator[str]:
+    """What the metrics say besides accuracy."""
+    metrics = read_metrics(run)
+    calibration = metrics.calibration
+    yield (
+        f"calibration error {calibration.after.error:.1%}, before temperature "
+        f"{calibration.temperature:.2f} {calibration.before.error:.1%}"
+    )
+    if metrics.abstaining is not None:
+        yield abstaining.told(metrics.abstaining)
+    for finding in metrics.diagnosis:
+        yield diagnosis.told(finding)
