@@ -222,4 +222,8 @@ def test_a_finding_is_told_with_its_numbers_and_remedies():
     finding = only(diagnose(case(**OVERFIT)))
     first, second = told(finding).splitlines()
     assert first.startswith("overfitting: 99.6%")
-    assert second.startswith("  try more augmentation: --augmentation heavy; 30 to 50 %")
+    assert second == (
+        "  try more augmentation: --augmentation heavy; 30 to 50 % fewer epochs: --epochs 5; "
+        "a lower learning rate: --learning-rate 2e-05; 1 more in the report"
+    )
+    assert "more in the report" not in told(msgspec.structs.replace(finding, remedies=("rest",)))

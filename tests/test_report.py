@@ -44,7 +44,7 @@ def data(tmp_path_factory):
 
 
 def unfinished(run, data, **asked):
-    """A run whose training has ended: a network of random weights, and its log."""
+    """A run whose training has ended, and its log."""
     torch.manual_seed(0)
     run.mkdir()
     split = reviewed(split_of(data), SPEC)
@@ -53,7 +53,9 @@ def unfinished(run, data, **asked):
         weights=Weights(pretrained=False, source="random"), seed=0, epoch=2, step=6,
         validation=BEFORE, data_fingerprint=split.fingerprint, versions={},
     )  # fmt: skip
-    save_checkpoint(run, record, new_network("resnet18", len(LABELS), SPEC), split)
+    network = new_network("resnet18", len(LABELS), SPEC)
+    learn_validation(network, split)
+    save_checkpoint(run, record, network, split)
     log = Log(run / "log.jsonl")
     log.write("start", options=asked)
     for step, size in enumerate((64, 64, 224), start=1):
@@ -64,9 +66,30 @@ def unfinished(run, data, **asked):
     return run
 
 
+SURELY_KNOWN = 10
+
+
+def learn_validation(network, split) -> None:
+    """A head that gives the first validation images surely right answers, the others wrong ones.
+
+    Of all other images it knows nothing: the rest of the network has random weights.
+    """
+    with torch.inference_mode():
+        views = torch.from_numpy(served_views(split, split.val, SPEC))
+        _, embedding = network.eval()(views)
+    logits = torch.zeros(len(split.val), len(LABELS), dtype=torch.float64)
+    for i, example in enumerate(split.val):
+        right = i < SURELY_KNOWN
+        logits[i, example.label if right else (example.label + 1) % len(LABELS)] = 6 if right else 2
+    weight = torch.linalg.pinv(embedding.double()) @ logits
+    with torch.no_grad():
+        network.head.weight.copy_(weight.T)
+        network.head.bias.zero_()
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, data):
-    run = unfinished(tmp_path_factory.mktemp("runs") / "run", data, target_precision=0.5)
+    run = unfinished(tmp_path_factory.mktemp("runs") / "run", data, target_precision=0.7)
     finish(run)
     return run
 
@@ -99,8 +122,11 @@ def test_the_metrics_are_those_of_the_kept_network_at_the_size_served(run, metri
 
 def test_the_threshold_chosen_is_in_the_checkpoint(run, metrics):
     record, _ = load_checkpoint(run)
-    assert metrics.abstaining.target == 0.5
-    assert metrics.min_confidence == metrics.abstaining.threshold == record.min_confidence
+    chosen = metrics.abstaining
+    assert (chosen.target, chosen.reached) == (0.7, True)
+    assert (chosen.validation.answered, chosen.validation.precision) == (SURELY_KNOWN, 1.0)
+    assert chosen.test.images == 12
+    assert 0 < metrics.min_confidence == chosen.threshold == record.min_confidence
 
 
 def test_a_network_that_knows_nothing_is_diagnosed_and_told(run, metrics, capsys):
@@ -110,7 +136,7 @@ def test_a_network_that_knows_nothing_is_diagnosed_and_told(run, metrics, capsys
     told = capsys.readouterr().out
     assert "poor final accuracy: " in told
     assert "calibration error " in told
-    assert "a precision of 50.0%" in told
+    assert "a precision of 70.0%" in told
 
 
 class Page(HTMLParser):
@@ -157,7 +183,7 @@ def test_the_report_tells_all_that_was_measured(page, metrics):
         f"Most confident mistakes: {metrics.mistakes.images}",
         f"Likely label errors: {metrics.likely_label_errors.images or 'none'}",
         "Poor final accuracy.",
-        "a precision of 50.0%",
+        "a precision of 70.0%",
         "share of the images answered",
         "64 px",
     ):

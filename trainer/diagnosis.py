@@ -22,6 +22,7 @@ STILL_FALLING = 0.05  # over the last third: the schedule ends in tiny steps, an
 HARDLY_FALLING = 0.10  # over a whole stage
 NEAR_CHANCE = 0.5  # of the loss that guessing has
 FEWEST_EVALUATIONS = 3  # that make a course
+TOLD = 3  # remedies on a terminal
 UNBALANCED = 3.0  # largest class over smallest: milder than what is warned of before training
 
 EXPECTED = min(case.recipe.band[0] for case in USE_CASES if case.recipe.band)
@@ -278,5 +279,10 @@ def _balance(case: Case) -> Iterator[str]:
 
 
 def told(finding: Finding) -> str:
-    """For a terminal, in two lines."""
-    return f"{finding.problem}: {'; '.join(finding.evidence)}\n  try {'; '.join(finding.remedies)}"
+    """For a terminal, in two lines: the report has the rest."""
+    more = len(finding.remedies) - TOLD
+    rest = f"; {more} more in the report" if more > 0 else ""
+    return (
+        f"{finding.problem}: {'; '.join(finding.evidence)}\n"
+        f"  try {'; '.join(finding.remedies[:TOLD])}{rest}"
+    )
