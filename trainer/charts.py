@@ -81,9 +81,7 @@ def training_charts(course: Sequence[Progress]) -> str:
         _course("on validation", scores, course, 1.0, lambda v: f"{v:.0%}"),
     ]
     if any(rate is not None for rate in rates[""]):
-        charts.append(
-            _course("learning rate", rates, course, None, lambda v: f"{v:.1e}".replace("e-0", "e-"))
-        )
+        charts.append(_course("learning rate", rates, course, None, _short))
     return _side_by_side(charts)
 
 
@@ -243,6 +241,11 @@ def _answered(measured: Sequence[Operation], choice: Abstaining | None) -> str:
         x, y = frame.place(choice.threshold, found.coverage)
         marks.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{COLOURS[1]}"/>')
     return frame.drawn(marks)
+
+
+def _short(value: float) -> str:
+    """As 4.7e-4."""
+    return f"{value:.1e}".replace("e-0", "e-") if value else "0"
 
 
 def _percent(value: float) -> str:
