@@ -49,7 +49,17 @@ def _lead(manifest: Manifest) -> str:
             "Proved by its source: the GPU was not at hand, so the ONNX file that the plan was "
             "built from was run on a CPU. The plan itself is checked by the server that loads it."
         )
+    notes.append(_abstaining(manifest))
     return "".join(f'<p class="lead">{note}</p>' for note in notes)
+
+
+def _abstaining(manifest: Manifest) -> str:
+    if not manifest.min_confidence:
+        return "Every image is answered, unless a request says otherwise (min_confidence 0)."
+    return (
+        f"Answers less probable than {manifest.min_confidence:.3f} abstain, unless a request says "
+        "otherwise (min_confidence)."
+    )
 
 
 def _pytorch_row(manifest: Manifest) -> list[str]:

@@ -57,10 +57,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExportOptions(Options, frozen=True, kw_only=True):
-    """Of an export."""
+    """Of an export. `min_confidence` None: the checkpoint's."""
 
     run: Path
     build_logs: Path | None
+    min_confidence: float | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,6 +129,13 @@ def _export_parser() -> argparse.ArgumentParser:
     _common(parser, engines=("fp32", "int8"))
     parser.add_argument(
         "--build-logs", type=Path, help="folder for what TensorRT says (default: the run's)"
+    )
+    parser.add_argument(
+        "--min-confidence",
+        type=_share,
+        metavar="P",
+        help="answers less probable than that abstain, unless a request says otherwise (default: "
+        "what the training run chose for its --target-precision)",
     )
     return parser
 

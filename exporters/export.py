@@ -49,7 +49,7 @@ def export(options: ExportOptions) -> Path:
         )
         wanted = [name for name in options.engines if name != "fp32"]
         made, left_out = make_all(maker, wanted, options.require)
-        manifest = new_manifest(options.model, version, source, {**engines, **made}, left_out)
+        manifest = new_manifest(options, version, source, {**engines, **made}, left_out)
         complete(work, manifest, report, timed=manifest.engines)
     seconds = time.monotonic() - started
     print(f"exported in {seconds:.0f} s, with at most {peak_gigabytes():.1f} GB of memory")
@@ -65,21 +65,23 @@ def export_fp32(source: Source, work: Work) -> EngineFile:
 
 
 def new_manifest(
-    model: str,
+    options: ExportOptions,
     version: int,
     source: Source,
     engines: dict[str, EngineFile],
     left_out: dict[str, str],
 ) -> Manifest:
     checkpoint = source.checkpoint
+    asked = options.min_confidence
     return Manifest(
-        model=model,
+        model=options.model,
         version=version,
         architecture=checkpoint.architecture,
         labels=checkpoint.labels,
         image=checkpoint.image,
         embedding_width=source.network.embedding_width,
         temperature=checkpoint.temperature,
+        min_confidence=checkpoint.min_confidence if asked is None else asked,
         engines=engines,
         left_out=left_out,
         files={},

@@ -1,6 +1,7 @@
 """From a checkpoint to bundles: what they hold, what stays out, and engines added elsewhere."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -18,6 +19,7 @@ from exporters.add_engine import add_engine as add_engine_here
 from exporters.card import with_hops
 from exporters.command_line import AddOptions, ExportOptions, parse_options
 from exporters.export import export as export_here
+from exporters.export import new_manifest
 from exporters.gates import GATES, HeldOut, run_in_batches
 from exporters.int8_search import read_ways
 from exporters.making import Maker, make_all
@@ -317,6 +319,28 @@ def test_the_card_tells_what_is_left_out_and_is_written_anew(bundle):
     assert "int8 is left out: lost 5 &lt; 9 answers" in again
     assert again.count("from the checkpoint to what is served") == 1
     assert with_hops(again, bundle.manifest, sizes) == with_hops(page, bundle.manifest, sizes)
+
+
+def test_answers_abstain_by_the_runs_threshold_unless_another_is_asked_for(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    save_record(copy, msgspec.structs.replace(read_record(run), min_confidence=0.62))
+    source = load_source(copy, None)
+    for asked, expected in (((), 0.62), (("--min-confidence", "0.7"), 0.7)):
+        manifest = new_manifest(parse_options(asked), 1, source, {}, {})
+        assert manifest.min_confidence == expected
+    never = new_manifest(parse_options(["--min-confidence", "0"]), 1, source, {}, {})
+    assert never.min_confidence == 0
+
+
+def test_the_card_tells_below_which_probability_answers_abstain(bundle):
+    report = (bundle.folder / "report.html").read_text()
+    sizes = dict.fromkeys(bundle.manifest.engines, 1_000_000)
+    assert "Every image is answered" in report
+    abstaining = msgspec.structs.replace(bundle.manifest, min_confidence=0.62)
+    again = with_hops(report, abstaining, sizes)
+    assert "Answers less probable than 0.620 abstain" in again
+    assert "Every image is answered, unless" not in again
 
 
 def test_adding_int8_calibrates_with_the_images_of_the_run(store, run):

@@ -20,6 +20,7 @@ from trainer.architectures import ARCHITECTURES, Published, architecture
 from trainer.checkpoint import Checkpoint, load_split_of, read_record, save_checkpoint
 from trainer.data import Split
 from trainer.evaluate import Evaluation
+from trainer.metrics import read_metrics
 from trainer.model import PixelNetwork, Weights, new_network
 from trainer.recipes import MEDIUM, RECIPES
 from trainer.report import report_html
@@ -370,10 +371,11 @@ def test_the_program_trains_from_a_file_and_the_report_knows_the_band(tmp_path, 
     record = read_record(run)
     assert (record.recipe.batch_size, record.recipe.frozen_batchnorm) == (2, True)
     split = load_split_of(run, record)
-    assert "usually gives" not in report_html(record, split, [])
+    metrics = read_metrics(run)
+    assert "usually gives" not in report_html(record, split, [], metrics, [])
     plants = msgspec.structs.replace(record, recipe=RECIPES["plants"])
     sentence = "the 82% to 88% that recipe plants usually gives with a ResNet-50"
-    assert sentence in report_html(plants, split, [])
+    assert sentence in report_html(plants, split, [], metrics, [])
     conclude(plants, run)
     assert sentence in capsys.readouterr().out
 

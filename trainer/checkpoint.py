@@ -47,6 +47,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     finished: bool = False
     test: Evaluation | None = None
     temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    min_confidence: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     data_fingerprint: str
     versions: dict[str, str]
     weights_file: str = ""

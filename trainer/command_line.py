@@ -33,6 +33,13 @@ def parse_options(arguments: list[str] | None = None) -> Options:
     _add_start(parser)
     _add_recipe(parser)
     _add_course(parser)
+    parser.add_argument(
+        "--target-precision",
+        type=float,
+        metavar="P",
+        help="abstain from answers that are less sure than it takes for a share P of the others to "
+        "be right (default: answer always)",
+    )
     workers = min(MAX_DEFAULT_WORKERS, max(1, available_cores() - 1))
     parser.add_argument(
         "--workers", type=int, default=workers, help="loader processes (default: %(default)s)"

@@ -16,6 +16,7 @@ from trainer.data import Example, Split
 from trainer.model import PixelNetwork
 
 EVALUATION_BATCH = 16
+TOP = 5
 
 
 class ClassScore(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,16 +28,36 @@ class ClassScore(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """Figures on one split. `interval`: Wilson's 95 % interval of the accuracy."""
+    """Figures on one split. `interval`: Wilson's 95 % interval of the accuracy.
+
+    `top5`: share of the images with their class among the five most probable; null where there are
+    no more than five classes.
+    """
 
     images: int
     image_size: int
     loss: float
     accuracy: float
     interval: Interval
+    top5: float | None = None
+    top5_interval: Interval | None = None
     macro_f1: float
     classes: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]  # row: true class, column: predicted
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """An accuracy alone, with Wilson's 95 % interval."""
+
+    images: int
+    accuracy: float
+    interval: Interval
+
+    @classmethod
+    def of(cls, right: npt.NDArray[np.bool_]) -> "Share":
+        """`right`: whether each answer is [N]."""
+        hits, images = int(right.sum()), len(right)
+        return cls(images=images, accuracy=hits / images, interval=share_interval(hits, images))
 
 
 class Views(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,16 +112,25 @@ def score(
     right = int((predicted == truth).sum())
     likelihood = probabilities(logits)[np.arange(len(truth)), truth]
     classes = tuple(_class_score(confusion, i, label) for i, label in enumerate(labels))
+    among_top = _among_top(logits, truth) if len(labels) > TOP else None
     return Evaluation(
         images=len(truth),
         image_size=image_size,
         loss=float(-np.log(np.maximum(likelihood, 1e-12)).mean()),
         accuracy=right / len(truth),
         interval=share_interval(right, len(truth)),
+        top5=None if among_top is None else among_top / len(truth),
+        top5_interval=None if among_top is None else share_interval(among_top, len(truth)),
         macro_f1=float(np.mean([one.f1 for one in classes if one.images])),
         classes=classes,
         confusion=tuple(tuple(row) for row in confusion.tolist()),
     )
+
+
+def _among_top(logits: Logits, truth: npt.NDArray[np.int64]) -> int:
+    """Images whose class is among the `TOP` most probable; ties in the order of the labels."""
+    best = np.argsort(-logits, axis=1, kind="stable")[:, :TOP]
+    return int((best == truth[:, None]).sum())
 
 
 def _class_score(confusion: npt.NDArray[np.int64], i: int, label: str) -> ClassScore:

@@ -1,34 +1,49 @@
 """The end of a run: its checkpoint is measured at the size served, and reported."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import torch
 
-from trainer.calibrate import fit_temperature
+from trainer.answered import Answers, answered
 from trainer.checkpoint import Checkpoint, load_checkpoint, load_split_of, save_record
-from trainer.evaluate import Views, evaluate, predict, score
+from trainer.contact_sheet import sheets_of
+from trainer.evaluate import score
+from trainer.history import read_history, target_precision
+from trainer.log import LOG
+from trainer.metrics import metrics_of, write_metrics
 from trainer.report import write_report
 
 
 def finish(run: Path, data: Path | None = None) -> Checkpoint:
-    """Measures the kept checkpoint at the size served, fits its temperature, writes the report.
+    """Measures the kept checkpoint at the size served; writes figures and report.
 
     `data`: where the images are now, if not where they were in training.
     """
     kept, network = load_checkpoint(run)
-    split, spec = load_split_of(run, kept, data), kept.image
+    split = load_split_of(run, kept, data)
     network.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
-    validation = Views.of(split, split.val, spec)
-    logits = predict(network, validation.images)
-    test = Views.of(split, split.test, spec) if split.test else None
-    kept = msgspec.structs.replace(
+    answers = answered(network, split, kept.image, kept.seed)
+    kept = _scored(kept, answers)
+    history = read_history(run / LOG)
+    metrics = metrics_of(kept, split, history, answers, target_precision(run / LOG))
+    kept = msgspec.structs.replace(kept, min_confidence=metrics.min_confidence)
+    write_metrics(run, metrics)
+    write_report(run, kept, split, history, metrics, sheets_of(metrics, answers))
+    save_record(run, kept)  # last: a finished run has its report
+    return kept
+
+
+def _scored(kept: Checkpoint, answers: Sequence[Answers]) -> Checkpoint:
+    """With its evaluations at the size served, and its temperature."""
+    evaluations = {
+        one.part: score(one.logits, one.truth, kept.labels, kept.image.crop) for one in answers
+    }
+    return msgspec.structs.replace(
         kept,
         finished=True,
-        validation=score(logits, validation.truth, split.labels, spec.crop),
-        temperature=fit_temperature(logits, validation.truth),
-        test=evaluate(network, test, split.labels, spec.crop) if test else None,
+        validation=evaluations["val"],
+        temperature=answers[0].temperature,
+        test=evaluations.get("test"),
     )
-    save_record(run, kept)
-    write_report(run, kept, split)
-    return kept

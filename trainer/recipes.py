@@ -35,6 +35,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_damaged_share": (0.0, 0.5),
     "val_share": (0.01, 0.5),
     "test_share": (0.01, 0.5),
+    "target_precision": (0.5, 0.999),  # no number of images can show that all answers are right
     "workers": (0, 64),
     "seed": (0, 2**63 - 1),
 }
@@ -262,6 +263,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     max_damaged_share: float
     val_share: float
     test_share: float
+    target_precision: float | None = None
     workers: int
     seed: int
     yes: bool = False

@@ -1,67 +1,90 @@
 """report.html: what a run was made of and how good its result is, in one self-contained page."""
 
-import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from packshot.atomic import write_whole
+from packshot.intervals import Interval
+from trainer import abstaining
+from trainer.charts import coverage_charts, reliability_charts, training_charts
 from trainer.checkpoint import Checkpoint
+from trainer.confusion import confusion_html
+from trainer.contact_sheet import Sheet, sheet_html
 from trainer.data import Split
+from trainer.diagnosis import Finding
 from trainer.evaluate import Evaluation
+from trainer.history import Evaluated
+from trainer.metrics import Metrics
 from trainer.recipes import against_band
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1d2330}
 body{max-width:960px;margin:2.5rem auto;padding:0 1rem}
 h1{font-size:1.6rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .5rem}
-.lead{color:#5a6376;margin:.2rem 0 1.5rem}.figures{display:flex;gap:1rem;flex-wrap:wrap}
-.figure{border:1px solid #dde2ea;border-radius:8px;padding:.7rem 1rem;min-width:9rem}
-.figure b{display:block;font-size:1.5rem}.figure span{color:#5a6376;font-size:.85rem}
-.warning{background:#fff4d6;border-left:4px solid #e0a100;padding:.6rem 1rem;margin:1rem 0}
-table{border-collapse:collapse}
-td,th{padding:.25rem .6rem;text-align:right;font-variant-numeric:tabular-nums}
+.lead{color:#5a6376;margin:.2rem 0 1.2rem}.figures{display:flex;gap:.8rem;flex-wrap:wrap}
+.figure{border:1px solid #dde2ea;border-radius:8px;padding:.7rem 1rem;flex:1 1 11rem}
+.figure b{display:block;font-size:1.4rem}.figure span{color:#5a6376;font-size:.85rem}
+.figure b,td{font-variant-numeric:tabular-nums}
+.warning,.finding,.well{padding:.6rem 1rem;margin:.8rem 0;border-left:4px solid}
+.warning{background:#fff4d6;border-color:#e0a100}
+.finding{background:#fdebe5;border-color:#d65a35}.well{background:#e8f4ea;border-color:#3c9a55}
+.finding p,.finding ul{margin:.2rem 0}
+table{border-collapse:collapse}td,th{padding:.25rem .6rem;text-align:right}
 th{font-weight:600;color:#5a6376}td:first-child,th:first-child{text-align:left}
-.confusion td{width:2.4rem;text-align:center}.charts{display:flex;gap:2rem;flex-wrap:wrap}
+.confusion td{width:2.4rem;text-align:center}.wide{overflow-x:auto}
+.charts{display:flex;gap:1.5rem 2rem;flex-wrap:wrap}.charts svg{max-width:100%}
 .rows tr{border-top:1px solid #eef1f5}svg text{font:11px system-ui,sans-serif;fill:#5a6376}
+svg .title{font-weight:600;fill:#1d2330}svg .end{text-anchor:end}svg .middle{text-anchor:middle}
+.grid{stroke:#e6eaf0}.dashed{stroke:#8b95a7;stroke-dasharray:3 3}
+.sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(140px,1fr));gap:1rem}
+.sheet figure{margin:0;font-size:.82rem;line-height:1.35;overflow-wrap:anywhere}
+.sheet img{display:block;border-radius:6px;margin-bottom:.3rem}.sheet small{color:#5a6376}
 """
 REPORT = "report.html"
-MATRIX_CLASSES = 40  # with more of them, the most frequent confusions are listed instead
-LISTED_CONFUSIONS = 50
 LISTED_COPIES = 50
-COLOURS = ("#3566d6", "#d65a35")
 
 
-def write_report(run: Path, record: Checkpoint, split: Split) -> Path:
-    """Writes run/report.html from the checkpoint, its split and the run's log."""
+def write_report(
+    run: Path,
+    record: Checkpoint,
+    split: Split,
+    history: Sequence[Evaluated],
+    metrics: Metrics,
+    sheets: Sequence[Sheet],
+) -> Path:
+    """Writes run/report.html."""
     path = run / REPORT
-    write_whole(path, report_html(record, split, read_evaluations(run / "log.jsonl")).encode())
+    write_whole(path, report_html(record, split, history, metrics, sheets).encode())
     return path
 
 
-def read_evaluations(log: Path) -> list[dict[str, Any]]:
-    lines = (json.loads(line) for line in log.read_text(encoding="utf-8").splitlines())
-    return [line for line in lines if line["event"] == "evaluation"]
-
-
-def report_html(record: Checkpoint, split: Split, evaluations: Sequence[dict[str, Any]]) -> str:
+def report_html(
+    record: Checkpoint,
+    split: Split,
+    history: Sequence[Evaluated],
+    metrics: Metrics,
+    sheets: Sequence[Sheet],
+) -> str:
     final = record.test or record.validation
     which = "test images" if record.test else "validation images (there are no test images)"
     parts = [
-        f"<h1>{escape(record.architecture)}, {len(record.labels)} classes</h1>",
-        f'<p class="lead">recipe {record.recipe.name}, '
-        f"weights from {escape(record.weights.source)}, epoch {record.epoch} of "
-        f"{record.recipe.epochs}, data {record.data_fingerprint[:12]}</p>",
+        _head(record),
         _warnings(record, split),
-        _figures(record, final, which, split),
+        _figures(record, final, which, split, metrics),
         _band(record, final),
+        _diagnosis(metrics.diagnosis),
         "<h2>Training</h2>",
-        _charts(evaluations),
+        training_charts(history),
         f"<h2>Confusion on {final.images} {which}</h2>",
-        _confusion(final, record.labels),
+        confusion_html(final, record.labels),
         f"<h2>Classes, on {which}</h2>",
         _class_table(final),
+        f"<h2>Probabilities, on {which}</h2>",
+        _calibration(metrics),
+        "<h2>Answering less, more surely</h2>",
+        _coverage(metrics),
+        *(sheet_html(sheet) for sheet in sheets),
         _copies("Leakage: copies in more than one part", split.leaked),
         _copies("Label conflicts: copies of different classes", split.conflicting),
         _damaged(split),
@@ -70,6 +93,15 @@ def report_html(record: Checkpoint, split: Split, evaluations: Sequence[dict[str
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>packshot training report'
         f"</title><style>{STYLE}</style><body>{body}</body></html>\n"
+    )
+
+
+def _head(record: Checkpoint) -> str:
+    return (
+        f"<h1>{escape(record.architecture)}, {len(record.labels)} classes</h1>"
+        f'<p class="lead">recipe {record.recipe.name}, '
+        f"weights from {escape(record.weights.source)}, epoch {record.epoch} of "
+        f"{record.recipe.epochs}, data {record.data_fingerprint[:12]}</p>"
     )
 
 
@@ -89,15 +121,35 @@ def _warnings(record: Checkpoint, split: Split) -> str:
     return "".join(f'<div class="warning">{escape(text)}</div>' for text in found)
 
 
-def _figures(record: Checkpoint, final: Evaluation, which: str, split: Split) -> str:
-    low, high = final.interval
+def _figures(
+    record: Checkpoint, final: Evaluation, which: str, split: Split, metrics: Metrics
+) -> str:
+    train, calibration = metrics.train, metrics.calibration
     figures = [
-        (f"{final.accuracy:.1%}", f"accuracy on {final.images} {which}"),
-        (f"{low:.1%} – {high:.1%}", "95 % interval (Wilson)"),
+        (f"{final.accuracy:.1%}", f"accuracy on {final.images} {which}; {_range(final.interval)}"),
         (f"{final.macro_f1:.3f}", "macro-F1"),
-        (f"{record.temperature:.2f}", "temperature, fitted on validation"),
+    ]
+    if final.top5 is not None and final.top5_interval is not None:
+        figures.append(
+            (f"{final.top5:.1%}", f"among the first five; {_range(final.top5_interval)}")
+        )
+    figures += [
+        (f"{train.accuracy:.1%}", f"on {train.images} images trained on; {_range(train.interval)}"),
+        (
+            f"{calibration.after.error:.1%}",
+            f"calibration error; {calibration.before.error:.1%} before temperature "
+            f"{record.temperature:.2f}",
+        ),
         (f"{len(split.train)} / {len(split.val)} / {len(split.test)}", "train / val / test images"),
     ]
+    if rates := metrics.images_per_second:
+        sizes = " / ".join(map(str, rates))
+        figures.append(
+            (
+                " / ".join(f"{rate:.0f}" for rate in rates.values()),
+                f"images/s trained on, {sizes} px",
+            )
+        )
     cells = "".join(
         f'<div class="figure"><b>{value}</b><span>{escape(text)}</span></div>'
         for value, text in figures
@@ -105,101 +157,34 @@ def _figures(record: Checkpoint, final: Evaluation, which: str, split: Split) ->
     return f'<div class="figures">{cells}</div>'
 
 
+def _range(interval: Interval) -> str:
+    return f"95 % interval {interval[0]:.1%} to {interval[1]:.1%}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def _band(record: Checkpoint, final: Evaluation) -> str:
     sentence = against_band(record.recipe, final.accuracy)
     return f"<p>{escape(sentence)}.</p>" if sentence else ""
 
 
-def _charts(evaluations: Sequence[dict[str, Any]]) -> str:
-    losses = {
-        "train": [e["moment"]["train_loss"] for e in evaluations],
-        "validation": [e["validation"]["loss"] for e in evaluations],
-    }
-    accuracies = {"validation": [e["validation"]["accuracy"] for e in evaluations]}
-    sizes = [e["validation"]["image_size"] for e in evaluations]
+def _diagnosis(findings: Sequence[Finding]) -> str:
+    if not findings:
+        found = '<div class="well">Nothing stands out in training and accuracy.</div>'
+    else:
+        found = "".join(_finding(finding) for finding in findings)
+    return f'<h2>Diagnosis</h2><p class="lead">Intervals are Wilson\'s, 95 %.</p>{found}'
+
+
+def _finding(finding: Finding) -> str:
+    evidence = "".join(f"<p>{escape(_sentence(text))}</p>" for text in finding.evidence)
+    remedies = "".join(f"<li>{escape(text)}</li>" for text in finding.remedies)
     return (
-        f'<div class="charts">{_chart("loss", losses, sizes)}'
-        f"{_chart('accuracy', accuracies, sizes, top=1.0)}</div>"
+        f'<div class="finding"><b>{escape(_sentence(finding.problem))}</b>{evidence}'
+        f"<p>What usually helps:</p><ul>{remedies}</ul></div>"
     )
-
-
-def _chart(
-    title: str, series: dict[str, list[float | None]], sizes: list[int], top: float | None = None
-) -> str:
-    """Lines over the evaluations; a dashed line where the size of the pictures changes."""
-    width, height, left, bottom = 420, 220, 40, 30
-    finite = [v for values in series.values() for v in values if v is not None]
-    highest = top or max(finite, default=1.0) * 1.05
-    count = max(2, len(sizes))
-
-    def x(i: int) -> float:
-        return left + (width - left - 10) * i / (count - 1)
-
-    def y(value: float) -> float:
-        return 20 + (height - 20 - bottom) * (1 - value / highest)
-
-    marks = [f'<text x="{left}" y="12">{title}</text>']
-    for share in (0.0, 0.5, 1.0):
-        level = y(share * highest)
-        marks.append(f'<line x1="{left}" x2="{width}" y1="{level}" y2="{level}" stroke="#e6eaf0"/>')
-        marks.append(f'<text x="4" y="{level + 4:.0f}">{share * highest:.2f}</text>')
-    for i, size in enumerate(sizes):
-        if i == 0 or sizes[i - 1] != size:
-            marks.append(
-                f'<line x1="{x(i):.1f}" x2="{x(i):.1f}" y1="20" y2="{height - bottom}" '
-                f'stroke="#b9c1ce" stroke-dasharray="3 3"/>'
-                f'<text x="{x(i):.1f}" y="{height - 16}">{size} px</text>'
-            )
-    for i, (name, values) in enumerate(series.items()):
-        colour = COLOURS[i]
-        points = [(x(at), y(v)) for at, v in enumerate(values) if v is not None]
-        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-        marks.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        offset = left + 70 + 80 * i
-        marks.append(f'<text x="{offset}" y="12" style="fill:{colour}">{name}</text>')
-    marks.append(f'<text x="{width - 75}" y="{height - 2}">evaluations</text>')
-    return f'<svg width="{width}" height="{height}" role="img">{"".join(marks)}</svg>'
-
-
-def _confusion(final: Evaluation, labels: Sequence[str]) -> str:
-    if len(labels) > MATRIX_CLASSES:
-        return _confusion_list(final, labels)
-    head = "".join(f"<th>{escape(label)}</th>" for label in labels)
-    rows = []
-    for i, label in enumerate(labels):
-        total = max(1, sum(final.confusion[i]))
-        cells = "".join(
-            _confusion_cell(count, count / total, right=i == j)
-            for j, count in enumerate(final.confusion[i])
-        )
-        rows.append(f"<tr><th>{escape(label)}</th>{cells}</tr>")
-    caption = "<p>Row: the true class. Column: the answer.</p>"
-    return f'{caption}<table class="confusion"><tr><th></th>{head}</tr>{"".join(rows)}</table>'
-
-
-def _confusion_list(final: Evaluation, labels: Sequence[str]) -> str:
-    counts = sorted(
-        (
-            (count, labels[i], labels[j])
-            for i, row in enumerate(final.confusion)
-            for j, count in enumerate(row)
-            if count and i != j
-        ),
-        reverse=True,
-    )
-    rows = "".join(
-        f"<tr><td>{escape(true)}</td><td>{escape(answer)}</td><td>{count}</td></tr>"
-        for count, true, answer in counts[:LISTED_CONFUSIONS]
-    )
-    head = "<tr><th>true class</th><th>answer</th><th>images</th></tr>"
-    return f'<table class="rows">{head}{rows}</table>'
-
-
-def _confusion_cell(count: int, share: float, *, right: bool) -> str:
-    colour = "53,102,214" if right else "214,90,53"
-    ink = "#fff" if share > 0.6 else "inherit"
-    style = f"background:rgba({colour},{share:.2f});color:{ink}"
-    return f'<td style="{style}">{count or ""}</td>'
 
 
 def _class_table(final: Evaluation) -> str:
@@ -210,6 +195,29 @@ def _class_table(final: Evaluation) -> str:
     )
     head = "<tr><th>class</th><th>images</th><th>precision</th><th>recall</th><th>F1</th></tr>"
     return f'<table class="rows">{head}{rows}</table>'
+
+
+def _calibration(metrics: Metrics) -> str:
+    before, after = metrics.calibration.before, metrics.calibration.after
+    return (
+        f'<p class="lead">Of the answers given with a probability of 80 %, 80 % should be right. '
+        f"The expected calibration error, the mean distance from that, is {before.error:.1%} as "
+        f"trained and {after.error:.1%} at temperature {metrics.calibration.temperature:.2f}, "
+        f"which was fitted on validation. On {after.images} images even perfect probabilities "
+        f"would show about {after.error_by_chance:.1%}.</p>{reliability_charts(before, after)}"
+    )
+
+
+def _coverage(metrics: Metrics) -> str:
+    choice = metrics.abstaining
+    if choice is None:
+        told = (
+            "No precision was asked for (--target-precision), so every image is answered. "
+            "A server can be asked to abstain all the same (min_confidence)."
+        )
+    else:
+        told = _sentence(abstaining.told(choice))
+    return f'<p class="lead">{escape(told)}</p>{coverage_charts(metrics.coverage, choice)}'
 
 
 def _copies(title: str, groups: Sequence[Sequence[str]]) -> str:

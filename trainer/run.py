@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from packshot.terminate import interrupt_on_sigterm
+from trainer import abstaining, diagnosis
 from trainer.checkpoint import RECORD, Checkpoint, read_record, set_aside
 from trainer.course import Course, TimeLimit
 from trainer.evaluate import brief
@@ -20,12 +21,10 @@ from trainer.keeper import Keeper
 from trainer.learner import Learner
 from trainer.log import LOG, Log
 from trainer.loop import train
+from trainer.metrics import read_metrics
 from trainer.prepare import check, prepare
 from trainer.processes import Processes, leave
-from trainer.recipes import (
-    Options,
-    against_band,
-)
+from trainer.recipes import Options, against_band
 from trainer.report import REPORT
 from trainer.review import data_figures
 from trainer.state import State, check_identity, identity_of, read_state, remove_state
@@ -107,7 +106,7 @@ def open_log(training: Training, course: Course) -> Log:
     options, path = training.options, training.options.run / LOG
     if course.step:
         log = Log(path, after_step=course.step)
-        log.write("resume", step=course.step)
+        log.write("resume", step=course.step, options=options)
         return log
     set_aside(options.run)
     log = Log(path)
@@ -164,4 +163,20 @@ def conclude(kept: Checkpoint, run: Path) -> None:
     )
     if sentence := against_band(kept.recipe, result.accuracy):
         print(sentence)
+    for line in findings_of(run):
+        print(line)
     print(f"checkpoint in {run}, report in {run / REPORT}")
+
+
+def findings_of(run: Path) -> Iterator[str]:
+    """What the metrics say besides accuracy."""
+    metrics = read_metrics(run)
+    calibration = metrics.calibration
+    yield (
+        f"calibration error {calibration.after.error:.1%}, before temperature "
+        f"{calibration.temperature:.2f} {calibration.before.error:.1%}"
+    )
+    if metrics.abstaining is not None:
+        yield abstaining.told(metrics.abstaining)
+    for finding in metrics.diagnosis:
+        yield diagnosis.told(finding)

@@ -1,0 +1,256 @@
+"""Charts as inline SVG: the history of training, reliability, accuracy against coverage."""
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+
+import msgspec
+
+from trainer.abstaining import Abstaining
+from trainer.coverage import Operation
+from trainer.history import Evaluated
+from trainer.reliability import Reliability
+
+COLOURS = ("#3566d6", "#d65a35")
+WIDTH, HEIGHT = 440, 230
+LEFT, RIGHT, TOP, BOTTOM = 46, 18, 30, 36  # margins around the plotted area
+WORTH_SHOWING = 0.1  # of the images: the precision of fewer jumps, and would set the scale
+
+Line = Sequence[float | None]
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True):
+    """A chart's plotted area; `x` and `y`: the values from edge to edge."""
+
+    title: str
+    x: tuple[float, float]
+    y: tuple[float, float]
+    x_label: str
+    tick: Callable[[float], str]
+    x_tick: Callable[[float], str] | None = None  # none where x counts evaluations
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """In pixels."""
+        across = (x - self.x[0]) / (self.x[1] - self.x[0])
+        up = (y - self.y[0]) / (self.y[1] - self.y[0])
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (
+            HEIGHT - TOP - BOTTOM
+        )
+
+    def drawn(self, marks: Sequence[str]) -> str:
+        inside = "".join((self._grid(), *marks))
+        title = escape(self.title)
+        return (
+            f'<svg width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+            f'aria-label="{title}"><text x="{LEFT}" y="14" class="title">{title}</text>'
+            f"{inside}</svg>"
+        )
+
+    def _grid(self) -> str:
+        marks = []
+        for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+            value = self.y[0] + share * (self.y[1] - self.y[0])
+            left, y = self.place(self.x[0], value)
+            marks.append(
+                f'<line x1="{left}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+                f'<text x="{LEFT - 6}" y="{y + 4:.1f}" class="end">{self.tick(value)}</text>'
+            )
+            if self.x_tick:
+                at = self.x[0] + share * (self.x[1] - self.x[0])
+                x, bottom = self.place(at, self.y[0])
+                marks.append(
+                    f'<text x="{x:.1f}" y="{bottom + 14}" class="middle">{self.x_tick(at)}</text>'
+                )
+        middle = (LEFT + WIDTH - RIGHT) / 2
+        marks.append(f'<text x="{middle}" y="{HEIGHT - 6}" class="middle">{self.x_label}</text>')
+        return "".join(marks)
+
+
+def training_charts(history: Sequence[Evaluated]) -> str:
+    """Losses, accuracy and, where the log has it, the learning rate, over the evaluations."""
+    losses = {
+        "training": [one.train_loss for one in history],
+        "validation": [one.loss for one in history],
+    }
+    scores = {
+        "accuracy": [one.accuracy for one in history],
+        "macro-F1": [one.macro_f1 for one in history],
+    }
+    rates = {"": [one.learning_rate for one in history]}
+    charts = [
+        _course("loss", losses, history, None, lambda v: f"{v:.2f}"),
+        _course("on validation", scores, history, 1.0, lambda v: f"{v:.0%}"),
+    ]
+    if any(rate is not None for rate in rates[""]):
+        charts.append(_course("learning rate", rates, history, None, _short))
+    return _side_by_side(charts)
+
+
+def _course(
+    title: str,
+    lines: Mapping[str, Line],
+    history: Sequence[Evaluated],
+    highest: float | None,
+    tick: Callable[[float], str],
+) -> str:
+    """Lines over the evaluations; a dashed line where the size of the pictures changes."""
+    measured = [value for values in lines.values() for value in values if value is not None]
+    top = highest or max(measured, default=1.0) * 1.05
+    frame = Frame(
+        title=title,
+        x=(1, max(2, len(history))),
+        y=(0.0, top),
+        x_label="evaluations",
+        tick=tick,
+    )
+    marks = [*_size_marks(frame, history)]
+    for i, (name, values) in enumerate(lines.items()):
+        points = [(at, value) for at, value in enumerate(values, start=1) if value is not None]
+        marks.append(_polyline(frame, points, COLOURS[i]))
+        marks.append(
+            f'<text x="{WIDTH - RIGHT - 90 * (len(lines) - 1 - i)}" y="14" class="end" '
+            f'style="fill:{COLOURS[i]}">{name}</text>'
+        )
+    return frame.drawn(marks)
+
+
+def _size_marks(frame: Frame, history: Sequence[Evaluated]) -> list[str]:
+    marks = []
+    for i, one in enumerate(history):
+        if i and history[i - 1].size == one.size:
+            continue
+        x, bottom = frame.place(i + 1, frame.y[0])
+        _, top = frame.place(i + 1, frame.y[1])
+        aside, anchor = (-3, "end") if x > WIDTH - 60 else (3, "start")  # inside the picture
+        marks.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}" class="dashed"/>'
+            f'<text x="{x + aside:.1f}" y="{bottom + 13}" class="{anchor}">{one.size} px</text>'
+        )
+    return marks
+
+
+def _polyline(frame: Frame, points: Sequence[tuple[float, float]], colour: str) -> str:
+    """A dot where there is one point only."""
+    placed = [frame.place(x, y) for x, y in points]
+    if len(placed) == 1:
+        x, y = placed[0]
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>'
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+    return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
+
+
+def reliability_charts(before: Reliability, after: Reliability) -> str:
+    """Two diagrams: a bar for each bin, as high as its answers are right."""
+    return _side_by_side(
+        [
+            _reliability(f"before: error {before.error:.1%}", before),
+            _reliability(f"after: error {after.error:.1%}", after),
+        ]
+    )
+
+
+def _reliability(title: str, measured: Reliability) -> str:
+    frame = Frame(
+        title=title,
+        x=(0.0, 1.0),
+        y=(0.0, 1.0),
+        x_label="probability of the answer (bars: share that is right; darker: more images)",
+        tick=_percent,
+        x_tick=_percent,
+    )
+    most = max(one.images for one in measured.bins)
+    marks = []
+    for one in measured.bins:
+        left, top = frame.place(one.low, one.accuracy)
+        right, bottom = frame.place(one.high, 0.0)
+        ink = 0.25 + 0.65 * one.images / most
+        marks.append(
+            f'<rect x="{left + 1:.1f}" y="{top:.1f}" width="{right - left - 2:.1f}" '
+            f'height="{bottom - top:.1f}" fill="{COLOURS[0]}" fill-opacity="{ink:.2f}">'
+            f"<title>{one.images} images, mean probability {one.confidence:.1%}, "
+            f"{one.accuracy:.1%} right</title></rect>"
+        )
+        x, y = frame.place(one.confidence, one.accuracy)
+        marks.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="#1d2330"/>')
+    (x1, y1), (x2, y2) = frame.place(0, 0), frame.place(1, 1)
+    marks.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="dashed"/>')
+    return frame.drawn(marks)
+
+
+def coverage_charts(curve: Sequence[Operation], choice: Abstaining | None) -> str:
+    """Precision of the answers given, against the share of images answered and the threshold."""
+    measured = [one for one in curve if one.interval is not None]
+    return _side_by_side([_precision(measured, choice), _answered(measured, choice)])
+
+
+def _precision(measured: Sequence[Operation], choice: Abstaining | None) -> str:
+    """Surest answers first, with the interval. The dot: what was chosen."""
+    usual = [one.precision for one in measured if one.coverage >= WORTH_SHOWING and one.precision]
+    lowest = min([*usual, choice.target if choice else 1.0])
+    frame = Frame(
+        title="precision of the answers given, and its interval",
+        x=(0.0, 1.0),
+        y=(min(0.9, int(lowest * 10) / 10), 1.0),
+        x_label="share of the images answered",
+        tick=_percent,
+        x_tick=_percent,
+    )
+    band = [(one.coverage, one.interval[0]) for one in measured if one.interval]
+    band += [(one.coverage, one.interval[1]) for one in measured[::-1] if one.interval]
+    area = " ".join(f"{x:.1f},{y:.1f}" for x, y in _inside(frame, band))
+    points = [(one.coverage, one.precision) for one in measured if one.precision is not None]
+    marks = [
+        f'<polygon points="{area}" fill="{COLOURS[0]}" fill-opacity="0.15"/>',
+        _polyline(frame, [(x, max(y, frame.y[0])) for x, y in points], COLOURS[0]),
+    ]
+    if choice is not None:
+        marks += _chosen(frame, choice)
+    return frame.drawn(marks)
+
+
+def _inside(frame: Frame, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """In pixels; values below the chart lie on its edge."""
+    return [frame.place(x, max(y, frame.y[0])) for x, y in points]
+
+
+def _chosen(frame: Frame, choice: Abstaining) -> list[str]:
+    (left, y), (right, _) = frame.place(0, choice.target), frame.place(1, choice.target)
+    marks = [
+        f'<line x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="{COLOURS[1]}" '
+        'stroke-dasharray="3 3"/>'
+    ]
+    found = choice.test or choice.validation
+    if choice.reached and found.precision is not None:
+        ((x, y),) = _inside(frame, [(found.coverage, found.precision)])
+        marks.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{COLOURS[1]}"/>')
+    return marks
+
+
+def _answered(measured: Sequence[Operation], choice: Abstaining | None) -> str:
+    frame = Frame(
+        title="share of the images answered",
+        x=(0.0, 1.0),
+        y=(0.0, 1.0),
+        x_label="probability below which answers abstain",
+        tick=_percent,
+        x_tick=_percent,
+    )
+    points = [(1.0, 0.0), *((one.threshold, one.coverage) for one in measured), (0.0, 1.0)]
+    marks = [_polyline(frame, points, COLOURS[0])]
+    if choice is not None and choice.reached:
+        found = choice.test or choice.validation
+        x, y = frame.place(choice.threshold, found.coverage)
+        marks.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{COLOURS[1]}"/>')
+    return frame.drawn(marks)
+
+
+def _short(value: float) -> str:
+    """As 4.7e-4."""
+    return f"{value:.1e}".replace("e-0", "e-") if value else "0"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.0%}" if abs(value * 100 - round(value * 100)) < 0.05 else f"{value:.1%}"
+
+
+def _side_by_side(charts: Sequence[str]) -> str:
+    return f'<div class="charts">{"".join(charts)}</div>'
