@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import msgspec
 import numpy as np
 import pytest
-from test_diagnosis import course
+from test_diagnosis import history
 from test_figures import CONFIDENCE, RIGHT, sure
 
 from trainer.abstaining import choose_threshold
@@ -31,7 +31,7 @@ def texts(chart: ElementTree.Element) -> list[str]:
 
 
 def test_the_course_has_a_line_for_each_series_and_a_mark_for_each_size():
-    stages = (*course(2.0, 1.5, size=64), *course(1.0, None, size=128))
+    stages = (*history(2.0, 1.5, size=64), *history(1.0, None, size=128))
     loss, scores = drawn(training_charts(stages))
     assert {"loss", "training", "validation", "64 px", "128 px"} <= set(texts(loss))
     training, validation = loss.iter("polyline")
@@ -40,14 +40,14 @@ def test_the_course_has_a_line_for_each_series_and_a_mark_for_each_size():
 
 
 def test_the_learning_rate_is_drawn_where_the_log_has_it():
-    rated = [msgspec.structs.replace(one, learning_rate=4.7e-4 / 1.05) for one in course(2.0, 1.0)]
+    rated = [msgspec.structs.replace(one, learning_rate=4.7e-4 / 1.05) for one in history(2.0, 1.0)]
     *_, rate = drawn(training_charts(rated))
     assert {"learning rate", "4.7e-4", "0"} <= set(texts(rate))
 
 
 @pytest.mark.parametrize("losses", [(), (1.5,)])
 def test_a_course_of_one_evaluation_or_none_is_drawn(losses):
-    loss, _ = drawn(training_charts(course(*losses)))
+    loss, _ = drawn(training_charts(history(*losses)))
     assert len(list(loss.iter("circle"))) == 2 * len(losses)
 
 
