@@ -56,7 +56,8 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def right(self) -> npt.NDArray[np.bool_]:
         """Whether they are right [N]."""
-        return self.said == self.truth
+        right: npt.NDArray[np.bool_] = self.said == self.truth
+        return right
 
 
 def answered(

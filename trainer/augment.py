@@ -63,8 +63,8 @@ def random_box(size: tuple[int, int], recipe: Recipe, rng: np.random.Generator) 
         aspect = math.exp(rng.uniform(*np.log(recipe.crop_aspect)))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
-            return (int(left), int(top), int(left) + w, int(top) + h)
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return (left, top, left + w, top + h)
     side = min(size)
     left, top = (width - side) // 2, (height - side) // 2
     return (left, top, left + side, top + side)

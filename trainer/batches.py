@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from trainer.schedule import Step
 from trainer.verify import LIMITS
 
 
-class TrainingViews(Dataset[tuple[Pixels, int]]):
+class TrainingViews(Dataset[Any]):
     """Augmented training images; the key (example, size, draw) fixes every random choice.
 
     With a cache, files are neither read nor decoded.

@@ -67,15 +67,15 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
 
 def training_charts(history: Sequence[Evaluated]) -> str:
     """Losses, accuracy and, where the log has it, the learning rate, over the evaluations."""
-    losses = {
+    losses: dict[str, Line] = {
         "training": [one.train_loss for one in history],
         "validation": [one.loss for one in history],
     }
-    scores = {
+    scores: dict[str, Line] = {
         "accuracy": [one.accuracy for one in history],
         "macro-F1": [one.macro_f1 for one in history],
     }
-    rates = {"": [one.learning_rate for one in history]}
+    rates: dict[str, Line] = {"": [one.learning_rate for one in history]}
     charts = [
         _course("loss", losses, history, None, lambda v: f"{v:.2f}"),
         _course("on validation", scores, history, 1.0, lambda v: f"{v:.0%}"),

@@ -42,7 +42,8 @@ class Pose:
         offsets = (np.asarray(points, dtype=float) - 0.5) * self.height
         offsets[:, 0] *= -self.squeeze if self.mirrored else self.squeeze
         cos, sin = math.cos(self.angle), math.sin(self.angle)
-        return offsets @ np.array([[cos, sin], [-sin, cos]]) + self.centre
+        placed: np.ndarray = offsets @ np.array([[cos, sin], [-sin, cos]]) + self.centre
+        return placed
 
 
 class Easel:
@@ -102,22 +103,22 @@ def lighting(form: str, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.nd
 def pattern(name: str, u: np.ndarray, v: np.ndarray, aspect: float) -> np.ndarray:
     """Share of the accent colour, float [height, width], 0 to 1."""
     x = u * aspect
-    nothing = np.zeros((v.shape[0], u.shape[1]), np.float32)
+    shares: np.ndarray = np.zeros((v.shape[0], u.shape[1]), np.float32)
     if name == "stripes":
-        return nothing + (np.sin(x * 44) > 0.3)
-    if name == "hoops":
-        return nothing + (np.sin(v * 40) > 0.3)
-    if name == "checks":
-        return 0.5 * (np.sin(x * 36) > 0) + 0.5 * (np.sin(v * 36) > 0)
-    if name == "dots":
-        return nothing + (np.hypot(x * 9 % 1 - 0.5, v * 9 % 1 - 0.5) < 0.26)
-    if name == "two-tone":
-        return nothing + (v > 0.58)
-    if name == "speckle":
-        return 0.6 * (np.sin(x * 271 + 9 * np.sin(v * 173)) * np.sin(v * 311 + 7 * x) > 0.72)
-    if name == "grain":
-        return 0.35 * (0.5 + 0.5 * np.sin(34 * x + 5 * np.sin(4 * v + 2 * x) + 60 * x * x))
-    return nothing
+        shares = shares + (np.sin(x * 44) > 0.3)
+    elif name == "hoops":
+        shares = shares + (np.sin(v * 40) > 0.3)
+    elif name == "checks":
+        shares = 0.5 * (np.sin(x * 36) > 0) + 0.5 * (np.sin(v * 36) > 0)
+    elif name == "dots":
+        shares = shares + (np.hypot(x * 9 % 1 - 0.5, v * 9 % 1 - 0.5) < 0.26)
+    elif name == "two-tone":
+        shares = shares + (v > 0.58)
+    elif name == "speckle":
+        shares = 0.6 * (np.sin(x * 271 + 9 * np.sin(v * 173)) * np.sin(v * 311 + 7 * x) > 0.72)
+    elif name == "grain":
+        shares = 0.35 * (0.5 + 0.5 * np.sin(34 * x + 5 * np.sin(4 * v + 2 * x) + 60 * x * x))
+    return shares
 
 
 # Outlines, in the unit box.

@@ -23,7 +23,8 @@ def finish(run: Path, data: Path | None = None) -> Checkpoint:
     """
     kept, network = load_checkpoint(run)
     split = load_split_of(run, kept, data)
-    network.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last)
+    network.to("cuda" if torch.cuda.is_available() else "cpu")
+    network.to(memory_format=torch.channels_last)
     answers = answered(network, split, kept.image, kept.seed)
     kept = _scored(kept, answers)
     history = read_history(run / LOG)

@@ -47,7 +47,7 @@ class Learner:
         steps: int,
     ) -> None:
         self._recipe, self._hardware = recipe, hardware
-        network.to(hardware.device, memory_format=torch.channels_last)
+        network.to(hardware.device).to(memory_format=torch.channels_last)
         network.freeze(recipe.frozen_stages, batchnorm=recipe.frozen_batchnorm)
         self.network = _with_shared_statistics(network, recipe, hardware)
         self._shared = _shared(self.network, hardware)
@@ -101,7 +101,7 @@ class Learner:
             for number, (some, wanted) in enumerate(parts, start=1):
                 with self._exchange(number == len(parts)):
                     loss = self._loss(some, wanted) / len(images)
-                    self._scaler.scale(loss).backward()
+                    self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call] # torch's
                 total += loss.detach()
         except torch.OutOfMemoryError:
             return None
@@ -195,7 +195,8 @@ def _with_shared_statistics(
     each = recipe.batch_size // processes.count
     if processes.count == 1 or not hardware.gpu or each >= FEW_IN_A_PROCESS:
         return network
-    converted: PixelNetwork = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    convert = nn.SyncBatchNorm.convert_sync_batchnorm
+    converted: PixelNetwork = convert(network)  # type: ignore[no-untyped-call] # torch's
     converted.freeze(recipe.frozen_stages, batchnorm=recipe.frozen_batchnorm)  # the new layers
     return converted
 

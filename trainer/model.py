@@ -24,6 +24,9 @@ class PixelNetwork(nn.Module):
     Normalisation is part of the network, so that nothing outside of it can get it wrong.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, kind: Architecture, classes: int, spec: ImageSpec) -> None:
         super().__init__()
         self.backbone = kind.build()

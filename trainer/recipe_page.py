@@ -130,7 +130,8 @@ def _sizes() -> str:
         "recipe", "images", "epochs", "batch size", "learning rate", "head", "augmentation",
         "label smoothing", "mixup", "EMA", "frozen", "hint",
     )  # fmt: skip
-    fewest, rows = 0, []
+    fewest: float = 0
+    rows = []
     for size in SIZES:
         most = size.fewer_than - 1
         count = f"{fewest:,} to {most:,}" if most != float("inf") else f"{fewest:,} and more"

@@ -54,7 +54,7 @@ def shaded(colour: Colour, factor: float) -> Colour:
 
 
 def pick(rng: Random, colours: Sequence[Colour]) -> Colour:
-    return colours[rng.integers(len(colours))]
+    return colours[int(rng.integers(len(colours)))]
 
 
 def bottle(easel: Easel, rng: Random) -> None:
