@@ -18,12 +18,13 @@ from trainer.batchnorm import reestimate_batchnorm
 from trainer.cache import PixelCache
 from trainer.checkpoint import Checkpoint, save_checkpoint, versions
 from trainer.data import Example, Split
-from trainer.evaluate import Views, brief, evaluate, rank
+from trainer.evaluate import Evaluation, Views, brief, evaluate, rank
 from trainer.interrupt import Interrupt
 from trainer.log import Log, say
 from trainer.model import PixelNetwork, Weights
 from trainer.objective import class_weights, mixed
 from trainer.optimizer import learning_rate_share, new_optimizer, set_learning_rate
+from trainer.probe import Floor
 from trainer.recipes import Options, Recipe
 
 
@@ -36,6 +37,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     options: Options
     weights: Weights
     cache: PixelCache | None = None
+    floor: Floor | None = None
 
 
 class Moment(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,10 +50,15 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def train(
-    network: PixelNetwork, training: Training, log: Log, interrupt: Interrupt
+    network: PixelNetwork,
+    training: Training,
+    log: Log,
+    interrupt: Interrupt,
+    best: Checkpoint | None = None,
 ) -> Checkpoint | None:
     """Trains and keeps the best checkpoint in the run folder; returns it, or None if there is none.
 
+    `best`: one that is there already, to be replaced by better ones only.
     The best is the one with the highest macro-F1, then the lowest loss, on validation images at the
     largest size reached: figures at different sizes do not compare.
     """
@@ -72,7 +79,6 @@ def train(
     bar = tqdm(
         total=int(pixels_done[-1]), unit="px", unit_scale=True, desc=f"training {options.arch}"
     )
-    best: Checkpoint | None = None
     losses: list[float] = []
     network.train()
     for number, (step, (images, labels)) in enumerate(zip(steps, batches, strict=True), start=1):
@@ -147,7 +153,14 @@ def keep_best(
     )
     if not kept:
         return best
-    record = Checkpoint(
+    record = record_of(training, moment, evaluation)
+    return save_checkpoint(training.options.run, record, network, split)
+
+
+def record_of(training: Training, moment: Moment, evaluation: Evaluation) -> Checkpoint:
+    """Of a network at that moment, as it is before its weights are written."""
+    split = training.split
+    return Checkpoint(
         architecture=training.options.arch,
         labels=split.labels,
         image=training.spec,
@@ -157,10 +170,10 @@ def keep_best(
         epoch=moment.epoch,
         step=moment.step,
         validation=evaluation,
+        floor=training.floor,
         data_fingerprint=split.fingerprint,
         versions=versions(),
     )
-    return save_checkpoint(training.options.run, record, network, split)
 
 
 def evaluation_is_due(steps: Sequence[Step], number: int, recipe: Recipe) -> bool:
