@@ -23,7 +23,8 @@ from trainer.recipes import Recipe
 
 # Of the L2 penalty, strongest first: each fit starts where the one before it ended.
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-ITERATIONS = 200
+ITERATIONS = 100  # of each fit
+HISTORY = 10  # steps that L-BFGS remembers: two copies of the head each
 ROWS = 8192  # images whose logits are in memory together
 CONSTANT = 1e-6  # a feature that deviates less, relative to its mean and to the others, is left out
 
@@ -124,7 +125,8 @@ def _minimise(
     optimizer = torch.optim.LBFGS(
         head.parameters(),
         max_iter=ITERATIONS,
-        tolerance_grad=1e-6,
+        history_size=HISTORY,
+        tolerance_grad=1e-5,
         tolerance_change=1e-9,
         line_search_fn="strong_wolfe",
     )
