@@ -31,6 +31,7 @@ from trainer.command_line import command_for, parse_options
 from trainer.data import load_split
 from trainer.evaluate import Views, evaluate
 from trainer.features import Features, features_of, key
+from trainer.interrupt import Interrupt
 from trainer.model import PixelNetwork
 from trainer.objective import class_weights
 from trainer.probe import STRENGTHS, fit_probe, head_weights, standardisation
@@ -374,6 +375,24 @@ def test_an_interrupt_while_features_are_computed_leaves_the_earlier_run(
     assert trained(asked, "--recipe", "head-only") == 130
     assert "interrupted before training: nothing was written" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+class Interrupted(Interrupt):
+    """By a signal that came as soon as it was listened to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signal = signal.SIGTERM
+
+
+def test_an_interrupt_before_the_first_epoch_leaves_the_fitted_head(
+    asked, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("trainer.run.Interrupt", Interrupted)
+    assert trained(asked, "--recipe", "medium") == 128 + signal.SIGTERM
+    assert "the checkpoint is the fitted head, without training" in capsys.readouterr().err
+    record = read_record(tmp_path / "run")
+    assert (record.epoch, record.finished, record.test.accuracy) == (0, True, 1)
 
 
 def test_the_command_for_options_is_read_back_as_them(tmp_path):

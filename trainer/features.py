@@ -30,7 +30,7 @@ from trainer.model import PixelNetwork
 
 FORMAT = 1
 BATCH = 64  # images in the network together, while as many are decoded
-PER_FILE = 256  # images: what an interrupted pass has to do again at most
+PER_FILE = 128  # images: what an interrupted pass has to do again at most
 
 Row = npt.NDArray[np.float32]
 """One image's embedding, float32 [width]."""

@@ -306,8 +306,8 @@ def refuse_random_weights(recipe: Recipe) -> None:
     """Raises InvalidInput for a recipe that rests on the features of pre-trained weights."""
     if recipe.fitted_head:
         raise InvalidInput(
-            f"--recipe {recipe.name} needs pre-trained weights: the features of random ones say "
-            f"nothing about images; leave it out, or name --recipe {FROM_SCRATCH.name}"
+            f"--recipe {recipe.name} needs pre-trained weights: it keeps what they learnt, and "
+            f"random ones nothing; leave it out, or name --recipe {FROM_SCRATCH.name}"
         )
 
 

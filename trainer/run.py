@@ -77,14 +77,7 @@ def run(options: Options) -> int:
     )
     log.close()
     conclude(kept, options.run)
-    if interrupt.signal is not None:
-        place = f"that of epoch {kept.epoch}" if kept.epoch else "the fitted head, without training"
-        print(f"interrupted: the checkpoint is {place}", file=sys.stderr)
-        return 128 + interrupt.signal
-    if not recipe.epochs:
-        further = command_for(replace(options, recipe=LAST_STAGE.name))
-        print(f"to train the backbone's last stage too, from this head:\n  {further}")
-    return 0
+    return told_how_to_go_on(kept, options, interrupt)
 
 
 def prepare_data(options: Options, spec: ImageSpec) -> Split:
@@ -261,3 +254,15 @@ def against_floor(kept: Checkpoint) -> str | None:
         f"{kept.floor.accuracy:.1%}, macro-F1 {kept.validation.macro_f1:.3f} against "
         f"{kept.floor.macro_f1:.3f}"
     )
+
+
+def told_how_to_go_on(kept: Checkpoint, options: Options, interrupt: Interrupt) -> int:
+    """The exit status of the run."""
+    if interrupt.signal is not None:
+        place = f"that of epoch {kept.epoch}" if kept.epoch else "the fitted head, without training"
+        print(f"interrupted: the checkpoint is {place}", file=sys.stderr)
+        return 128 + interrupt.signal
+    if not kept.recipe.epochs:
+        further = command_for(replace(options, recipe=LAST_STAGE.name))
+        print(f"to train the backbone's last stage too, from this head:\n  {further}")
+    return 0
