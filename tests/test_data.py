@@ -16,14 +16,15 @@ from tiny import PURE, encoded, jpeg
 from packshot.errors import DamagedFile, InvalidInput, NotFound
 from packshot.image import FORMATS, ImageSpec
 from trainer.architectures import architecture
-from trainer.batches import TrainingViews, plan_steps, served_views, training_batches
+from trainer.batches import TrainingViews, served_views, training_batches
 from trainer.cache import SHORT_SIDE, open_cache, read_inspected, write_inspected
 from trainer.data import Split, load_split
 from trainer.duplicates import distance, join_near, perceptual_hash, shrunk, thumbnail
 from trainer.objective import class_weights
-from trainer.recipes import FROM_SCRATCH, Options, recipe_for
+from trainer.recipes import FROM_SCRATCH, Options, Recipe, recipe_for
 from trainer.review import reviewed
 from trainer.sample import draw_picture
+from trainer.schedule import Schedule, Step
 
 SPEC = ImageSpec()
 
@@ -39,6 +40,10 @@ def options(data: Path, **changed: object) -> Options:
 
 def split_of(data: Path, **changed: object) -> Split:
     return load_split(options(data, **changed), SPEC)
+
+
+def steps_of(recipe: Recipe, labels: list[int], seed: int) -> list[Step]:
+    return list(Schedule(recipe, labels, seed).after(0))
 
 
 def picture(number: int, size: tuple[int, int] = (160, 120), seed: int = 0) -> Image.Image:
@@ -216,7 +221,7 @@ def test_values_out_of_range_name_option_value_and_range(tmp_path, option, value
 
 def test_the_plan_shows_every_image_once_an_epoch_and_grows():
     recipe = FROM_SCRATCH
-    steps = plan_steps(recipe, [0] * 64, seed=0)
+    steps = steps_of(recipe, [0] * 64, seed=0)
     assert len(steps) == recipe.epochs * 4
     for epoch in range(1, recipe.epochs + 1):
         seen = [i for step in steps if step.epoch == epoch for i in step.examples]
@@ -224,12 +229,12 @@ def test_the_plan_shows_every_image_once_an_epoch_and_grows():
     sizes = [step.size for step in steps]
     assert sizes == sorted(sizes)
     assert [sizes.count(size) for size in (64, 128, 224)] == [26, 12, 2]
-    assert plan_steps(recipe, [0] * 64, seed=1) != steps
+    assert steps_of(recipe, [0] * 64, seed=1) != steps
 
 
 @pytest.mark.parametrize("images", [3, 17, 31])
 def test_an_epoch_shows_every_image_in_full_batches(images):
-    steps = plan_steps(FROM_SCRATCH, [0] * images, seed=0)
+    steps = steps_of(FROM_SCRATCH, [0] * images, seed=0)
     assert {len(step.examples) for step in steps} == {FROM_SCRATCH.batch_size}
     first = [i for step in steps if step.epoch == 1 for i in step.examples]
     assert set(first) == set(range(images))
@@ -238,7 +243,7 @@ def test_an_epoch_shows_every_image_in_full_batches(images):
 def test_an_image_twice_in_a_batch_is_drawn_anew(shop):
     split = split_of(shop)
     views = TrainingViews(split, FROM_SCRATCH, SPEC, seed=0)
-    steps = plan_steps(FROM_SCRATCH, [0], seed=0)[:1]
+    steps = steps_of(FROM_SCRATCH, [0], seed=0)[:1]
     ((images, _),) = training_batches(views, steps, workers=0)
     assert len({image.numpy().tobytes() for image in images}) > len(images) / 2
 
@@ -416,7 +421,7 @@ def test_a_name_that_is_not_utf8_is_named(shop):
 
 def test_batches_do_not_depend_on_the_number_of_workers(shop):
     split = split_of(shop)
-    steps = plan_steps(FROM_SCRATCH, split.train_labels, seed=0)[:3]
+    steps = steps_of(FROM_SCRATCH, split.train_labels, seed=0)[:3]
     views = TrainingViews(split, FROM_SCRATCH, SPEC, seed=0)
     here, there = (list(training_batches(views, steps, workers)) for workers in (0, 2))
     for (images, labels), (again, same) in zip(here, there, strict=True):
@@ -456,13 +461,13 @@ def test_class_weights_of_the_loss_by_hand():
 def test_a_balanced_epoch_shows_classes_equally_often_and_all_of_a_large_one_in_time():
     recipe = msgspec.structs.replace(FROM_SCRATCH, sampler="balanced", epochs=24)
     labels = [0] * 90 + [1] * 8 + [2] * 6
-    steps = plan_steps(recipe, labels, seed=0)
+    steps = steps_of(recipe, labels, seed=0)
     assert len(steps) == 24 * 7
     first = [i for step in steps if step.epoch == 1 for i in step.examples][: len(labels)]
     assert sorted(np.bincount(np.take(labels, first))) == [34, 35, 35]
     assert set(range(90, 104)) <= set(first)
     assert {i for step in steps for i in step.examples} == set(range(104))
-    assert plan_steps(recipe, labels, seed=1) != steps
+    assert steps_of(recipe, labels, seed=1) != steps
 
 
 def test_weights_and_sampler_go_into_the_recipe_but_not_both(tmp_path):
@@ -483,7 +488,7 @@ def quiet(_text: str) -> None:
 
 def one_epoch(split: Split, cache, workers: int = 0) -> list[np.ndarray]:
     views = TrainingViews(split, FROM_SCRATCH, SPEC, 0, cache)
-    steps = plan_steps(FROM_SCRATCH, split.train_labels, seed=0)[:3]
+    steps = steps_of(FROM_SCRATCH, split.train_labels, seed=0)[:3]
     return [images.numpy() for images, _ in training_batches(views, steps, workers)]
 
 

@@ -306,9 +306,10 @@ def test_a_head_alone_is_finished_and_reported_like_any_run(asked, tmp_path, cap
 def test_training_starts_from_the_fitted_head_or_a_random_one(asked, tmp_path, monkeypatch):
     heads = []
 
-    def looked_at(network, training, log, interrupt, best):
-        heads.append((network.head.weight.clone(), load_checkpoint(training.options.run)[1]))
-        return best
+    def looked_at(training, schedule, learner, keeper, course, interrupt):
+        head = learner.network.head.weight.clone()
+        heads.append((head, load_checkpoint(training.options.run)[1]))
+        assert torch.equal(learner.candidate.head.weight, head)
 
     monkeypatch.setattr("trainer.run.train", looked_at)
     for name in ("last-stage", "medium"):

@@ -20,10 +20,9 @@ from trainer.__main__ import main, parse_options
 from trainer.architectures import ARCHITECTURES
 from trainer.augment import CHANGES, erased, training_view, trivial_augment
 from trainer.average import Average
-from trainer.batches import LIMITS, plan_steps
-from trainer.loop import evaluation_is_due
+from trainer.batches import LIMITS
 from trainer.model import new_network
-from trainer.objective import mixed
+from trainer.objective import mixing_for
 from trainer.optimizer import new_optimizer
 from trainer.recipe_page import page
 from trainer.recipes import (
@@ -38,6 +37,7 @@ from trainer.recipes import (
     named_recipe,
     recipe_for,
 )
+from trainer.schedule import Schedule
 
 SPEC = ImageSpec()
 RESNET50, VIT = ARCHITECTURES["resnet50"], ARCHITECTURES["vit_b_16"]
@@ -220,10 +220,9 @@ def test_the_command_line_leaves_to_the_recipe_what_is_not_said():
 
 def test_evaluation_steps_count_epochs_and_the_end_is_always_evaluated():
     every = changed(FROM_SCRATCH, epochs=5, batch_size=4)
-    steps = plan_steps(every, [0] * 8, seed=0)
     for eval_steps, expected in ((1, [2, 4, 6, 8, 10]), (2, [4, 8, 10]), (30, [10])):
-        asked = changed(every, eval_steps=eval_steps)
-        due = [n for n in range(1, 11) if evaluation_is_due(steps, n, asked)]
+        schedule = Schedule(changed(every, eval_steps=eval_steps), [0] * 8, seed=0)
+        due = [n for n in range(1, 11) if schedule.evaluation_is_due(n)]
         assert due == expected
 
 
@@ -296,30 +295,55 @@ def test_the_average_follows_the_weights_and_is_what_the_formula_says():
     expected = float(bias[0])
     for step in range(1, 60):
         bias += 0.1
-        average.update(network)
+        average.update(network, step)
         decay = min(1 - 1 / 20, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * float(bias[0])
     assert average.network.head.bias[0].item() == pytest.approx(expected, abs=1e-4)
     assert expected < float(bias[0]) - 0.5
     network.backbone.bn1.num_batches_tracked += 3
-    average.update(network)
+    average.update(network, 60)
     assert average.network.backbone.bn1.num_batches_tracked == 3
     assert not average.network.training
 
 
+IMAGES = torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1, 1).expand(4, 8, 8, 3) * 10
+LABELS = torch.tensor([0, 1, 2, 0])
+
+
+def test_without_mixing_a_batch_stays_as_it_is():
+    plain, same = mixing_for(MEDIUM, 3)(IMAGES, LABELS)
+    assert plain is IMAGES
+    assert same is LABELS
+
+
 def test_mixup_lays_images_and_targets_over_each_other_by_one_share():
-    images = torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1, 1).expand(4, 2, 2, 3) * 10
-    labels = torch.tensor([0, 1, 2, 0])
-    rng = np.random.default_rng(3)
-    plain, same = mixed(images, labels, MEDIUM, 3, rng)
-    assert plain is images
-    assert same is labels
-    views, targets = mixed(images, labels, changed(MEDIUM, mixup=1.0), 3, rng)
+    torch.manual_seed(3)
+    views, targets = mixing_for(changed(MEDIUM, mixup=1.0), 3)(IMAGES, LABELS)
     share = targets[1, 1].item()
     assert 0 < share < 1
     assert targets[1].tolist() == pytest.approx([1 - share, share, 0])
     assert targets[3].tolist() == pytest.approx([share, 0, 1 - share])
+    assert views.shape == IMAGES.shape
     assert views[2, 0, 0, 0].item() == pytest.approx(20 * share + 10 * (1 - share))
+
+
+def test_cutmix_puts_a_rectangle_of_one_image_into_another_and_its_share_into_the_target():
+    torch.manual_seed(1)
+    views, targets = mixing_for(changed(MEDIUM, cutmix=1.0), 3)(IMAGES, LABELS)
+    assert set(views[2].unique().tolist()) == {10.0, 20.0}
+    share = (views[2] == 20).float().mean().item()
+    assert targets[2].tolist() == pytest.approx([0, 1 - share, share])
+
+
+def test_with_both_a_batch_gets_one_of_them():
+    mix = mixing_for(changed(MEDIUM, mixup=1.0, cutmix=1.0), 3)
+    torch.manual_seed(0)
+    levels = [set(mix(IMAGES, LABELS)[0][2].unique().tolist()) for _ in range(40)]
+    cut = [found <= {10.0, 20.0} for found in levels]
+    assert 8 < sum(cut) < 32
+    torch.manual_seed(0)
+    again = [set(mix(IMAGES, LABELS)[0][2].unique().tolist()) for _ in range(40)]
+    assert again == levels
 
 
 PHOTO = Image.fromarray(

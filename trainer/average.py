@@ -17,13 +17,11 @@ class Average:
     def __init__(self, network: PixelNetwork, steps: int) -> None:
         self.network = copy.deepcopy(network).eval()
         self._decay = min(0.9998, 1 - 1 / max(1.0, steps / 5))
-        self._step = 0
 
     @torch.no_grad()
-    def update(self, network: PixelNetwork) -> None:
-        """Takes in the weights after one more step."""
-        self._step += 1
-        decay = min(self._decay, (1 + self._step) / (10 + self._step))
+    def update(self, network: PixelNetwork, step: int) -> None:
+        """Takes in the weights after the step of this number, counted from 1."""
+        decay = min(self._decay, (1 + step) / (10 + step))
         current = network.state_dict()
         for name, value in self.network.state_dict().items():
             if value.is_floating_point():

@@ -1,13 +1,10 @@
-"""Batches: which image is trained on when, at which size, and the views that the network gets."""
+"""Batches: the views of images that the network gets, in training and when it is evaluated."""
 
-import itertools
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -18,60 +15,10 @@ from packshot.image import ImageSpec, Pixels, load_pixels
 from trainer.augment import random_view, training_view
 from trainer.cache import PixelCache
 from trainer.data import Example, Split
+from trainer.processes import Processes
 from trainer.recipes import Recipe
+from trainer.schedule import Step
 from trainer.verify import LIMITS
-
-
-class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One training step: which images, at which size. Epochs count from 1."""
-
-    epoch: int
-    size: int
-    examples: tuple[int, ...]
-
-
-def plan_steps(recipe: Recipe, labels: Sequence[int], seed: int) -> list[Step]:
-    """Every step of the run, known from the start; `labels`: of the N training images.
-
-    The last batch of an epoch is filled from the epoch's beginning, drawn anew: a batch of one
-    would leave BatchNorm nothing to average.
-    """
-    per_epoch = -(-len(labels) // recipe.batch_size)
-    total = recipe.epochs * per_epoch
-    ends = np.cumsum([share for _, share in recipe.stages])
-    order_of = balanced_order if recipe.sampler == "balanced" else shuffled_order
-    steps: list[Step] = []
-    for epoch in range(1, recipe.epochs + 1):
-        order = order_of(labels, np.random.default_rng([seed, epoch]))
-        batches = np.resize(order, (per_epoch, recipe.batch_size))
-        for batch in batches:
-            stage = int(np.searchsorted(ends, (len(steps) + 0.5) / total * ends[-1]))
-            size = recipe.stages[stage][0]
-            steps.append(Step(epoch=epoch, size=size, examples=tuple(batch.tolist())))
-    return steps
-
-
-Order = npt.NDArray[np.int64]
-
-
-def shuffled_order(labels: Sequence[int], rng: np.random.Generator) -> Order:
-    """Each of N images once."""
-    return rng.permutation(len(labels))
-
-
-def balanced_order(labels: Sequence[int], rng: np.random.Generator) -> Order:
-    """N images, the same number of each class, one more or less.
-
-    Of a large class an epoch shows a part, drawn anew each time; images of a small one come again
-    (class-balanced sampling: Kang et al., 2020).
-    """
-    classes = rng.permutation(np.unique(labels))
-    quotas = np.bincount(np.arange(len(labels)) % len(classes), minlength=len(classes))
-    drawn = [
-        np.resize(rng.permutation(np.flatnonzero(np.equal(labels, label))), quota)
-        for label, quota in zip(classes, quotas, strict=True)
-    ]
-    return rng.permutation(np.concatenate(drawn))
 
 
 class TrainingViews(Dataset[tuple[Pixels, int]]):
@@ -110,18 +57,36 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 """Images uint8 [N, size, size, 3] and labels int64 [N]."""
 
 
+Key = tuple[int, int, int]
+
+
 def training_batches(
-    views: TrainingViews, steps: Sequence[Step], workers: int
+    views: TrainingViews,
+    steps: Iterable[Step],
+    workers: int,
+    *,
+    processes: Processes = Processes(),
+    pinned: bool = False,
 ) -> DataLoader[Batch]:
-    """The batches of the steps, in order, made ahead by worker processes."""
-    draws = itertools.count()
-    keys = [[(number, step.size, next(draws)) for number in step.examples] for step in steps]
+    """This process's share of each step's batch, in order, made ahead by worker processes.
+
+    An image's view does not depend on how many processes share the work, nor on where a run was
+    gone on with.
+    """
+
+    def keys() -> Iterator[list[Key]]:
+        for step in steps:
+            first = (step.number - 1) * len(step.examples)
+            draws = enumerate(step.examples, start=first)
+            yield list(processes.share([(number, step.size, draw) for draw, number in draws]))
+
     return DataLoader(
         views,
-        batch_sampler=keys,
+        batch_sampler=keys(),
         num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=_ignore_interrupt,
+        pin_memory=pinned,
     )
 
 

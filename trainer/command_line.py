@@ -13,8 +13,10 @@ from trainer.recipes import (
     MANUAL,
     RANGES,
     RECIPES,
+    Augmentation,
     ClassWeights,
     Options,
+    Precision,
     Sampler,
 )
 
@@ -30,6 +32,7 @@ def parse_options(arguments: list[str] | None = None) -> Options:
     _add_data(parser)
     _add_start(parser)
     _add_recipe(parser)
+    _add_course(parser)
     workers = min(MAX_DEFAULT_WORKERS, max(1, available_cores() - 1))
     parser.add_argument(
         "--workers", type=int, default=workers, help="loader processes (default: %(default)s)"
@@ -45,7 +48,8 @@ def command_for(options: Options) -> str:
     for name in options.__struct_fields__:
         value = getattr(options, name)
         if value != getattr(usual, name):
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            option = f"--{name.replace('_', '-')}"
+            words += [option] if value is True else [option, str(value)]
     return shlex.join(words)
 
 
@@ -125,6 +129,11 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
             help=f"{low:g} to {high:g} (default: the recipe's; {default:g} for {MANUAL.name})",
         )
     add(
+        "--augmentation",
+        choices=get_args(Augmentation),
+        help="of training images (default: the recipe's)",
+    )
+    add(
         "--class-weights",
         choices=get_args(ClassWeights),
         help="weigh rare classes up in the loss; inverse fully, sqrt half of the way "
@@ -135,6 +144,46 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         choices=get_args(Sampler),
         help="an epoch shows each image once, or each class equally often "
         "(default: the recipe's; shuffled for all)",
+    )
+
+
+def _add_course(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--max-minutes",
+        type=float,
+        help="fit the schedule, report included, into so many minutes",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the unfinished run in --run, if there is one; it ends as if it had not "
+        "been interrupted",
+    )
+    add(
+        "--save-minutes",
+        type=float,
+        default=5.0,
+        help="from one saved state to the next, for --resume; 0: after every step "
+        "(default: %(default)g)",
+    )
+    add(
+        "--precision",
+        choices=get_args(Precision),
+        default="auto",
+        help="of convolutions and products; auto: bf16 on a GPU that has it, else fp16, and fp32 "
+        "on a CPU",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        help="torch.compile: faster steps on a GPU after a minute or two; needs a C++ compiler",
+    )
+    add(
+        "--deterministic",
+        action="store_true",
+        help="the same weights from the same seed on a GPU too, a little slower; a CPU gives them "
+        "anyway",
     )
 
 

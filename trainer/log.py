@@ -8,12 +8,14 @@ from pathlib import Path
 import msgspec
 from tqdm import tqdm
 
+LOG = "log.jsonl"
+
 
 class Log:
     """One JSON object a line, flushed, so that a run can be followed with `tail -f`."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
+    def __init__(self, path: Path, after_step: int | None = None) -> None:
+        self._file = path.open("w" if after_step is None else "a", encoding="utf-8")
         self._started = time.monotonic()
 
     def close(self) -> None:

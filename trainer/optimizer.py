@@ -1,6 +1,4 @@
-"""The optimizer: a learning rate for each stage, and its course over the run."""
-
-import math
+"""The optimizer: a learning rate for each stage of the network."""
 
 import torch
 from torch import nn
@@ -32,16 +30,6 @@ def new_optimizer(network: PixelNetwork, recipe: Recipe) -> torch.optim.Optimize
 
 def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and not name.endswith(("class_token", "pos_embedding"))
-
-
-def learning_rate_share(recipe: Recipe, step: int, steps: int, progress: float) -> float:
-    """Share of the peak rate: linear warm-up over steps, times a cosine over the pixels trained on.
-
-    Counting pixels leaves the early, cheap steps on small pictures a high rate for longer.
-    """
-    warmup = min(1.0, step / max(1.0, recipe.warmup_share * steps))
-    low = recipe.final_learning_rate_share
-    return warmup * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:

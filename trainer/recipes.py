@@ -25,13 +25,22 @@ RANGES: dict[str, tuple[float, float]] = {
     "batch_size": (2, 64),
     "learning_rate": (1e-5, 5e-4),
     "eval_steps": (1, 30),
+    "accumulate": (1, 64),
+    "patience": (0, 30),
+    "mixup": (0.0, 1.0),
+    "cutmix": (0.0, 1.0),
+    "max_minutes": (0.1, 100_000),
+    "save_minutes": (0, 1440),
     "max_damaged_share": (0.0, 0.5),
     "val_share": (0.01, 0.5),
     "test_share": (0.01, 0.5),
     "workers": (0, 64),
     "seed": (0, 2**63 - 1),
 }
-CHOSEN = ("epochs", "batch_size", "learning_rate", "eval_steps")
+CHOSEN = (
+    "epochs", "batch_size", "learning_rate", "eval_steps", "accumulate", "patience", "mixup",
+    "cutmix",
+)  # fmt: skip
 """The numbers that the user may set in a recipe."""
 
 # BatchNorm's averages over fewer images are noise, worse than those of the pre-training.
@@ -39,7 +48,9 @@ FEWEST_FOR_BATCHNORM = 8
 SERVED_SIZE = 224
 
 
+Augmentation = Literal["heavy", "standard", "light"]
 ClassWeights = Literal["none", "sqrt", "inverse"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Sampler = Literal["shuffled", "balanced"]
 
 
@@ -71,10 +82,18 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     trivial_augment: bool = False
     erasing: float = 0.0  # probability
     mixup: float = 0.0  # alpha of the Beta distribution; 0: none
+    cutmix: float = 0.0  # likewise; with both, a batch gets one of them
+    accumulate: int = 1  # batches whose gradients make one step
+    patience: int = 5  # evaluations at the largest size without progress; 0: never stop early
     class_weights: ClassWeights = "none"  # in the loss: of class c 1, n_c ** -0.5 or n_c ** -1
     sampler: Sampler = "shuffled"  # an epoch: each image once, or each class equally often
     batchnorm_images: int = 0  # >0: re-estimate BatchNorm's statistics on so many at the end
     band: tuple[float, float] | None = None  # the accuracy that this recipe usually gives
+
+    @property
+    def step_images(self) -> int:
+        """Images that one step of the optimizer sees, in all processes together."""
+        return self.batch_size * self.accumulate
 
 
 def _augmentation(
@@ -244,9 +263,20 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int | None
     learning_rate: float | None
     eval_steps: int | None = None
+    accumulate: int | None = None
+    patience: int | None = None
+    mixup: float | None = None
+    cutmix: float | None = None
+    augmentation: Augmentation | None = None
     class_weights: ClassWeights | None = None
     sampler: Sampler | None = None
     cache: Path | None = None
+    max_minutes: float | None = None
+    save_minutes: float = 5.0
+    resume: bool = False
+    precision: Precision = "auto"
+    compile: bool = False
+    deterministic: bool = False
     max_damaged_share: float
     val_share: float
     test_share: float
@@ -279,12 +309,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     def chosen(self) -> dict[str, Any]:
         """The values that the user set in place of the recipe's."""
         names = (*CHOSEN, "class_weights", "sampler")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        values = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return values | (AUGMENTATIONS[self.augmentation] if self.augmentation else {})
 
     @property
     def about_loop(self) -> tuple[str, ...]:
         """The options given that only the training loop has a use for."""
-        given = [name for name in CHOSEN if getattr(self, name) is not None]
+        names = (*CHOSEN, "augmentation", "max_minutes")
+        given = [name for name in names if getattr(self, name) is not None]
         return tuple(f"--{name.replace('_', '-')}" for name in given)
 
 

@@ -1,29 +1,38 @@
 """A training run from start to end: data, network, recipe, training, figures, report."""
 
 import copy
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import msgspec
 import torch
 from msgspec.structs import replace
 
+from packshot.errors import InvalidInput
 from packshot.image import ImageSpec
 from packshot.terminate import interrupt_on_sigterm
 from trainer.architectures import architecture
 from trainer.cache import open_cache, read_inspected, write_inspected
-from trainer.checkpoint import Checkpoint, save_checkpoint, set_aside
+from trainer.checkpoint import RECORD, Checkpoint, read_record, save_checkpoint, set_aside
 from trainer.command_line import command_for
+from trainer.course import Course, Moment, TimeLimit
 from trainer.data import Split, load_split
 from trainer.evaluate import brief
 from trainer.features import features_of
 from trainer.finish import finish
+from trainer.hardware import Hardware, hardware_for
 from trainer.interrupt import Interrupt
-from trainer.log import Log, say
-from trainer.loop import Moment, Training, record_of, train
+from trainer.keeper import Keeper, record_of
+from trainer.learner import Learner
+from trainer.log import LOG, Log, say
+from trainer.loop import train
 from trainer.model import PixelNetwork, Weights, new_network
 from trainer.probe import Floor, Probe, fit_probe, head_weights
+from trainer.processes import Processes, leave
 from trainer.recipe_page import augmentation_of
 from trainer.recipes import (
     AUTO,
@@ -37,6 +46,9 @@ from trainer.recipes import (
 )
 from trainer.report import REPORT
 from trainer.review import data_figures, reviewed
+from trainer.state import State, check_identity, identity_of, read_state, remove_state
+from trainer.timing import new_plan, resumed_plan
+from trainer.training import Training
 from trainer.weights import RANDOM, Start, WeightsUnavailable, check_weights, fill, read_weights
 
 FRAME = "=" * 78
@@ -49,25 +61,203 @@ FALLBACK_WARNING = (
 
 def run(options: Options) -> int:
     """Exit status 0, or 128 plus the number of the signal that interrupted training."""
+    started = time.monotonic()
     check(options)
     interrupt_on_sigterm()
+    hardware = hardware_for(options, os.environ)
+    try:
+        with _only_the_first_talks(hardware.processes):
+            return _run(options, hardware, started)
+    finally:
+        leave(hardware.processes)
+
+
+def _run(options: Options, hardware: Hardware, started: float) -> int:
     options.run.mkdir(parents=True, exist_ok=True)  # before the long work, in case it cannot be
     torch.manual_seed(options.seed)
-    split = prepare_data(options, ImageSpec())
-    network, recipe, start = prepare_network(options, split)
-    training = Training(
-        split=split, recipe=recipe, spec=start.spec, options=options, weights=start.weights
-    )
+    training, network = prepare(options, hardware)
+    unfinished = read_unfinished(training) if options.resume else None
+    if unfinished is None and options.resume and is_finished(training):
+        print(f"--resume: the run in {options.run} has finished: there is nothing left to do")
+        return 0
     # Before anything is written: whoever interrupts it still has the earlier run in its place.
-    probe, training = fit_head(network, training) if recipe.floor else (None, training)
-    if options.cache and recipe.epochs:
-        training = replace(training, cache=open_cache(options.cache, split, start.spec, say))
+    probe, training = (None, training) if unfinished else fit_head(network, training)
+    if not training.recipe.epochs:
+        return end_with_head(network, training, probe)
+    if unfinished is None:
+        plan = new_plan(training, network, started)
+    else:
+        plan = resumed_plan(training, unfinished.progress.steps, started)
+    schedule, learner = training.schedule(plan.steps), training.learner(network, plan.steps)
+    course, best = begin(training, learner, unfinished, plan.limit)
+    log = open_log(training, course) if hardware.processes.first else None
     interrupt = Interrupt()  # from here on there is something to finish
+    if probe is not None:
+        best = keep_head(network, training, probe)
+    elif best is not None:
+        training = replace(training, floor=best.floor)  # of the run that is gone on with
+    keeper = Keeper(training, log, best)
+    train(training, schedule, learner, keeper, course, interrupt)
+    if log is None:
+        return 0 if interrupt.signal is None else 128 + interrupt.signal
+    return end(options, keeper.best, log, interrupt)
+
+
+def prepare(options: Options, hardware: Hardware) -> tuple[Training, PixelNetwork]:
+    """Data, weights, recipe and cache; the first of several processes goes ahead."""
+    processes = hardware.processes
+    content = processes.from_first(lambda: msgspec.json.encode(prepare_data(options, ImageSpec())))
+    split = msgspec.json.decode(content, type=Split)
+    network, recipe, start = prepare_network(options, hardware, split)
+    cache, folder = None, options.cache
+    if folder is not None and recipe.epochs:
+        cache = processes.in_turn(lambda: open_cache(folder, split, start.spec, say))
+    training = Training(
+        split=split,
+        recipe=recipe,
+        spec=start.spec,
+        options=options,
+        weights=start.weights,
+        hardware=hardware,
+        cache=cache,
+    )
+    return training, network
+
+
+def fit_head(network: PixelNetwork, training: Training) -> tuple[Probe | None, Training]:
+    """A head on the frozen backbone's features, what it reaches told, and the run that knows it.
+
+    The first of several processes fits it. The network takes it where the recipe starts from it.
+    Raises InvalidInput or DamagedFile: see `features_of`.
+    """
+    recipe, processes = training.recipe, training.hardware.processes
+    if not recipe.floor:
+        return None, training
+    network.to(training.hardware.device, memory_format=torch.channels_last)
+    found: list[tuple[Probe, Floor]] = []
+
+    def fit() -> bytes:
+        found.append(measure_floor(network, training))
+        return b"done"
+
+    processes.from_first(fit)
+    if not found:
+        if recipe.fitted_head:
+            processes.same_as_first(network.head.parameters())
+        return None, training
+    ((probe, floor),) = found
+    describe_floor(floor, recipe)
+    if recipe.fitted_head:
+        put_head(network, probe)
+        processes.same_as_first(network.head.parameters())
+    return probe, replace(training, floor=floor)
+
+
+def measure_floor(network: PixelNetwork, training: Training) -> tuple[Probe, Floor]:
+    split, spec = training.split, training.spec
+    started = time.monotonic()
+    known = features_of(network, split, split.train + split.val, spec, training.options.cache)
+    train, val = known.parted(len(split.train))
+    weight = head_weights(training.recipe, split.train_counts)
+    device = training.hardware.device
+    probe = fit_probe(train, val, split.labels, weight, spec.crop, device)
+    return probe, probe.floor(time.monotonic() - started)
+
+
+def put_head(network: PixelNetwork, probe: Probe) -> None:
+    network.head.load_state_dict({"weight": probe.weight, "bias": probe.bias})
+
+
+def describe_floor(floor: Floor, recipe: Recipe) -> None:
+    low, high = floor.interval
+    aim = "; the floor that training must beat" if recipe.epochs else ""
+    say(
+        f"a head fitted on the frozen backbone's features: validation accuracy "
+        f"{floor.accuracy:.1%} on {floor.images} images (95 % interval {low:.1%} to {high:.1%}), "
+        f"macro-F1 {floor.macro_f1:.3f}, in {floor.seconds:.0f} s{aim}"
+    )
+
+
+def keep_head(network: PixelNetwork, training: Training, probe: Probe) -> Checkpoint:
+    """Writes the fitted head on the backbone as it is: the checkpoint that training must beat.
+
+    The network keeps the head that it has.
+    """
+    own = copy.deepcopy(network.head.state_dict())
+    put_head(network, probe)
+    before = Moment(epoch=0, step=0, size=training.spec.crop)
+    record = record_of(training, before, probe.validation)
+    kept = save_checkpoint(training.options.run, record, network, training.split)
+    network.head.load_state_dict(own)
+    return kept
+
+
+def end_with_head(network: PixelNetwork, training: Training, probe: Probe | None) -> int:
+    """A run that ends here: the head is the result. Returns the exit status."""
+    if probe is None:
+        return 0  # the first process ends it
+    log = open_log(training, Course())
+    interrupt = Interrupt()  # from here on there is something to finish
+    return end(training.options, keep_head(network, training, probe), log, interrupt)
+
+
+def read_unfinished(training: Training) -> State | None:
+    """Raises InvalidInput if it is not this run that was left unfinished, or DamagedFile."""
+    run = training.options.run
+    state = read_state(run)
+    if state is None:
+        print(f"--resume: there is no unfinished run in {run}")
+    else:
+        check_identity(state.progress.identity, training.identity, run)
+    return state
+
+
+def is_finished(training: Training) -> bool:
+    """Raises InvalidInput if another run has finished there."""
+    run = training.options.run
+    if not (run / RECORD).exists() or not (record := read_record(run)).finished:
+        return False
+    check_identity(identity_of(record), training.identity, run)
+    return True
+
+
+def begin(
+    training: Training, learner: Learner, unfinished: State | None, limit: TimeLimit
+) -> tuple[Course, Checkpoint | None]:
+    """At the start, or where the unfinished run stood, with its best checkpoint."""
+    if unfinished is None:
+        return Course(limit=limit), None
+    progress, run = unfinished.progress, training.options.run
+    learner.restore(unfinished.tensors, progress.scalars)
+    print(f"going on after step {progress.step} of {progress.steps}")
+    best = read_record(run) if (run / RECORD).exists() else None
+    return Course(progress.step, progress.losses, progress.patience, limit), best
+
+
+def open_log(training: Training, course: Course) -> Log:
+    """A new one, with an earlier run moved out of the way; or on with the unfinished run's."""
+    options, path = training.options, training.options.run / LOG
+    if course.step:
+        log = Log(path, after_step=course.step)
+        log.write("resume", step=course.step)
+        return log
     set_aside(options.run)
-    log = open_log(training)
-    best = keep_head(network, training, probe) if probe else None
-    if recipe.epochs and interrupt.signal is None:
-        best = train(network, training, log, interrupt, best)
+    log = Log(path)
+    log.write(
+        "start",
+        options=options,
+        recipe=training.recipe,
+        weights=training.weights,
+        labels=training.split.labels,
+    )
+    log.write("data", **data_figures(training.split))
+    if training.floor is not None:
+        log.write("floor", **msgspec.structs.asdict(training.floor))
+    return log
+
+
+def end(options: Options, best: Checkpoint | None, log: Log, interrupt: Interrupt) -> int:
+    """Measures and reports the checkpoint; returns the exit status."""
     if best is None:
         print("trainer: interrupted before the first evaluation: no checkpoint", file=sys.stderr)
         return 128 + (interrupt.signal or 0)
@@ -77,7 +267,28 @@ def run(options: Options) -> int:
     )
     log.close()
     conclude(kept, options.run)
-    return told_how_to_go_on(kept, options, interrupt)
+    if interrupt.signal is not None:
+        place = f"that of epoch {kept.epoch}" if kept.epoch else "the fitted head, without training"
+        print(
+            f"interrupted: the checkpoint is {place}; the same command with --resume goes on",
+            file=sys.stderr,
+        )
+        return 128 + interrupt.signal
+    remove_state(options.run)
+    if not kept.recipe.epochs:
+        further = command_for(replace(options, recipe=LAST_STAGE.name, resume=False))
+        print(f"to train the backbone's last stage too, from this head:\n  {further}")
+    return 0
+
+
+@contextmanager
+def _only_the_first_talks(processes: Processes) -> Iterator[None]:
+    """Errors of the others are still told: they are, once they have left here."""
+    if processes.first:
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def prepare_data(options: Options, spec: ImageSpec) -> Split:
@@ -105,22 +316,31 @@ def check(options: Options) -> None:
         new_network(options.arch, 2, ImageSpec())  # its package may be missing
 
 
-def prepare_network(options: Options, split: Split) -> tuple[PixelNetwork, Recipe, Start]:
+def prepare_network(
+    options: Options, hardware: Hardware, split: Split
+) -> tuple[PixelNetwork, Recipe, Start]:
     """The network, how it will be trained, and what it starts from. Raises WeightsUnavailable."""
     kind = architecture(options.arch)
-    images = len(split.train) + len(split.held_out)
-    start = starting_point(options, images)
+    images = len(split.examples)
+    start = hardware.processes.in_turn(lambda: starting_point(options, images))
     recipe = recipe_for(
-        options,
-        kind,
-        images=images,
-        pretrained=start.weights.pretrained,
-        gpu=torch.cuda.is_available(),
+        options, kind, images=images, pretrained=start.weights.pretrained, gpu=hardware.gpu
     )
+    check_shares(recipe, hardware)
     describe_recipe(options, recipe, start, images)
     network = new_network(options.arch, len(split.labels), start.spec)
     fill(network, kind, start)
     return network, recipe, start
+
+
+def check_shares(recipe: Recipe, hardware: Hardware) -> None:
+    """Raises InvalidInput if a batch cannot be shared out evenly."""
+    count = hardware.processes.count
+    if recipe.batch_size % count:
+        raise InvalidInput(
+            f"--batch-size is {recipe.batch_size}, of all processes together: it must be a multiple"
+            f" of their number, {count}"
+        )
 
 
 def starting_point(options: Options, images: int) -> Start:
@@ -137,66 +357,6 @@ def starting_point(options: Options, images: int) -> Start:
         print(f"{FRAME}\n{error}\n\n{warning}\n{FRAME}", file=sys.stderr, flush=True)
         source = "random (the ImageNet weights could not be had)"
         return RANDOM._replace(weights=Weights(pretrained=False, source=source))
-
-
-def fit_head(network: PixelNetwork, training: Training) -> tuple[Probe, Training]:
-    """A head on the frozen backbone's features, what it reaches told, and the run that knows it.
-
-    Raises InvalidInput or DamagedFile: see `features_of`.
-    """
-    split, recipe, spec = training.split, training.recipe, training.spec
-    started = time.monotonic()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device, memory_format=torch.channels_last)
-    known = features_of(network, split, split.train + split.val, spec, training.options.cache)
-    train, val = known.parted(len(split.train))
-    weight = head_weights(recipe, split.train_counts)
-    probe = fit_probe(train, val, split.labels, weight, spec.crop, device)
-    floor = probe.floor(time.monotonic() - started)
-    describe_floor(floor, recipe)
-    return probe, replace(training, floor=floor)
-
-
-def describe_floor(floor: Floor, recipe: Recipe) -> None:
-    low, high = floor.interval
-    aim = "; the floor that training must beat" if recipe.epochs else ""
-    say(
-        f"a head fitted on the frozen backbone's features: validation accuracy "
-        f"{floor.accuracy:.1%} on {floor.images} images (95 % interval {low:.1%} to {high:.1%}), "
-        f"macro-F1 {floor.macro_f1:.3f}, in {floor.seconds:.0f} s{aim}"
-    )
-
-
-def open_log(training: Training) -> Log:
-    """With what is known before training in it."""
-    options, split = training.options, training.split
-    log = Log(options.run / "log.jsonl")
-    log.write(
-        "start",
-        options=options,
-        recipe=training.recipe,
-        weights=training.weights,
-        labels=split.labels,
-    )
-    log.write("data", **data_figures(split))
-    if training.floor is not None:
-        log.write("floor", **msgspec.structs.asdict(training.floor))
-    return log
-
-
-def keep_head(network: PixelNetwork, training: Training, probe: Probe) -> Checkpoint:
-    """Writes the fitted head on the backbone as it is: the checkpoint that training must beat.
-
-    The network keeps that head where the recipe starts from it, else its random one.
-    """
-    random = copy.deepcopy(network.head.state_dict())
-    network.head.load_state_dict({"weight": probe.weight, "bias": probe.bias})
-    before = Moment(epoch=0, step=0, size=training.spec.crop)
-    record = record_of(training, before, probe.validation)
-    kept = save_checkpoint(training.options.run, record, network, training.split)
-    if not training.recipe.fitted_head:
-        network.head.load_state_dict(random)
-    return kept
 
 
 def describe_recipe(options: Options, recipe: Recipe, start: Start, images: int) -> None:
@@ -254,15 +414,3 @@ def against_floor(kept: Checkpoint) -> str | None:
         f"{kept.floor.accuracy:.1%}, macro-F1 {kept.validation.macro_f1:.3f} against "
         f"{kept.floor.macro_f1:.3f}"
     )
-
-
-def told_how_to_go_on(kept: Checkpoint, options: Options, interrupt: Interrupt) -> int:
-    """The exit status of the run."""
-    if interrupt.signal is not None:
-        place = f"that of epoch {kept.epoch}" if kept.epoch else "the fitted head, without training"
-        print(f"interrupted: the checkpoint is {place}", file=sys.stderr)
-        return 128 + interrupt.signal
-    if not kept.recipe.epochs:
-        further = command_for(replace(options, recipe=LAST_STAGE.name))
-        print(f"to train the backbone's last stage too, from this head:\n  {further}")
-    return 0

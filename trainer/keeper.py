@@ -1,0 +1,75 @@
+"""Evaluates what has been learnt, and keeps the best of it as the run's checkpoint."""
+
+import numpy as np
+
+from trainer.batches import served_views
+from trainer.checkpoint import Checkpoint, save_checkpoint, versions
+from trainer.course import Moment
+from trainer.evaluate import Evaluation, brief, predict, rank, resized, score
+from trainer.log import Log, say
+from trainer.model import PixelNetwork
+from trainer.training import Training
+
+
+class Keeper:
+    """`best`: the checkpoint in the run folder, None before there is one.
+
+    Each process predicts its share of the validation images; all of them know the result, the
+    first one writes it down.
+    """
+
+    def __init__(self, training: Training, log: Log | None, best: Checkpoint | None = None) -> None:
+        self.best = best
+        self._training, self._log = training, log
+        split, self._processes = training.split, training.hardware.processes
+        self._truth = np.array([example.label for example in split.val], np.int64)
+        self._images = served_views(split, self._processes.share(split.val), training.spec)
+
+    def consider(self, network: PixelNetwork, moment: Moment) -> Evaluation:
+        """Evaluates, logs, and writes a checkpoint if this is the best so far."""
+        split = self._training.split
+        self._processes.same_as_first(network.buffers())  # each has seen other images
+        logits = predict(network, resized(self._images, moment.size))
+        logits = self._processes.gathered(logits, len(split.val))
+        evaluation = score(logits, self._truth, split.labels, moment.size)
+        # A run that is gone on with comes by its best once more.
+        again = self.best is not None and self.best.step == moment.step
+        kept = self.best is None or again or rank(evaluation) > rank(self.best.validation)
+        if self._log is not None:
+            self._log.write("evaluation", moment=moment, validation=brief(evaluation))
+        say(f"{_line(moment, evaluation)}{'  kept' if kept else ''}")
+        if kept:
+            self._keep(network, moment, evaluation)
+        return evaluation
+
+    def _keep(self, network: PixelNetwork, moment: Moment, evaluation: Evaluation) -> None:
+        training = self._training
+        self.best = record_of(training, moment, evaluation)
+        if self._processes.first:
+            self.best = save_checkpoint(training.options.run, self.best, network, training.split)
+
+
+def record_of(training: Training, moment: Moment, evaluation: Evaluation) -> Checkpoint:
+    """Of a network at that moment, as it is before its weights are written."""
+    return Checkpoint(
+        architecture=training.options.arch,
+        labels=training.split.labels,
+        image=training.spec,
+        recipe=training.recipe,
+        weights=training.weights,
+        seed=training.options.seed,
+        epoch=moment.epoch,
+        step=moment.step,
+        validation=evaluation,
+        floor=training.floor,
+        data_fingerprint=training.split.fingerprint,
+        versions=versions(),
+    )
+
+
+def _line(moment: Moment, evaluation: Evaluation) -> str:
+    train_loss = "     " if moment.train_loss is None else f"{moment.train_loss:.3f}"
+    return (
+        f"epoch {moment.epoch:3d}  {moment.size:3d} px  train loss {train_loss}  "
+        f"val loss {evaluation.loss:.3f}  val accuracy {evaluation.accuracy:.1%}"
+    )

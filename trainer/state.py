@@ -1,0 +1,103 @@
+"""The state of an unfinished run: with it, a run that was killed ends as if it had not been.
+
+runs/<name>/state.safetensors    tensors, and in its header the rest as JSON; replaced in one step
+"""
+
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from packshot.atomic import write_whole
+from packshot.errors import DamagedFile, InvalidInput
+from trainer.checkpoint import Checkpoint
+from trainer.course import Patience
+from trainer.learner import Learner, Scalars
+from trainer.model import Weights
+from trainer.recipes import Recipe
+
+STATE = "state.safetensors"
+HEADER = "progress"
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """What must be the same in a run that is gone on with."""
+
+    architecture: str
+    data: str  # fingerprint
+    recipe: Recipe
+    weights: Weights
+    seed: int
+
+
+def identity_of(record: Checkpoint) -> Identity:
+    return Identity(
+        architecture=record.architecture,
+        data=record.data_fingerprint,
+        recipe=record.recipe,
+        weights=record.weights,
+        seed=record.seed,
+    )
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the run stands after `step` of `steps`; losses since the last evaluation."""
+
+    identity: Identity
+    step: int
+    steps: int
+    losses: tuple[float, ...]
+    patience: Patience
+    scalars: Scalars
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """As read back. `tensors`: see `Learner.tensors`."""
+
+    progress: Progress
+    tensors: dict[str, torch.Tensor]
+
+
+def save_state(run: Path, progress: Progress, learner: Learner) -> None:
+    tensors = {name: value.cpu().contiguous() for name, value in learner.tensors().items()}
+    header = {HEADER: msgspec.json.encode(progress).decode()}
+    write_whole(run / STATE, save(tensors, header))
+
+
+def read_state(run: Path) -> State | None:
+    """None where no run was left unfinished. Raises DamagedFile."""
+    path = run / STATE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            content = (file.metadata() or {}).get(HEADER, "")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        return State(progress=msgspec.json.decode(content, type=Progress), tensors=tensors)
+    except (SafetensorError, msgspec.MsgspecError) as error:
+        raise DamagedFile(
+            f"{path} cannot be read: {error}; remove it, or train anew without --resume"
+        ) from error
+
+
+def remove_state(run: Path) -> None:
+    (run / STATE).unlink(missing_ok=True)
+
+
+def check_identity(found: Identity, wanted: Identity, run: Path) -> None:
+    """Raises InvalidInput, naming what is not as it was when the run began."""
+    before, now = (_flat(one) for one in (found, wanted))
+    for name, value in now.items():
+        if before[name] != value:
+            raise InvalidInput(
+                f"--resume: {name} is {value!r} now and was {before[name]!r} when the run in {run} "
+                "began: give the same options and data, or train anew without --resume"
+            )
+
+
+def _flat(identity: Identity) -> dict[str, object]:
+    top = msgspec.structs.asdict(identity)
+    recipe = msgspec.structs.asdict(top.pop("recipe"))
+    return {**top, **{f"recipe.{name}": value for name, value in recipe.items()}}
