@@ -17,10 +17,11 @@ from trainer.augment import random_view, training_view
 from trainer.batches import TrainingViews, served_views
 from trainer.cache import SIDE, open_cache
 from trainer.command_line import parse_options
+from trainer.hardware import Hardware
 from trainer.model import new_network
+from trainer.prepare import fit_of, prepare_network
 from trainer.recipes import FROM_SCRATCH, changed
 from trainer.review import reviewed
-from trainer.run import fit_of, prepare_network
 from trainer.square import square_view
 from trainer.verify import LIMITS
 
@@ -88,7 +89,7 @@ def test_the_option_goes_into_the_view_that_training_uses(belts):
     for fit, expected in ((None, "crop"), ("crop", "crop"), ("pad", "pad")):
         asked = options(belts, fit=fit)
         assert fit_of(asked) == expected
-        _, _, start = prepare_network(asked, split_of(belts), fit_of(asked))
+        _, _, start = prepare_network(asked, Hardware(), split_of(belts))
         assert start.spec == ImageSpec(fit=expected)
     assert parse_options(["--data", "x", "--fit", "pad"]).fit == "pad"
     assert parse_options(["--data", "x"]).fit is None

@@ -25,7 +25,18 @@ from trainer.model import new_network
 from trainer.objective import mixing_for
 from trainer.optimizer import new_optimizer
 from trainer.recipe_page import page
-from trainer.recipes import FROM_SCRATCH, MEDIUM, RANGES, RECIPES, against_band, changed, recipe_for
+from trainer.recipes import (
+    FROM_SCRATCH,
+    HEAD_ONLY,
+    LAST_STAGE,
+    MEDIUM,
+    RANGES,
+    RECIPES,
+    against_band,
+    changed,
+    named_recipe,
+    recipe_for,
+)
 from trainer.schedule import Schedule
 
 SPEC = ImageSpec()
@@ -81,6 +92,8 @@ def test_an_unknown_recipe_is_answered_with_those_that_there_are(tmp_path):
 
 def test_every_recipe_keeps_the_ranges_that_users_must():
     for one in RECIPES.values():
+        if one is HEAD_ONLY:  # it has no epochs
+            continue
         for name in ("epochs", "batch_size", "learning_rate", "eval_steps"):
             low, high = RANGES[name]
             assert low <= getattr(one, name) <= high, (one.name, name)
@@ -136,11 +149,54 @@ def test_the_users_values_stand_in_any_recipe(tmp_path):
     assert found.batch_size == 8
 
 
-def test_a_cpu_gets_a_fifth_of_the_work(tmp_path):
-    found = recipe(tmp_path, gpu=False)
-    assert (found.name, found.epochs) == ("medium-on-cpu", 3)
-    assert found.stages == ((128, 0.7), (224, 0.3))
+def test_a_cpu_gets_a_fitted_head(tmp_path):
+    assert recipe(tmp_path, gpu=False) == HEAD_ONLY
     assert recipe(tmp_path, gpu=False, recipe="medium") == RECIPES["medium"]
+    assert recipe(tmp_path, gpu=False, pretrained=False) == FROM_SCRATCH
+    weighted = recipe(tmp_path, gpu=False, class_weights="sqrt")
+    assert (weighted.name, weighted.class_weights) == ("head-only", "sqrt")
+
+
+@pytest.mark.parametrize(
+    "asked", [{"epochs": 3}, {"batch_size": 16}, {"learning_rate": 1e-4}, {"eval_steps": 2}]
+)
+def test_on_a_cpu_who_sets_a_value_of_the_loop_gets_the_loop(tmp_path, asked):
+    found = recipe(tmp_path, gpu=False, **asked)
+    assert found.name == "medium"
+    ((name, value),) = asked.items()
+    assert getattr(found, name) == value
+    option = f"--{name.replace('_', '-')}"
+    assert options(tmp_path, **asked).about_loop == (option,)
+    with pytest.raises(InvalidInput, match=rf"head-only fits a head once.*leave out {option},"):
+        options(tmp_path, weights="imagenet", recipe="head-only", **asked)
+
+
+def test_the_weights_whose_fixed_features_are_better_are_taken_for_a_fitted_head(tmp_path):
+    asked = options(tmp_path)
+    assert named_recipe(asked, 2000, gpu=False).imagenet == "v1"
+    assert named_recipe(asked, 2000, gpu=True).imagenet == "v2"
+
+
+@pytest.mark.parametrize("name", ["head-only", "last-stage"])
+def test_a_fitted_head_needs_weights_that_mean_something(tmp_path, name):
+    with pytest.raises(InvalidInput, match=f"{name} needs pre-trained weights"):
+        options(tmp_path, recipe=name, weights="none")
+    with pytest.raises(InvalidInput, match=f"{name} needs pre-trained weights"):
+        recipe(tmp_path, recipe=name, weights="imagenet", pretrained=False)
+
+
+def test_the_floor_is_measured_where_it_is_quick_and_says_something(tmp_path):
+    on = {one.name for one in RECIPES.values() if one.floor}
+    assert on == set(RECIPES) - {"large", "very-large", "from-scratch"}
+    assert not recipe(tmp_path, recipe="medium", pretrained=False).floor
+
+
+def test_the_last_stage_and_the_head_learn_and_nothing_else():
+    network = new_network("resnet18", 2, SPEC)
+    before = train_one_step(network, LAST_STAGE)
+    learnt = {n for n, v in network.state_dict().items() if not torch.equal(v, before[n])}
+    parameters = {name for name, _ in network.named_parameters()}
+    assert learnt == {n for n in parameters if n.startswith(("backbone.layer4.", "head."))}
 
 
 def test_random_weights_get_the_recipe_made_for_them(tmp_path):

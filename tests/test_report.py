@@ -15,6 +15,7 @@ from packshot.prediction import probabilities
 from trainer.__main__ import main
 from trainer.batches import served_views
 from trainer.checkpoint import Checkpoint, load_checkpoint, load_split_of, save_checkpoint
+from trainer.conclude import conclude
 from trainer.contact_sheet import SHOWN, thumbnail
 from trainer.evaluate import Evaluation, predict
 from trainer.finish import finish
@@ -23,7 +24,6 @@ from trainer.metrics import METRICS, read_metrics
 from trainer.model import Weights, new_network
 from trainer.recipes import FROM_SCRATCH
 from trainer.review import reviewed
-from trainer.run import conclude
 
 SPEC = ImageSpec()
 LABELS = ('<img src=x onerror="a()">', "b & c", "d'e", "f", "g", "h")

@@ -18,13 +18,14 @@ from packshot.intervals import share_interval
 from trainer.__main__ import main
 from trainer.architectures import ARCHITECTURES, Published, architecture
 from trainer.checkpoint import Checkpoint, load_split_of, read_record, save_checkpoint
+from trainer.conclude import conclude
 from trainer.data import Split
 from trainer.evaluate import Evaluation
 from trainer.metrics import read_metrics
 from trainer.model import PixelNetwork, Weights, new_network
+from trainer.prepare import check
 from trainer.recipes import MEDIUM, RECIPES
 from trainer.report import report_html
-from trainer.run import check, conclude
 from trainer.weights import (
     RANDOM,
     WeightsUnavailable,

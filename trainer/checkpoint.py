@@ -23,6 +23,7 @@ from packshot.record import decode_record
 from trainer.data import Split
 from trainer.evaluate import Evaluation
 from trainer.model import PixelNetwork, Weights, new_network
+from trainer.probe import Floor
 from trainer.recipes import Recipe
 
 FORMAT = 1
@@ -43,6 +44,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     epoch: int
     step: int
     validation: Evaluation
+    floor: Floor | None = None  # what a head on the frozen backbone reaches, where it was fitted
     # Set by `trainer.finish`, once training has ended or was interrupted:
     finished: bool = False
     test: Evaluation | None = None

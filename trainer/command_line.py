@@ -1,6 +1,7 @@
 """The command line of the trainer, parsed once into typed options."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import get_args
 
@@ -49,6 +50,18 @@ def parse_options(arguments: list[str] | None = None) -> Options:
         "--yes", action="store_true", help="train even if the steps are too few to learn anything"
     )
     return Options(**vars(parser.parse_args(arguments)))
+
+
+def command_for(options: Options) -> str:
+    """The command that asks for these options: those that are not the defaults, for a shell."""
+    usual = parse_options(["--data", str(options.data)])
+    words = ["python", "-m", "trainer", "--data", str(options.data)]
+    for name in options.__struct_fields__:
+        value = getattr(options, name)
+        if value != getattr(usual, name):
+            option = f"--{name.replace('_', '-')}"
+            words += [option] if value is True else [option, str(value)]
+    return shlex.join(words)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:

@@ -44,21 +44,27 @@ class Keeper:
 
     def _keep(self, network: PixelNetwork, moment: Moment, evaluation: Evaluation) -> None:
         training = self._training
-        self.best = Checkpoint(
-            architecture=training.options.arch,
-            labels=training.split.labels,
-            image=training.spec,
-            recipe=training.recipe,
-            weights=training.weights,
-            seed=training.options.seed,
-            epoch=moment.epoch,
-            step=moment.step,
-            validation=evaluation,
-            data_fingerprint=training.split.fingerprint,
-            versions=versions(),
-        )
+        self.best = record_of(training, moment, evaluation)
         if self._processes.first:
             self.best = save_checkpoint(training.options.run, self.best, network, training.split)
+
+
+def record_of(training: Training, moment: Moment, evaluation: Evaluation) -> Checkpoint:
+    """Of a network at that moment, as it is before its weights are written."""
+    return Checkpoint(
+        architecture=training.options.arch,
+        labels=training.split.labels,
+        image=training.spec,
+        recipe=training.recipe,
+        weights=training.weights,
+        seed=training.options.seed,
+        epoch=moment.epoch,
+        step=moment.step,
+        validation=evaluation,
+        floor=training.floor,
+        data_fingerprint=training.split.fingerprint,
+        versions=versions(),
+    )
 
 
 def _line(moment: Moment, evaluation: Evaluation) -> str:

@@ -1,6 +1,6 @@
 """One step of learning, and all that it changes: weights, optimizer, average, loss scale."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -101,7 +101,7 @@ class Learner:
             for number, (some, wanted) in enumerate(parts, start=1):
                 with self._exchange(number == len(parts)):
                     loss = self._loss(some, wanted) / len(images)
-                    self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call] # torch's
+                    self._scaler.scale(loss).backward()
                 total += loss.detach()
         except torch.OutOfMemoryError:
             return None
@@ -195,8 +195,8 @@ def _with_shared_statistics(
     each = recipe.batch_size // processes.count
     if processes.count == 1 or not hardware.gpu or each >= FEW_IN_A_PROCESS:
         return network
-    convert = nn.SyncBatchNorm.convert_sync_batchnorm
-    converted: PixelNetwork = convert(network)  # type: ignore[no-untyped-call] # torch's
+    convert: Callable[[nn.Module], Any] = nn.SyncBatchNorm.convert_sync_batchnorm
+    converted: PixelNetwork = convert(network)
     converted.freeze(recipe.frozen_stages, batchnorm=recipe.frozen_batchnorm)  # the new layers
     return converted
 

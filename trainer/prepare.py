@@ -39,7 +39,7 @@ def prepare(options: Options, hardware: Hardware) -> tuple[Training, PixelNetwor
     network, recipe, start = prepare_network(options, hardware, split)
     split = weighed_up(options, split, recipe, start, gpu=hardware.gpu)
     cache, folder = None, options.cache
-    if folder is not None:
+    if folder is not None and recipe.epochs:
         cache = processes.in_turn(lambda: open_cache(folder, split, start.spec, say))
     training = Training(
         split=split,
@@ -92,13 +92,13 @@ def prepare_network(
     """The network, how it will be trained, and what it starts from. Raises WeightsUnavailable."""
     kind = architecture(options.arch)
     images = len(split.examples)
-    start = hardware.processes.in_turn(lambda: starting_point(options, images))
+    start = hardware.processes.in_turn(lambda: starting_point(options, images, gpu=hardware.gpu))
     start = start._replace(spec=msgspec.structs.replace(start.spec, fit=fit_of(options)))
     recipe = recipe_for(
         options, kind, images=images, pretrained=start.weights.pretrained, gpu=hardware.gpu
     )
     check_shares(recipe, hardware)
-    describe_recipe(options, recipe, start, images)
+    describe_recipe(options, recipe, start, images, gpu=hardware.gpu)
     network = new_network(options.arch, len(split.labels), start.spec)
     fill(network, kind, start)
     return network, recipe, start
@@ -119,6 +119,8 @@ def weighed_up(options: Options, split: Split, recipe: Recipe, start: Start, *, 
 
     Raises InvalidInput for one from random weights that can reach nothing, unless `--yes`.
     """
+    if not recipe.epochs:
+        return split
     images, stages = len(split.train), len(architecture(options.arch).stages)
     found: list[str] = []
     if start.weights.pretrained:
@@ -133,8 +135,8 @@ def weighed_up(options: Options, split: Split, recipe: Recipe, start: Start, *, 
     return msgspec.structs.replace(split, warnings=(*split.warnings, *found))
 
 
-def starting_point(options: Options, images: int) -> Start:
-    preferred = named_recipe(options, images).imagenet
+def starting_point(options: Options, images: int, *, gpu: bool) -> Start:
+    preferred = named_recipe(options, images, gpu=gpu).imagenet
     try:
         return read_weights(options.arch, options.weights, preferred, options.weights_sha256)
     except WeightsUnavailable as error:
@@ -149,7 +151,16 @@ def starting_point(options: Options, images: int) -> Start:
         return RANDOM._replace(weights=Weights(pretrained=False, source=source))
 
 
-def describe_recipe(options: Options, recipe: Recipe, start: Start, images: int) -> None:
+def describe_recipe(
+    options: Options, recipe: Recipe, start: Start, images: int, *, gpu: bool
+) -> None:
+    if not recipe.epochs:
+        print(
+            f"recipe {recipe.name}: features computed once, a head fitted on them, no training; "
+            f"weights: {start.weights.source}"
+        )
+        sys.stdout.flush()
+        return
     print(
         f"recipe {recipe.name}: epochs {recipe.epochs}, batch size {recipe.batch_size}, learning "
         f"rate {recipe.learning_rate:g} (head x{recipe.head_learning_rate_factor:g}), "
@@ -157,6 +168,11 @@ def describe_recipe(options: Options, recipe: Recipe, start: Start, images: int)
     )
     if recipe.frozen_batchnorm:
         print("BatchNorm's statistics stay those of the weights: batches or data are too small")
+    if options.recipe == AUTO and start.weights.pretrained and not gpu:
+        print(
+            f"WARNING: without a GPU, training the whole network is slow: without "
+            f"{', '.join(options.about_loop)} a head is fitted instead, in seconds to minutes"
+        )
     size = size_class(images)
     if options.recipe == AUTO and start.weights.pretrained and size.hint:
         print(f"hint, for {images} images: {size.hint}")

@@ -4,11 +4,14 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from trainer.architectures import ARCHITECTURES
+from trainer.probe import STRENGTHS
 from trainer.recipes import (
     AUGMENTATIONS,
     CHOSEN,
     FEWEST_FOR_BATCHNORM,
     FROM_SCRATCH,
+    HEAD_ONLY,
+    LAST_STAGE,
     MANUAL,
     RANGES,
     SIZES,
@@ -33,8 +36,8 @@ count epochs: 1 evaluates after each of them.
 BY_SIZE = """
 ## By the number of images
 
-What `auto` takes where there are pre-trained weights. On a CPU it takes three eighths of the epochs
-and makes 70 % of the steps at 128 px: a fifth of the work.
+What `auto` takes where there are pre-trained weights and a GPU; without a GPU only if one of the
+options above is given, with a warning that it is slow.
 """
 COMMON = f"""
 All of them: AdamW, weight decay {SIZES[0].recipe.weight_decay:g} on matrices only, a warm-up over
@@ -43,13 +46,33 @@ All of them: AdamW, weight decay {SIZES[0].recipe.weight_decay:g} on matrices on
 is that of the backbone's last stage; each stage before it has {SIZES[0].recipe.stage_decay:g} of
 the rate of the next. EMA: a moving average of the weights is what is evaluated and kept. Frozen
 BatchNorm keeps the statistics of the pre-training; so does any batch under
-{FEWEST_FOR_BATCHNORM} images.
+{FEWEST_FOR_BATCHNORM} images. Floor: a head is fitted on the frozen backbone first, as below; it is
+the first checkpoint, so that what is kept is never worse by macro-F1 on validation, and the end
+says whether training got above it.
 
 Augmentation is a random crop and flip, and:
 
 - heavy: crops from 35 % of the area, TrivialAugment (wide), random erasing of one image in ten;
 - standard: crops from 50 %, brightness, contrast and colour changed by up to 20 %;
 - light: crops from 60 %.
+"""
+HEAD = f"""
+## A fitted head
+
+`{HEAD_ONLY.name}` is what `auto` takes on a CPU with pre-trained weights. The embeddings of
+training and validation images, as the server sees them, are computed once; a logistic regression on
+them is the head, and nothing is trained. The L2 penalty is the best of
+{", ".join(f"{strength:g}" for strength in STRENGTHS)} by macro-F1, then loss, on validation (on
+features standardised to a mean square of 1 an image). Class weights count as in training;
+`--sampler balanced` means inverse ones here, as there is no sampling. With `--cache DIR` the
+embeddings are kept, by the weights' and each image's hash: another split, seed or weighting
+computes none of them again.
+
+`{LAST_STAGE.name}` goes on from there (linear probing, then fine-tuning: Kumar et al., ICLR 2022):
+{LAST_STAGE.epochs} epochs of batch size {LAST_STAGE.batch_size} at {LAST_STAGE.learning_rate:g},
+the head at the same rate, augmentation as for medium data; the backbone's last stage learns, with
+BatchNorm's statistics frozen, and all before it stays as it is. A `{HEAD_ONLY.name}` run ends with
+the command for it. Both need pre-trained weights.
 """
 CASES = """
 ## Documented cases
@@ -87,6 +110,7 @@ def page() -> str:
             BY_SIZE,
             _sizes(),
             _filled(COMMON),
+            _filled(HEAD),
             CASES,
             _cases(),
             _filled(SCRATCH),
@@ -128,7 +152,7 @@ def _explicit() -> str:
 def _sizes() -> str:
     head = (
         "recipe", "images", "epochs", "batch size", "learning rate", "head", "augmentation",
-        "label smoothing", "mixup", "EMA", "frozen", "hint",
+        "label smoothing", "mixup", "EMA", "frozen", "floor", "hint",
     )  # fmt: skip
     fewest: float = 0
     rows = []
@@ -152,6 +176,7 @@ def _numbers(recipe: Recipe) -> tuple[object, ...]:
         f"{recipe.mixup:g}" if recipe.mixup else "",
         "on" if recipe.ema else "off",
         ", ".join(part for part in frozen if part),
+        "on" if recipe.floor else "off",
     )
 
 

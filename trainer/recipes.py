@@ -60,7 +60,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How a network is trained. `stages`: (image side in pixels, share of the steps), in order."""
 
     name: str
-    epochs: int
+    epochs: int  # 0: a fitted head on the backbone as it is, and nothing else
     batch_size: int
     learning_rate: float  # of the backbone's last stage, at its peak
     head_learning_rate_factor: float
@@ -74,6 +74,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ema: bool = False  # evaluate and keep a moving average of the weights
     frozen_stages: int = 0  # from the input on; the stem is the first
     frozen_batchnorm: bool = False  # keep the statistics of the pre-training
+    floor: bool = False  # first fit a head on the frozen backbone: what training must beat
+    fitted_head: bool = False  # training starts from that head, not from a random one
     imagenet: str = "v2"  # which of the published weights, where there are several
     stages: tuple[tuple[int, float], ...] = ((SERVED_SIZE, 1.0),)
     crop_area: tuple[float, float] = (0.5, 1.0)
@@ -131,6 +133,7 @@ MEDIUM = Recipe(
     label_smoothing=0.1,
     stage_decay=0.75,
     ema=True,
+    floor=True,
     **AUGMENTATIONS["standard"],
 )
 SMALL = changed(
@@ -151,6 +154,7 @@ LARGE = changed(
     batch_size=32,
     learning_rate=1e-4,
     label_smoothing=0.05,
+    floor=False,
     **AUGMENTATIONS["light"],
 )
 VERY_LARGE = changed(
@@ -176,6 +180,22 @@ SIZES = (
 
 # The documented defaults of the explicit parameters, with the rest as for medium data.
 MANUAL = changed(MEDIUM, name="manual", epochs=1, batch_size=4, learning_rate=5e-5)
+
+# Linear probing, then fine-tuning (Kumar et al., ICLR 2022): a random head would bend good features
+# before it is any good itself; one that is fitted already takes no larger steps than the backbone.
+# V1: training with smoothed labels, as V2's, gives fixed features that separate new classes worse
+# (Kornblith et al., NeurIPS 2021).
+LAST_STAGE = changed(
+    MEDIUM,
+    name="last-stage",
+    epochs=5,
+    head_learning_rate_factor=1,
+    fitted_head=True,
+    frozen_stages=4,
+    frozen_batchnorm=True,
+    imagenet="v1",
+)
+HEAD_ONLY = changed(LAST_STAGE, name="head-only", epochs=0, frozen_stages=5)
 
 # From random weights on few cores: most steps on small pictures, a twelfth of the pixels each, a
 # last few at the size that is served, and BatchNorm's statistics measured at that size (progressive
@@ -225,6 +245,8 @@ RECIPES: dict[str, Recipe] = {
         MANUAL,
         *(size.recipe for size in SIZES),
         *(case.recipe for case in USE_CASES),
+        HEAD_ONLY,
+        LAST_STAGE,
         FROM_SCRATCH,
     )
 }
@@ -282,6 +304,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
                 f"--sampler balanced and --class-weights {self.class_weights} make up for the same "
                 "imbalance twice: choose one of them"
             )
+        if self.recipe == HEAD_ONLY.name and (about_loop := self.about_loop):
+            raise InvalidInput(
+                f"--recipe {self.recipe} fits a head once, without epochs or batches: leave out "
+                f"{', '.join(about_loop)}, or name another recipe"
+            )
+        if self.weights == "none" and self.recipe != AUTO:
+            refuse_random_weights(RECIPES[self.recipe])
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -290,47 +319,60 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         values = {name: value for name in names if (value := getattr(self, name)) is not None}
         return values | (AUGMENTATIONS[self.augmentation] if self.augmentation else {})
 
+    @property
+    def about_loop(self) -> tuple[str, ...]:
+        """The options given that only the training loop has a use for."""
+        names = (*CHOSEN, "augmentation", "max_minutes")
+        given = [name for name in names if getattr(self, name) is not None]
+        return tuple(f"--{name.replace('_', '-')}" for name in given)
+
 
 def size_class(images: int) -> SizeClass:
     return next(size for size in SIZES if images < size.fewer_than)
 
 
-def named_recipe(options: Options, images: int) -> Recipe:
-    """The recipe asked for, as it is in the table; `images`: all that there are."""
-    return size_class(images).recipe if options.recipe == AUTO else RECIPES[options.recipe]
+def named_recipe(options: Options, images: int, *, gpu: bool) -> Recipe:
+    """The recipe asked for, as it is in the table; `images`: all that there are.
+
+    Without a GPU `auto` is a fitted head, unless the user sets what only the loop has a use for.
+    """
+    if options.recipe != AUTO:
+        return RECIPES[options.recipe]
+    return size_class(images).recipe if gpu or options.about_loop else HEAD_ONLY
+
+
+def refuse_random_weights(recipe: Recipe) -> None:
+    """Raises InvalidInput for a recipe that rests on the features of pre-trained weights."""
+    if recipe.fitted_head:
+        raise InvalidInput(
+            f"--recipe {recipe.name} needs pre-trained weights: it keeps what they learnt, and "
+            f"random ones nothing; leave it out, or name --recipe {FROM_SCRATCH.name}"
+        )
 
 
 def recipe_for(
     options: Options, kind: "Architecture", *, images: int, pretrained: bool, gpu: bool
 ) -> Recipe:
-    """The recipe asked for, fitted to weights, hardware and network; the user's values in it."""
-    recipe = named_recipe(options, images)
+    """The recipe asked for, fitted to weights, hardware and network; the user's values in it.
+
+    Raises InvalidInput for random weights where the recipe rests on pre-trained ones.
+    """
+    recipe = named_recipe(options, images, gpu=gpu)
     if options.recipe == AUTO and not pretrained:
         recipe = FROM_SCRATCH
-    elif options.recipe == AUTO and not gpu:
-        recipe = on_cpu(recipe)
+    if not pretrained:
+        refuse_random_weights(recipe)
+        recipe = changed(recipe, floor=False, frozen_stages=0, frozen_batchnorm=False, band=None)
     if not kind.any_size:
         recipe = changed(recipe, stages=((SERVED_SIZE, 1.0),))
     if not kind.batchnorm:
         recipe = changed(recipe, batchnorm_images=0, frozen_batchnorm=False)
-    if not pretrained:
-        recipe = changed(recipe, frozen_stages=0, frozen_batchnorm=False, band=None)
     fitted = changed(recipe, **options.chosen)
     if changed(fitted, eval_steps=recipe.eval_steps) != recipe:
         fitted = changed(fitted, band=None)  # it is that of the recipe unchanged
     if pretrained and kind.batchnorm and fitted.batch_size < FEWEST_FOR_BATCHNORM:
         fitted = changed(fitted, frozen_batchnorm=True)
     return fitted
-
-
-def on_cpu(recipe: Recipe) -> Recipe:
-    """A fifth of the work: three eighths of the epochs, most steps at 128 px."""
-    return changed(
-        recipe,
-        name=f"{recipe.name}-on-cpu",
-        epochs=math.ceil(recipe.epochs * 3 / 8),
-        stages=((128, 0.7), (SERVED_SIZE, 0.3)),
-    )
 
 
 def against_band(recipe: Recipe, accuracy: float) -> str | None:

@@ -8,24 +8,27 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
+from msgspec.structs import asdict, replace
 
 from packshot.terminate import interrupt_on_sigterm
-from trainer import abstaining, diagnosis
 from trainer.checkpoint import RECORD, Checkpoint, read_record, set_aside
+from trainer.command_line import command_for
+from trainer.conclude import conclude
 from trainer.course import Course, TimeLimit
 from trainer.evaluate import brief
 from trainer.finish import finish
 from trainer.hardware import Hardware, hardware_for
+from trainer.head import fit_head, keep_head
 from trainer.interrupt import Interrupt
 from trainer.keeper import Keeper
 from trainer.learner import Learner
 from trainer.log import LOG, Log
 from trainer.loop import train
-from trainer.metrics import read_metrics
+from trainer.model import PixelNetwork
 from trainer.prepare import check, prepare
+from trainer.probe import Probe
 from trainer.processes import Processes, leave
-from trainer.recipes import Options, against_band
-from trainer.report import REPORT
+from trainer.recipes import LAST_STAGE, Options
 from trainer.review import data_figures
 from trainer.state import State, check_identity, identity_of, read_state, remove_state
 from trainer.timing import new_plan, resumed_plan
@@ -53,6 +56,10 @@ def _run(options: Options, hardware: Hardware, started: float) -> int:
     if unfinished is None and options.resume and is_finished(training):
         print(f"--resume: the run in {options.run} has finished: there is nothing left to do")
         return 0
+    # Before anything is written: whoever interrupts it still has the earlier run in its place.
+    probe, training = (None, training) if unfinished else fit_head(network, training)
+    if not training.recipe.epochs:
+        return end_with_head(network, training, probe)
     if unfinished is None:
         plan = new_plan(training, network, started)
     else:
@@ -60,12 +67,25 @@ def _run(options: Options, hardware: Hardware, started: float) -> int:
     schedule, learner = training.schedule(plan.steps), training.learner(network, plan.steps)
     course, best = begin(training, learner, unfinished, plan.limit)
     log = open_log(training, course) if hardware.processes.first else None
-    keeper = Keeper(training, log, best)
     interrupt = Interrupt()  # from here on there is something to finish
+    if probe is not None:
+        best = keep_head(network, training, probe)
+    elif best is not None:
+        training = replace(training, floor=best.floor)  # of the run that is gone on with
+    keeper = Keeper(training, log, best)
     train(training, schedule, learner, keeper, course, interrupt)
     if log is None:
         return 0 if interrupt.signal is None else 128 + interrupt.signal
     return end(options, keeper.best, log, interrupt)
+
+
+def end_with_head(network: PixelNetwork, training: Training, probe: Probe | None) -> int:
+    """A run that ends here: the head is the result. Returns the exit status."""
+    if probe is None:
+        return 0  # the first process ends it
+    log = open_log(training, Course())
+    interrupt = Interrupt()  # from here on there is something to finish
+    return end(training.options, keep_head(network, training, probe), log, interrupt)
 
 
 def read_unfinished(training: Training) -> State | None:
@@ -118,6 +138,8 @@ def open_log(training: Training, course: Course) -> Log:
         labels=training.split.labels,
     )
     log.write("data", **data_figures(training.split))
+    if training.floor is not None:
+        log.write("floor", **asdict(training.floor))
     return log
 
 
@@ -133,13 +155,16 @@ def end(options: Options, best: Checkpoint | None, log: Log, interrupt: Interrup
     log.close()
     conclude(kept, options.run)
     if interrupt.signal is not None:
+        place = f"that of epoch {kept.epoch}" if kept.epoch else "the fitted head, without training"
         print(
-            f"interrupted: the checkpoint is that of epoch {kept.epoch}; the same command with "
-            "--resume goes on",
+            f"interrupted: the checkpoint is {place}; the same command with --resume goes on",
             file=sys.stderr,
         )
         return 128 + interrupt.signal
     remove_state(options.run)
+    if not kept.recipe.epochs:
+        further = command_for(replace(options, recipe=LAST_STAGE.name, resume=False))
+        print(f"to train the backbone's last stage too, from this head:\n  {further}")
     return 0
 
 
@@ -151,32 +176,3 @@ def _only_the_first_talks(processes: Processes) -> Iterator[None]:
         return
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
-
-
-def conclude(kept: Checkpoint, run: Path) -> None:
-    result = kept.test or kept.validation
-    low, high = result.interval
-    print(
-        f"accuracy {result.accuracy:.1%} on {result.images} held-out images at "
-        f"{result.image_size} px (95 % interval {low:.1%} to {high:.1%}), "
-        f"macro-F1 {result.macro_f1:.3f}"
-    )
-    if sentence := against_band(kept.recipe, result.accuracy):
-        print(sentence)
-    for line in findings_of(run):
-        print(line)
-    print(f"checkpoint in {run}, report in {run / REPORT}")
-
-
-def findings_of(run: Path) -> Iterator[str]:
-    """What the metrics say besides accuracy."""
-    metrics = read_metrics(run)
-    calibration = metrics.calibration
-    yield (
-        f"calibration error {calibration.after.error:.1%}, before temperature "
-        f"{calibration.temperature:.2f} {calibration.before.error:.1%}"
-    )
-    if metrics.abstaining is not None:
-        yield abstaining.told(metrics.abstaining)
-    for finding in metrics.diagnosis:
-        yield diagnosis.told(finding)

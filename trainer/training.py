@@ -9,6 +9,7 @@ from trainer.hardware import Hardware
 from trainer.learner import Learner
 from trainer.model import PixelNetwork, Weights
 from trainer.objective import class_weights
+from trainer.probe import Floor
 from trainer.recipes import Options, Recipe
 from trainer.schedule import Schedule
 from trainer.state import Identity
@@ -24,6 +25,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     weights: Weights
     hardware: Hardware = Hardware()
     cache: PixelCache | None = None
+    floor: Floor | None = None
 
     @property
     def identity(self) -> Identity:
