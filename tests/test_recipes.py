@@ -18,7 +18,7 @@ from packshot.errors import InvalidInput
 from packshot.image import ImageSpec
 from trainer.__main__ import main, parse_options
 from trainer.architectures import ARCHITECTURES
-from trainer.augment import CHANGES, erased, training_view, trivial_augment
+from trainer.augment import CHANGES, erased, random_view, training_view, trivial_augment
 from trainer.average import Average
 from trainer.batches import LIMITS
 from trainer.model import new_network
@@ -203,6 +203,32 @@ def test_random_weights_get_the_recipe_made_for_them(tmp_path):
     assert recipe(tmp_path, pretrained=False) == FROM_SCRATCH
     tiny = recipe(tmp_path, pretrained=False, recipe="tiny", batch_size=4)
     assert (tiny.frozen_stages, tiny.frozen_batchnorm) == (0, False)
+
+
+def test_random_weights_on_a_cpu_get_so_many_images_in_all(tmp_path):
+    def epochs(images, **asked):
+        return recipe(tmp_path, images, pretrained=False, gpu=False, **asked).epochs
+
+    sample = recipe(tmp_path, 752, pretrained=False, gpu=False)
+    assert sample == FROM_SCRATCH, "its figures are published"
+    assert [epochs(images) for images in (50, 752, 1000, 1797, 5400, 60_000)] == [
+        10,
+        10,
+        10,
+        6,
+        2,
+        2,
+    ]
+    fewer = recipe(tmp_path, 1797, pretrained=False, gpu=False)
+    assert (fewer.name, fewer.crop_area) == ("from-scratch-on-cpu", (0.6, 1.0))
+    steps = plan_steps(fewer, [0] * 1439, seed=0)
+    for epoch in range(1, 7):
+        sizes = [step.size for step in steps if step.epoch == epoch]
+        assert sizes == sorted(sizes)
+        assert [sizes.count(size) for size in (64, 128, 224)] == [45, 34, 11]
+    assert epochs(1797, epochs=20) == 20
+    assert epochs(1797, recipe="from-scratch") == 10
+    assert recipe(tmp_path, 60_000, pretrained=False) == FROM_SCRATCH
 
 
 def test_networks_of_one_size_without_batchnorm_get_a_recipe_that_fits(tmp_path):
@@ -401,7 +427,25 @@ def test_recipes_differ_in_the_views_that_they_make(tmp_path):
     assert views(heavy) != views(changed(heavy, erasing=0.0))
     assert views(heavy) != views(changed(heavy, trivial_augment=False))
     assert views(MEDIUM) != views(changed(MEDIUM, colour_jitter=0.0))
+    assert views(MEDIUM) != views(changed(MEDIUM, flip=False))
     assert views(light) == views(light)
+
+
+def left_half_is_dark(view):
+    width = view.shape[1]
+    return view[:, : width // 2].mean() < view[:, width // 2 :].mean()
+
+
+def test_without_flips_left_stays_left(tmp_path):
+    half = np.full((64, 64, 3), 255, np.uint8)
+    half[:, :32] = 0
+    rng = np.random.default_rng(0)
+    for no_flip, sides in ((True, {True}), (False, {True, False})):
+        asked = parse_options(["--data", str(tmp_path), *(["--no-flip"] if no_flip else [])])
+        fitted = recipe_for(asked, RESNET50, images=2000, pretrained=True, gpu=True)
+        assert fitted.flip is not no_flip
+        views = [random_view(Image.fromarray(half), 32, fitted, SPEC, rng) for _ in range(20)]
+        assert {left_half_is_dark(view) for view in views} == sides
 
 
 def test_a_recipe_survives_its_record():

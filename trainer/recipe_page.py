@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from trainer.architectures import ARCHITECTURES
+from trainer.budget import LEAST_FROM_SCRATCH
 from trainer.probe import STRENGTHS
 from trainer.recipes import (
     AUGMENTATIONS,
@@ -14,6 +15,7 @@ from trainer.recipes import (
     LAST_STAGE,
     MANUAL,
     RANGES,
+    SCRATCH_PASSES_ON_CPU,
     SIZES,
     USE_CASES,
     Recipe,
@@ -50,7 +52,8 @@ BatchNorm keeps the statistics of the pre-training; so does any batch under
 the first checkpoint, so that what is kept is never worse by macro-F1 on validation, and the end
 says whether training got above it.
 
-Augmentation is a random crop and flip, and:
+Augmentation is a random crop and flip (`--no-flip` for what means something else left to right),
+and:
 
 - heavy: crops from 35 % of the area, TrivialAugment (wide), random erasing of one image in ten;
 - standard: crops from 50 %, brightness, contrast and colour changed by up to 20 %;
@@ -86,7 +89,10 @@ SCRATCH = f"""
 `from-scratch` is what `auto` takes with `--weights none`, and what the drawn sample is trained with
 where no weights can be had: {FROM_SCRATCH.epochs} epochs, batch size {FROM_SCRATCH.batch_size},
 learning rate {FROM_SCRATCH.learning_rate:g}, most steps on small pictures. It will not do for
-photographs.
+photographs. On a CPU more than {SCRATCH_PASSES_ON_CPU // FROM_SCRATCH.epochs:,} images get fewer
+epochs, {SCRATCH_PASSES_ON_CPU:,} over their number but two at least, each of them through all
+sizes, and light crops. A run whose steps can hardly move a weight (learning rate x 0.5 x steps
+under {LEAST_FROM_SCRATCH:g}) is refused, unless `--yes`.
 """
 NETWORKS = """
 ## Architectures
@@ -96,6 +102,8 @@ that pictures are resized to for them (the crop is 224 px). Plain `imagenet` mea
 and the newest otherwise. The checkpoint, and so the server, keeps that view of pictures. ViTs take
 224 px only. Freezing and learning rates go by stages: the stem and four more, a ViT's blocks in
 four quarters.
+
+With `--fit pad` no part of a picture is cut off: its long side becomes 224 px, on a white square.
 """
 FROZEN = {0: "", 2: "stem, first stage"}
 

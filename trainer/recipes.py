@@ -212,6 +212,11 @@ FROM_SCRATCH = Recipe(
     crop_area=(0.35, 1.0),
     batchnorm_images=160,
 )
+# Images times epochs of a run on a CPU: those of the drawn sample, and two fifths more.
+SCRATCH_PASSES_ON_CPU = 10_800
+# In each of few epochs: a network that has long seen one size only knows things in that size, and a
+# last few steps at another do not teach it better (mixed sizes: Hoffer et al., 2019).
+SIZES_IN_TURN = ((64, 0.5), (128, 0.38), (SERVED_SIZE, 0.12))
 
 
 class UseCase(NamedTuple):
@@ -359,7 +364,7 @@ def recipe_for(
     """
     recipe = named_recipe(options, images, gpu=gpu)
     if options.recipe == AUTO and not pretrained:
-        recipe = FROM_SCRATCH
+        recipe = FROM_SCRATCH if gpu else from_scratch_on_cpu(images)
     if not pretrained:
         refuse_random_weights(recipe)
         recipe = changed(recipe, floor=False, frozen_stages=0, frozen_batchnorm=False, band=None)
@@ -373,6 +378,23 @@ def recipe_for(
     if pretrained and kind.batchnorm and fitted.batch_size < FEWEST_FOR_BATCHNORM:
         fitted = changed(fitted, frozen_batchnorm=True)
     return fitted
+
+
+def from_scratch_on_cpu(images: int) -> Recipe:
+    """Fewer epochs where there are more images, two at least, each through all sizes.
+
+    Crops then cut less: there is no time to overfit.
+    """
+    epochs = max(2, round(SCRATCH_PASSES_ON_CPU / images))
+    if epochs >= FROM_SCRATCH.epochs:
+        return FROM_SCRATCH
+    return changed(
+        FROM_SCRATCH,
+        name="from-scratch-on-cpu",
+        epochs=epochs,
+        stages=SIZES_IN_TURN * epochs,
+        crop_area=AUGMENTATIONS["light"]["crop_area"],
+    )
 
 
 def against_band(recipe: Recipe, accuracy: float) -> str | None:
