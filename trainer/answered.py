@@ -16,7 +16,7 @@ from trainer.evaluate import Views, predict
 from trainer.model import PixelNetwork
 
 Part = Literal["train", "val", "test"]
-TRAIN_SAMPLE = 512  # an accuracy is then known to 4 points; all of them may be 100,000
+TRAIN_SAMPLE = 256  # an accuracy is then known to 6 points; all of them may be 100,000
 
 
 class Answers(msgspec.Struct, frozen=True, kw_only=True, dict=True):

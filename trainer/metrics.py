@@ -20,6 +20,7 @@ from trainer.diagnosis import Case, Finding, diagnose
 from trainer.doubtful import Doubts, confident_mistakes, likely_label_errors
 from trainer.evaluate import Evaluation, Share
 from trainer.history import Evaluated, throughput
+from trainer.probe import Floor
 from trainer.reliability import Reliability, reliability
 from trainer.review import data_figures
 
@@ -61,6 +62,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     mistakes: Doubts
     likely_label_errors: Doubts
     diagnosis: tuple[Finding, ...]
+    floor: Floor | None  # what a head on the frozen backbone reached
     data: dict[str, Any]  # as the "data" line of log.jsonl, its warnings among them
 
 
@@ -108,6 +110,7 @@ def metrics_of(
         mistakes=confident_mistakes(held_out, split.labels),
         likely_label_errors=errors,
         diagnosis=diagnose(case),
+        floor=record.floor,
         data=data_figures(split),
     )
 

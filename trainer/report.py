@@ -74,8 +74,7 @@ def report_html(
         _figures(record, final, which, split, metrics),
         _band(record, final),
         _diagnosis(metrics.diagnosis),
-        "<h2>Training</h2>",
-        training_charts(history),
+        _training(history),
         f"<h2>Confusion on {final.images} {which}</h2>",
         confusion_html(final, record.labels),
         f"<h2>Classes, on {which}</h2>",
@@ -105,6 +104,12 @@ def _head(record: Checkpoint) -> str:
     )
 
 
+def _training(history: Sequence[Evaluated]) -> str:
+    if not history:
+        return "<p>No training: a head was fitted on the backbone's features as they are.</p>"
+    return f"<h2>Training</h2>{training_charts(history)}"
+
+
 def _warnings(record: Checkpoint, split: Split) -> str:
     found = []
     if not record.weights.pretrained:
@@ -114,8 +119,9 @@ def _warnings(record: Checkpoint, split: Split) -> str:
         )
     if record.epoch < record.recipe.epochs:
         found.append(
-            f"The checkpoint is of epoch {record.epoch} of {record.recipe.epochs}: later ones were "
-            "no better, or the run was interrupted."
+            f"The checkpoint is of epoch {record.epoch} of {record.recipe.epochs}"
+            f"{'' if record.epoch else ', the head fitted before training'}: later ones were no "
+            "better, or the run was interrupted."
         )
     found += [text.split(":\n")[0] for text in split.warnings]  # files left out are listed below
     return "".join(f'<div class="warning">{escape(text)}</div>' for text in found)
@@ -142,6 +148,12 @@ def _figures(
         ),
         (f"{len(split.train)} / {len(split.val)} / {len(split.test)}", "train / val / test images"),
     ]
+    if (floor := record.floor) is not None and record.recipe.epochs:
+        told = (
+            f"the floor: a head on the frozen backbone, on {floor.images} validation images; "
+            f"{_range(floor.interval)}"
+        )
+        figures.append((f"{floor.accuracy:.1%}", told))
     if rates := metrics.images_per_second:
         sizes = " / ".join(map(str, rates))
         figures.append(

@@ -9,6 +9,7 @@ import msgspec
 import torch
 
 from packshot.errors import InvalidInput
+from trainer.answered import TRAIN_SAMPLE
 from trainer.course import Clock, TimeLimit
 from trainer.learner import Learner
 from trainer.log import say
@@ -85,7 +86,7 @@ def measure(training: Training, network: PixelNetwork, schedule: Schedule) -> Es
     return Estimate(
         step_seconds=seconds,
         evaluation_seconds=evaluated * len(split.val) / count,
-        end_seconds=evaluated * len(split.held_out),
+        end_seconds=evaluated * (len(split.held_out) + min(TRAIN_SAMPLE, len(split.train))),
     )
 
 
