@@ -17,7 +17,7 @@ from test_schedule import Clock
 from packshot.errors import DamagedFile, InvalidInput
 from packshot.image import ImageSpec
 from trainer.checkpoint import read_record
-from trainer.course import Course, TimeLimit
+from trainer.course import Course, Moment, TimeLimit
 from trainer.data import load_split
 from trainer.interrupt import Interrupt
 from trainer.keeper import Keeper
@@ -263,3 +263,35 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(shop, tmp_path):
     )  # fmt: skip
     assert done.returncode != 0
     assert "--batch-size is 5, of all processes together: it must be a multiple" in done.stderr
+
+
+class Worsening(Keeper):
+    """Notes what is kept."""
+
+    def __init__(self, *arguments: object, **more: object) -> None:
+        super().__init__(*arguments, **more)
+        self.kept: list[int] = []
+
+    def _keep(self, network, moment, evaluation) -> None:
+        super()._keep(network, moment, evaluation)
+        self.kept.append(moment.step)
+
+
+def test_the_better_of_two_evaluations_of_a_step_is_kept(shop, tmp_path):
+    """BatchNorm's statistics are measured anew after the last step: for better or worse."""
+    asked = training(shop, tmp_path, FEW_PIXELS)
+    network = new_network("resnet18", 2, ImageSpec())
+    with torch.no_grad():
+        network.head.weight.zero_()
+        network.head.bias[:] = torch.tensor([3.0, 0.0])  # right for half of the images
+    keeper = Worsening(asked, None)
+    last = Moment(epoch=6, step=18, size=32)
+    keeper.consider(network, last)
+    with torch.no_grad():
+        network.head.bias[:] = torch.tensor([9.0, 0.0])  # as right, and surer where it is wrong
+    keeper.consider(network, last)
+    assert keeper.kept == [18]
+    gone_on = Worsening(asked, None, keeper.best, gone_on_after=16)
+    gone_on.consider(network, last)
+    gone_on.consider(network, last)
+    assert gone_on.kept == [18]  # its own best comes by once more, and once only

@@ -15,12 +15,20 @@ class Keeper:
     """`best`: the checkpoint in the run folder, None before there is one.
 
     Each process predicts its share of the validation images; all of them know the result, the
-    first one writes it down.
+    first one writes it down. `gone_on_after`: the step after which a run is gone on with; its best
+    may be of a later one, and comes by once more.
     """
 
-    def __init__(self, training: Training, log: Log | None, best: Checkpoint | None = None) -> None:
-        self.best = best
-        self._training, self._log = training, log
+    def __init__(
+        self,
+        training: Training,
+        log: Log | None,
+        best: Checkpoint | None = None,
+        gone_on_after: int = 0,
+    ) -> None:
+        self.best, self.log = best, log
+        self._again = best.step if best is not None and best.step > gone_on_after else None
+        self._training = training
         split, self._processes = training.split, training.hardware.processes
         self._truth = np.array([example.label for example in split.val], np.int64)
         self._images = served_views(split, self._processes.share(split.val), training.spec)
@@ -32,11 +40,12 @@ class Keeper:
         logits = predict(network, resized(self._images, moment.size))
         logits = self._processes.gathered(logits, len(split.val))
         evaluation = score(logits, self._truth, split.labels, moment.size)
-        # A run that is gone on with comes by its best once more.
-        again = self.best is not None and self.best.step == moment.step
+        again = self._again == moment.step
+        if again:
+            self._again = None
         kept = self.best is None or again or rank(evaluation) > rank(self.best.validation)
-        if self._log is not None:
-            self._log.write("evaluation", moment=moment, validation=brief(evaluation))
+        if self.log is not None:
+            self.log.write("evaluation", moment=moment, validation=brief(evaluation))
         say(f"{_line(moment, evaluation)}{'  kept' if kept else ''}")
         if kept:
             self._keep(network, moment, evaluation)

@@ -14,7 +14,7 @@ from packshot.terminate import interrupt_on_sigterm
 from trainer.checkpoint import RECORD, Checkpoint, read_record, set_aside
 from trainer.command_line import command_for
 from trainer.conclude import conclude
-from trainer.course import Course, TimeLimit
+from trainer.course import Course
 from trainer.evaluate import brief
 from trainer.finish import finish
 from trainer.hardware import Hardware, hardware_for
@@ -31,7 +31,7 @@ from trainer.processes import Processes, leave
 from trainer.recipes import LAST_STAGE, Options
 from trainer.review import data_figures
 from trainer.state import State, check_identity, identity_of, read_state, remove_state
-from trainer.timing import new_plan, resumed_plan
+from trainer.timing import Plan, new_plan, resumed_plan
 from trainer.training import Training
 
 
@@ -56,34 +56,60 @@ def _run(options: Options, hardware: Hardware, started: float) -> int:
     if unfinished is None and options.resume and is_finished(training):
         print(f"--resume: the run in {options.run} has finished: there is nothing left to do")
         return 0
+    if unfinished is None:
+        return begin(training, network, started)
+    return go_on(training, network, unfinished, started)
+
+
+def begin(training: Training, network: PixelNetwork, started: float) -> int:
+    """A run from its first step on. Returns the exit status."""
     # Before anything is written: whoever interrupts it still has the earlier run in its place.
-    probe, training = (None, training) if unfinished else fit_head(network, training)
+    probe, training = fit_head(network, training)
     if not training.recipe.epochs:
         return end_with_head(network, training, probe)
-    if unfinished is None:
-        plan = new_plan(training, network, started)
-    else:
-        plan = resumed_plan(training, unfinished.progress.steps, started)
-    schedule, learner = training.schedule(plan.steps), training.learner(network, plan.steps)
-    course, best = begin(training, learner, unfinished, plan.limit)
-    log = open_log(training, course) if hardware.processes.first else None
+    plan = new_plan(training, network, started)
+    learner = training.learner(network, plan.steps)
+    log = new_log(training)
     interrupt = Interrupt()  # from here on there is something to finish
-    if probe is not None:
-        best = keep_head(network, training, probe)
-    elif best is not None:
-        training = replace(training, floor=best.floor)  # of the run that is gone on with
-    keeper = Keeper(training, log, best)
-    train(training, schedule, learner, keeper, course, interrupt)
-    if log is None:
+    best = None if probe is None else keep_head(network, training, probe)
+    course = Course(limit=plan.limit)
+    return train_to_end(training, plan, learner, course, Keeper(training, log, best), interrupt)
+
+
+def go_on(training: Training, network: PixelNetwork, unfinished: State, started: float) -> int:
+    """The rest of an unfinished run. Returns the exit status."""
+    progress, run = unfinished.progress, training.options.run
+    plan = resumed_plan(training, progress.steps, started)
+    learner = training.learner(network, plan.steps)
+    learner.restore(unfinished.tensors, progress.scalars)
+    print(f"going on after step {progress.step} of {progress.steps}")
+    best = read_record(run) if (run / RECORD).exists() else None
+    training = replace(training, floor=None if best is None else best.floor)
+    log = log_of(training, progress.step)
+    course = Course(progress.step, progress.losses, progress.patience, plan.limit)
+    keeper = Keeper(training, log, best, gone_on_after=progress.step)
+    return train_to_end(training, plan, learner, course, keeper, Interrupt())
+
+
+def train_to_end(
+    training: Training,
+    plan: Plan,
+    learner: Learner,
+    course: Course,
+    keeper: Keeper,
+    interrupt: Interrupt,
+) -> int:
+    train(training, training.schedule(plan.steps), learner, keeper, course, interrupt)
+    if keeper.log is None:  # the first process ends it
         return 0 if interrupt.signal is None else 128 + interrupt.signal
-    return end(options, keeper.best, log, interrupt)
+    return end(training.options, keeper.best, keeper.log, interrupt)
 
 
 def end_with_head(network: PixelNetwork, training: Training, probe: Probe | None) -> int:
     """A run that ends here: the head is the result. Returns the exit status."""
-    if probe is None:
+    log = new_log(training)
+    if log is None or probe is None:
         return 0  # the first process ends it
-    log = open_log(training, Course())
     interrupt = Interrupt()  # from here on there is something to finish
     return end(training.options, keep_head(network, training, probe), log, interrupt)
 
@@ -108,28 +134,13 @@ def is_finished(training: Training) -> bool:
     return True
 
 
-def begin(
-    training: Training, learner: Learner, unfinished: State | None, limit: TimeLimit
-) -> tuple[Course, Checkpoint | None]:
-    """At the start, or where the unfinished run stood, with its best checkpoint."""
-    if unfinished is None:
-        return Course(limit=limit), None
-    progress, run = unfinished.progress, training.options.run
-    learner.restore(unfinished.tensors, progress.scalars)
-    print(f"going on after step {progress.step} of {progress.steps}")
-    best = read_record(run) if (run / RECORD).exists() else None
-    return Course(progress.step, progress.losses, progress.patience, limit), best
-
-
-def open_log(training: Training, course: Course) -> Log:
-    """A new one, with an earlier run moved out of the way; or on with the unfinished run's."""
-    options, path = training.options, training.options.run / LOG
-    if course.step:
-        log = Log(path, after_step=course.step)
-        log.write("resume", step=course.step, options=options)
-        return log
+def new_log(training: Training) -> Log | None:
+    """In the first process, with an earlier run moved out of the way."""
+    options = training.options
+    if not training.hardware.processes.first:
+        return None
     set_aside(options.run)
-    log = Log(path)
+    log = Log(options.run / LOG)
     log.write(
         "start",
         options=options,
@@ -140,6 +151,15 @@ def open_log(training: Training, course: Course) -> Log:
     log.write("data", **data_figures(training.split))
     if training.floor is not None:
         log.write("floor", **asdict(training.floor))
+    return log
+
+
+def log_of(training: Training, step: int) -> Log | None:
+    """The unfinished run's, in the first process, to be gone on with."""
+    if not training.hardware.processes.first:
+        return None
+    log = Log(training.options.run / LOG, after_step=step)
+    log.write("resume", step=step, options=training.options)
     return log
 
 
