@@ -16,6 +16,7 @@ from trainer.checkpoint import Checkpoint, load_checkpoint, load_split_of, read_
 from trainer.data import Example, Split
 from trainer.evaluate import predict
 from trainer.finish import finish
+from trainer.lock import locked
 from trainer.model import PixelNetwork
 
 GOLDEN_IMAGES = 16
@@ -34,7 +35,8 @@ def load_source(run: Path, data: Path | None) -> Source:
     """`data`: where the images are now, if not where they were. Raises NotFound or DamagedFile."""
     if not read_record(run).finished:
         print(f"the run in {run} was cut short: measuring its checkpoint first", flush=True)
-        finish(run, data)
+        with locked(run):  # or it is still being trained
+            finish(run, data)
     checkpoint, network = load_checkpoint(run)
     split = load_split_of(run, checkpoint, data)
     print(f"computing PyTorch's answers on {len(split.held_out)} held-out images", flush=True)

@@ -43,7 +43,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
 def write_whole(target: Path, content: bytes) -> None:
     """Replaces `target` by `content` in one step."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+    _sweep(target.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{UNFINISHED}{target.name}-", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

@@ -3,6 +3,7 @@
 import shutil
 from collections import OrderedDict
 
+import msgspec
 import pytest
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from packshot.errors import DamagedFile, InvalidInput
 from packshot.image import ImageSpec
 from trainer.architectures import architecture
 from trainer.hardware import Hardware
-from trainer.learner import Learner
+from trainer.learner import Learner, Scalars
 from trainer.model import PixelNetwork
 from trainer.recipes import MEDIUM, Recipe, changed
 
@@ -174,7 +175,9 @@ def test_a_learner_goes_on_from_its_state_bit_for_bit(half):
     seeded_steps(stopped, 0, 4)
     tensors = {name: value.clone().contiguous() for name, value in stopped.tensors().items()}
     another = learner(RESUMED, Hardware(autocast=half))
-    another.restore(tensors, stopped.scalars())
+    another.restore(
+        tensors, msgspec.json.decode(msgspec.json.encode(stopped.scalars()), type=Scalars)
+    )
     seeded_steps(another, 4, 10)
     expected = straight.tensors()
     for name, value in another.tensors().items():

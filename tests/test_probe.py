@@ -397,7 +397,7 @@ def test_an_interrupt_before_the_first_epoch_leaves_the_fitted_head(
 
 
 def test_the_command_for_options_is_read_back_as_them(tmp_path):
-    given = ["--data", str(tmp_path / "my shop"), "--class-weights", "sqrt", "--seed", "3"]
+    given = ["--data", str(tmp_path / "my shop"), "--class-weights", "sqrt", "--no-flip", "--yes"]
     wanted = parse_options(given)
     command = command_for(wanted)
     assert f"'{tmp_path}/my shop'" in command

@@ -4,9 +4,11 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from processes import ROOT, environment, program
@@ -16,17 +18,21 @@ from test_schedule import Clock
 
 from packshot.errors import DamagedFile, InvalidInput
 from packshot.image import ImageSpec
-from trainer.checkpoint import read_record
+from trainer.batchnorm import reestimate_batchnorm
+from trainer.checkpoint import STATE, read_record, set_aside
 from trainer.course import Course, Moment, TimeLimit
 from trainer.data import load_split
+from trainer.evaluate import predict, resized
 from trainer.interrupt import Interrupt
 from trainer.keeper import Keeper
+from trainer.lock import locked
 from trainer.log import Log
 from trainer.loop import train
 from trainer.model import Weights, new_network
 from trainer.recipes import RECIPES, changed
 from trainer.review import reviewed
-from trainer.state import STATE, check_identity, read_state
+from trainer.state import check_identity, read_state
+from trainer.timing import new_plan
 from trainer.training import Training
 
 # Everything that has a state: average, mixing, views that are drawn, BatchNorm's statistics.
@@ -36,21 +42,27 @@ COMMAND = (
     "--yes",
 )  # fmt: skip
 
-# The trainer, killed as it begins its fifth step: in the middle of the second epoch.
-KILLED = """
-import os, signal, sys
+# Sizes one after the other, and BatchNorm's statistics measured anew at the end.
+IN_SIZES = (
+    "--arch", "resnet18", "--weights", "none", "--recipe", "from-scratch", "--batch-size", 4,
+    "--epochs", 2, "--workers", 1, "--yes",
+)  # fmt: skip
+
+# The trainer, which gets a signal as it begins its fifth step: in the middle of the second epoch.
+SIGNALLED = """
+import os, sys
 from trainer.__main__ import main
 from trainer.learner import Learner
 
-class Killed(Learner):
+class Signalled(Learner):
     def step(self, *arguments):
         if self.scalars().taken == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), int(sys.argv[1]))
         return super().step(*arguments)
 
 import trainer.training
-trainer.training.Learner = Killed
-main(sys.argv[1:])
+trainer.training.Learner = Signalled
+raise SystemExit(main(sys.argv[2:]))
 """
 
 
@@ -76,30 +88,32 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / read_record(run).weights_file)
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(shop) -> Path:
-    run = shop.parent / "uninterrupted"
-    done = program("trainer", "--data", shop, "--run", run, *COMMAND)
-    assert done.returncode == 0, done.stderr
-    assert not (run / STATE).exists()
-    return run
-
-
-def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(shop, uninterrupted, tmp_path):
-    run = tmp_path / "run"
-    arguments = [*map(str, ("--data", shop, "--run", run, *COMMAND)), "--save-minutes", "0"]
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *arguments], cwd=ROOT, env=environment(), check=False
-    )
-    assert killed.returncode == -signal.SIGKILL
-    assert read_state(run).progress.step == 4
+@pytest.mark.parametrize(
+    ("command", "number", "status", "steps"),
+    [
+        (COMMAND, signal.SIGKILL, -signal.SIGKILL, 4),
+        (IN_SIZES, signal.SIGTERM, 128 + signal.SIGTERM, 5),
+    ],
+)
+def test_a_run_ended_in_mid_epoch_ends_as_if_it_had_not_been(
+    shop, tmp_path, command, number, status, steps
+):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    uninterrupted = program("trainer", "--data", shop, "--run", whole, *command)
+    assert uninterrupted.returncode == 0, uninterrupted.stderr
+    assert not (whole / STATE).exists()
+    arguments = [*map(str, ("--data", shop, "--run", run, *command)), "--save-minutes", "0"]
+    script = [sys.executable, "-c", SIGNALLED, str(int(number))]
+    ended = subprocess.run([*script, *arguments], cwd=ROOT, env=environment(), check=False)
+    assert ended.returncode == status
+    assert read_state(run).progress.step == steps
     assert [one["moment"]["step"] for one in evaluations(run)] == [3]
 
     done = program("trainer", *arguments, "--resume")
     assert done.returncode == 0, done.stderr
-    assert "going on after step 4 of 6" in done.stdout
-    assert evaluations(run) == evaluations(uninterrupted)
-    assert read_record(run).weights_sha256 == read_record(uninterrupted).weights_sha256
+    assert f"going on after step {steps} of 6" in done.stdout
+    assert evaluations(run) == evaluations(whole)
+    assert read_record(run).weights_sha256 == read_record(whole).weights_sha256
     assert not (run / STATE).exists()
 
     again = program("trainer", *arguments, "--resume")
@@ -169,6 +183,9 @@ def test_only_the_same_run_is_gone_on_with(shop, tmp_path):
     other = training(shop, tmp_path, changed(FEW_PIXELS, epochs=7)).identity
     with pytest.raises(InvalidInput, match=r"recipe\.epochs is 7 now and was 6"):
         check_identity(one, other, tmp_path)
+    padded = msgspec.structs.replace(one, image=ImageSpec(fit="pad"))
+    with pytest.raises(InvalidInput, match=r"image\.fit is 'crop' now and was 'pad'"):
+        check_identity(padded, one, tmp_path)
     with pytest.raises(InvalidInput, match="data is 'other' now and was"):
         check_identity(one, msgspec.structs.replace(one, data="other"), tmp_path)
 
@@ -205,17 +222,6 @@ def test_it_ends_in_time_with_what_it_has(shop, tmp_path, capsys):
     assert rates[-1] == pytest.approx(FEW_PIXELS.learning_rate * 0.01)
 
 
-def test_limits_of_time_shorten_the_plan(shop, tmp_path):
-    run = tmp_path / "run"
-    done = program(
-        "trainer", "--data", shop, "--run", run, *COMMAND, "--max-minutes", 1000, "--eval-steps", 2
-    )
-    assert done.returncode == 0, done.stderr
-    assert "fit;" not in done.stdout  # a thousand minutes are enough for all of them
-    refused = program("trainer", "--data", shop, "--run", run, *COMMAND, "--max-minutes", 0.05)
-    assert "--max-minutes is 0.05; it must be from 0.1" in refused.stderr
-
-
 def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Two processes on this machine; `--`, or torchrun takes --run for an option of its own."""
     command = ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1")
@@ -241,6 +247,7 @@ def test_two_processes_train_what_one_does(shop, tmp_path):
     shared = torchrun(*command, "--run", tmp_path / "two")
     assert shared.returncode == 0, shared.stderr
     assert shared.stdout.count("accuracy") == alone.stdout.count("accuracy")
+    assert read_record(tmp_path / "one").epoch > 0  # not the fitted head, which one process fits
     one, two = (final_weights(tmp_path / name) for name in ("one", "two"))
     for name, value in one.items():
         assert torch.allclose(value, two[name], atol=2e-5), name
@@ -265,33 +272,92 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(shop, tmp_path):
     assert "--batch-size is 5, of all processes together: it must be a multiple" in done.stderr
 
 
-class Worsening(Keeper):
+def test_a_limit_that_leaves_no_time_is_told_before_anything_is_written(shop, tmp_path):
+    asked = training(shop, tmp_path, FEW_PIXELS, max_minutes=10)
+    network = new_network("resnet18", 2, ImageSpec())
+    began = time.monotonic()
+    assert new_plan(asked, network, began + 1e6).steps == 18
+    with pytest.raises(InvalidInput, match=r"--max-minutes 10 leaves 0\.0 minutes, not enough"):
+        new_plan(asked, network, began - 600)
+    with_head = training(shop, tmp_path, changed(FEW_PIXELS, floor=True), max_minutes=10)
+    assert new_plan(with_head, network, began - 600).steps == 0
+
+
+def test_one_program_at_a_time_works_on_a_run(tmp_path):
+    with (
+        locked(tmp_path),
+        pytest.raises(InvalidInput, match="another program is at work"),
+        locked(tmp_path),
+    ):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_an_earlier_run_is_set_aside_finished_or_not(tmp_path):
+    (tmp_path / "log.jsonl").write_text("no more than this")
+    set_aside(tmp_path)
+    assert not (tmp_path / "previous").exists()
+    (tmp_path / STATE).write_text("of an unfinished run")
+    set_aside(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["previous"]
+    assert (tmp_path / "previous" / STATE).exists()
+    # Killed on the way: the next call takes the rest along, and loses nothing.
+    (tmp_path / ".moving-to-previous").mkdir()
+    (tmp_path / ".moving-to-previous" / "checkpoint.json").write_text("moved already")
+    (tmp_path / "weights").write_text("still there")
+    set_aside(tmp_path)
+    assert {path.name for path in (tmp_path / "previous").iterdir()} == {
+        "checkpoint.json", "weights",
+    }  # fmt: skip
+
+
+class Noting(Keeper):
     """Notes what is kept."""
 
-    def __init__(self, *arguments: object, **more: object) -> None:
-        super().__init__(*arguments, **more)
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
         self.kept: list[int] = []
 
     def _keep(self, network, moment, evaluation) -> None:
         super()._keep(network, moment, evaluation)
-        self.kept.append(moment.step)
+        self.kept.append(moment.size)
 
 
-def test_the_better_of_two_evaluations_of_a_step_is_kept(shop, tmp_path):
-    """BatchNorm's statistics are measured anew after the last step: for better or worse."""
+def test_what_is_kept_has_to_be_better_at_the_largest_size(shop, tmp_path):
     asked = training(shop, tmp_path, FEW_PIXELS)
     network = new_network("resnet18", 2, ImageSpec())
     with torch.no_grad():
         network.head.weight.zero_()
         network.head.bias[:] = torch.tensor([3.0, 0.0])  # right for half of the images
-    keeper = Worsening(asked, None)
-    last = Moment(epoch=6, step=18, size=32)
-    keeper.consider(network, last)
+    keeper = Noting(asked, None)
+    keeper.consider(network, Moment(epoch=6, step=18, size=32))
+    keeper.consider(network, Moment(epoch=6, step=18, size=64))
     with torch.no_grad():
         network.head.bias[:] = torch.tensor([9.0, 0.0])  # as right, and surer where it is wrong
-    keeper.consider(network, last)
-    assert keeper.kept == [18]
-    gone_on = Worsening(asked, None, keeper.best, gone_on_after=16)
-    gone_on.consider(network, last)
-    gone_on.consider(network, last)
-    assert gone_on.kept == [18]  # its own best comes by once more, and once only
+    keeper.consider(network, Moment(epoch=6, step=18, size=64))
+    assert keeper.kept == [32, 64]
+    gone_on = Noting(asked, None, keeper.best, keeper.standing)
+    gone_on.consider(network, Moment(epoch=6, step=18, size=64))
+    assert gone_on.kept == []
+
+
+def test_statistics_are_measured_anew_only_where_they_are_not_frozen(shop):
+    network = new_network("resnet18", 2, ImageSpec())
+    network.freeze(2, batchnorm=False)
+    views = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert reestimate_batchnorm(network, views)
+    after = network.state_dict()
+    assert torch.equal(after["backbone.bn1.running_mean"], before["backbone.bn1.running_mean"])
+    name = "backbone.layer3.0.bn1.running_mean"
+    assert not torch.equal(after[name], before[name])
+    network.freeze(2, batchnorm=True)
+    assert not reestimate_batchnorm(network, views)
+    assert torch.equal(network.state_dict()[name], after[name])
+
+
+def test_a_share_without_images_has_answers_without_rows():
+    network = new_network("resnet18", 2, ImageSpec())
+    none = np.empty((0, 224, 224, 3), np.uint8)
+    assert predict(network, resized(none, 64)).shape == (0, 2)

@@ -28,7 +28,9 @@ from trainer.recipes import Recipe
 
 FORMAT = 1
 RECORD = "checkpoint.json"
+STATE = "state.safetensors"
 PREVIOUS = "previous"
+MOVING = ".moving-to-previous"
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,14 +111,19 @@ def read_record(run: Path) -> Checkpoint:
 
 
 def set_aside(run: Path) -> None:
-    """Moves an earlier run out of the way, into run/previous: a worse one must not replace it."""
-    if not (run / RECORD).exists():
+    """Moves an earlier run out of the way, into run/previous: a worse one must not replace it.
+
+    Unfinished ones too. Killed on the way, it goes on when it is called again.
+    """
+    moving = run / MOVING
+    found = [path for path in run.iterdir() if path.name not in (PREVIOUS, MOVING)]
+    if not moving.exists() and not any(path.name in (RECORD, STATE) for path in found):
         return
+    moving.mkdir(exist_ok=True)
+    for path in found:
+        path.rename(moving / path.name)
     shutil.rmtree(run / PREVIOUS, ignore_errors=True)
-    (run / PREVIOUS).mkdir()
-    for path in run.iterdir():
-        if path.name != PREVIOUS:
-            path.rename(run / PREVIOUS / path.name)
+    moving.rename(run / PREVIOUS)
 
 
 def split_path(run: Path, record: Checkpoint) -> Path:

@@ -59,8 +59,8 @@ def command_for(options: Options) -> str:
     for name in options.__struct_fields__:
         value = getattr(options, name)
         if value != getattr(usual, name):
-            option = f"--{name.replace('_', '-')}"
-            words += [option] if value is True else [option, str(value)]
+            option = f"--{'' if value is not False else 'no-'}{name.replace('_', '-')}"
+            words += [option] if isinstance(value, bool) else [option, str(value)]
     return shlex.join(words)
 
 

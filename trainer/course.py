@@ -24,9 +24,13 @@ class TimeLimit(msgspec.Struct, frozen=True, kw_only=True):
     clock: Clock = time.monotonic
 
     @property
+    def ends(self) -> bool:
+        return not math.isinf(self.seconds)
+
+    @property
     def share(self) -> float:
-        """Of the limit that has passed; 0 where there is none."""
-        if math.isinf(self.seconds):
+        """Of the limit that has passed, 0 to 1; 0 where there is none."""
+        if not self.ends:
             return 0.0
         return min(1.0, (self.clock() - self.started) / self.seconds)
 

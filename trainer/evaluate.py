@@ -80,6 +80,8 @@ def evaluate(network: PixelNetwork, views: Views, labels: tuple[str, ...], size:
 def predict(network: PixelNetwork, views: Pixels) -> Logits:
     """Logits float32 [N, classes] of views uint8 [N, side, side, 3], in evaluation mode."""
     device = network.mean.device
+    if not len(views):
+        return np.empty((0, network.head.out_features), np.float32)
     was_training = network.training
     network.eval()
     with torch.inference_mode():
@@ -94,7 +96,7 @@ def predict(network: PixelNetwork, views: Pixels) -> Logits:
 
 def resized(views: Pixels, size: int) -> Pixels:
     """The same views at another size, to follow a training stage on smaller pictures."""
-    if views.shape[1] == size:
+    if views.shape[1] == size or not len(views):
         return views
     side = (size, size)
     return np.stack(
@@ -149,5 +151,9 @@ def brief(evaluation: Evaluation) -> dict[str, float]:
     return {name: getattr(evaluation, name) for name in names}
 
 
-def rank(evaluation: Evaluation) -> tuple[float, ...]:
+Rank = tuple[float, ...]
+"""Higher is better; figures at different sizes do not compare, the larger size counts more."""
+
+
+def rank(evaluation: Evaluation) -> Rank:
     return (evaluation.image_size, evaluation.macro_f1, -evaluation.loss)

@@ -2,7 +2,12 @@
 
 import os
 import signal
+import time
 from types import FrameType
+
+# Whoever signals a group of processes, and each of them too, does not mean it twice.
+ONE_SIGNAL_SECONDS = 1.0
+TOLD = b"\ninterrupted: finishing with the best checkpoint; again to stop at once\n"
 
 
 class Interrupt:
@@ -10,11 +15,14 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._at = 0.0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._received)
 
     def _received(self, number: int, _frame: FrameType | None) -> None:
-        self.signal = number
-        for again in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(again, signal.SIG_DFL)
-        os.write(2, b"\ninterrupted: finishing with the best checkpoint; again to stop at once\n")
+        if self.signal is None:
+            self.signal, self._at = number, time.monotonic()
+            os.write(2, TOLD)
+        elif time.monotonic() - self._at > ONE_SIGNAL_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)

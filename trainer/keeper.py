@@ -5,7 +5,7 @@ import numpy as np
 from trainer.batches import served_views
 from trainer.checkpoint import Checkpoint, save_checkpoint, versions
 from trainer.course import Moment
-from trainer.evaluate import Evaluation, brief, predict, rank, resized, score
+from trainer.evaluate import Evaluation, Rank, brief, predict, rank, resized, score
 from trainer.log import Log, say
 from trainer.model import PixelNetwork
 from trainer.training import Training
@@ -15,8 +15,8 @@ class Keeper:
     """`best`: the checkpoint in the run folder, None before there is one.
 
     Each process predicts its share of the validation images; all of them know the result, the
-    first one writes it down. `gone_on_after`: the step after which a run is gone on with; its best
-    may be of a later one, and comes by once more.
+    first one writes it down. `standing`: what the best was kept for, to be beaten; the figures in
+    its record may have been measured since, at another size.
     """
 
     def __init__(
@@ -24,10 +24,9 @@ class Keeper:
         training: Training,
         log: Log | None,
         best: Checkpoint | None = None,
-        gone_on_after: int = 0,
+        standing: Rank | None = None,
     ) -> None:
-        self.best, self.log = best, log
-        self._again = best.step if best is not None and best.step > gone_on_after else None
+        self.best, self.standing, self.log = best, standing, log
         self._training = training
         split, self._processes = training.split, training.hardware.processes
         self._truth = np.array([example.label for example in split.val], np.int64)
@@ -40,10 +39,7 @@ class Keeper:
         logits = predict(network, resized(self._images, moment.size))
         logits = self._processes.gathered(logits, len(split.val))
         evaluation = score(logits, self._truth, split.labels, moment.size)
-        again = self._again == moment.step
-        if again:
-            self._again = None
-        kept = self.best is None or again or rank(evaluation) > rank(self.best.validation)
+        kept = self.standing is None or rank(evaluation) > self.standing
         if self.log is not None:
             self.log.write("evaluation", moment=moment, validation=brief(evaluation))
         say(f"{_line(moment, evaluation)}{'  kept' if kept else ''}")
@@ -53,7 +49,7 @@ class Keeper:
 
     def _keep(self, network: PixelNetwork, moment: Moment, evaluation: Evaluation) -> None:
         training = self._training
-        self.best = record_of(training, moment, evaluation)
+        self.best, self.standing = record_of(training, moment, evaluation), rank(evaluation)
         if self._processes.first:
             self.best = save_checkpoint(training.options.run, self.best, network, training.split)
 

@@ -27,7 +27,7 @@ class Scalars(msgspec.Struct, frozen=True, kw_only=True):
 
     taken: int
     parts: int
-    scaler: dict[str, float]
+    scaler: dict[str, int | float]
 
 
 class Learner:
@@ -121,7 +121,8 @@ class Learner:
         if self._hardware.processes.count > 1:  # the others wait for gradients
             raise InvalidInput(
                 f"the GPU's memory does not hold {-(-images // self._parts)} images at a time: set "
-                f"--accumulate {2 * self._parts}, which works through a batch in parts"
+                f"--batch-size {self._recipe.batch_size // 2} --accumulate {2 * self._parts}: the "
+                "same steps in smaller parts"
             )
         if self._parts >= images:
             raise InvalidInput(

@@ -14,6 +14,7 @@ from trainer.interrupt import Interrupt
 from trainer.keeper import Keeper
 from trainer.learner import Learner
 from trainer.log import say
+from trainer.processes import Processes
 from trainer.schedule import Schedule
 from trainer.state import Progress, save_state
 from trainer.training import Training
@@ -26,41 +27,48 @@ def train(
     keeper: Keeper,
     course: Course,
     interrupt: Interrupt,
-) -> None:
+) -> int:
     """Trains from where the course stands to the end of the schedule; the keeper has the best.
 
-    It ends early when the time is up, when validation brings nothing new, or when it is
-    interrupted: then the state is saved, to go on with. Every random choice depends on the seed and
+    It ends early when the time is up, when validation brings nothing new, or when any process is
+    interrupted: then the state is saved, to go on with, and the signal's number returned, else 0.
+    Every random choice depends on the seed and
     the step's number alone, so that it does not matter where a run was interrupted.
     """
     recipe, processes = training.recipe, training.hardware.processes
     with _bar(training, schedule, course.step) as bar:
         for number, (images, labels) in _batches(training, schedule, course.step):
             torch.manual_seed(_seed_of(training.options.seed, number))
-            rate = schedule.learning_rate_share(number, course.limit.share)
+            time_share = time_share_of(course, processes)
+            rate = schedule.learning_rate_share(number, time_share)
             loss = learner.step(images, labels, rate)
             course.took(number, loss, recipe.step_images)
             bar.update(schedule.pixels(number) - schedule.pixels(number - 1))
             bar.set_postfix_str(f"loss {course.losses.last:.2f}", refresh=False)
 
-            time_is_up = processes.any(course.limit.share >= 1)
-            if time_is_up or schedule.evaluation_is_due(number):
+            if time_share >= 1 or schedule.evaluation_is_due(number):
                 train_loss = processes.mean(course.mean_loss)
                 size, rate = schedule.size(number), rate * recipe.learning_rate
                 moment = course.moment(schedule.epoch(number), size, rate, train_loss)
                 evaluation = keeper.consider(learner.candidate, moment)
                 final = size == schedule.size(schedule.steps)
                 course.evaluated(evaluation.macro_f1, final_size=final)
-                if reason := why_to_stop(training, course, time_is_up=time_is_up):
+                if reason := why_to_stop(training, course, time_is_up=time_share >= 1):
                     say(reason)
                     break
-            if processes.any(interrupt.signal is not None):
-                save(training, schedule, learner, course)
-                return
+            if signal := processes.greatest(interrupt.signal or 0):
+                save(training, schedule, learner, keeper, course)
+                return signal
             if course.saving_is_due(training.options.save_minutes):
-                save(training, schedule, learner, course)
+                save(training, schedule, learner, keeper, course)
     if recipe.batchnorm_images:
-        try_batchnorm(training, learner, keeper, course)
+        try_batchnorm(training, learner, keeper, course, schedule)
+    return 0
+
+
+def time_share_of(course: Course, processes: Processes) -> float:
+    """Of the time limit, the same in all processes: their weights must stay the same."""
+    return processes.mean(course.limit.share) if course.limit.ends else 0.0
 
 
 def why_to_stop(training: Training, course: Course, *, time_is_up: bool) -> str | None:
@@ -75,7 +83,9 @@ def why_to_stop(training: Training, course: Course, *, time_is_up: bool) -> str 
     return None
 
 
-def save(training: Training, schedule: Schedule, learner: Learner, course: Course) -> None:
+def save(
+    training: Training, schedule: Schedule, learner: Learner, keeper: Keeper, course: Course
+) -> None:
     """Writes what going on from here needs, in the first process."""
     if not training.hardware.processes.first:
         return
@@ -84,20 +94,25 @@ def save(training: Training, schedule: Schedule, learner: Learner, course: Cours
         step=course.step,
         steps=schedule.steps,
         losses=course.losses.all(course.step),
+        standing=keeper.standing,
         patience=course.patience,
         scalars=learner.scalars(),
     )
     save_state(training.options.run, progress, learner)
 
 
-def try_batchnorm(training: Training, learner: Learner, keeper: Keeper, course: Course) -> None:
+def try_batchnorm(
+    training: Training, learner: Learner, keeper: Keeper, course: Course, schedule: Schedule
+) -> None:
     """Re-estimates BatchNorm's statistics at the size served, and keeps them if that is better."""
+    network, crop = learner.candidate, training.spec.crop
+    moment = Moment(epoch=schedule.epoch(course.step), step=course.step, size=crop)
+    if schedule.size(course.step) != crop:  # or there would be nothing to compare with
+        keeper.consider(network, moment)
     examples = batchnorm_sample(training)
-    network = learner.candidate
-    reestimate_batchnorm(network, served_views(training.split, examples, training.spec))
-    say(f"BatchNorm statistics re-estimated on {len(examples)} images")
-    epoch = training.recipe.epochs
-    keeper.consider(network, Moment(epoch=epoch, step=course.step, size=training.spec.crop))
+    if reestimate_batchnorm(network, served_views(training.split, examples, training.spec)):
+        say(f"BatchNorm statistics re-estimated on {len(examples)} images")
+        keeper.consider(network, moment)
 
 
 def batchnorm_sample(training: Training) -> list[Example]:

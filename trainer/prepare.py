@@ -82,6 +82,11 @@ def check(options: Options) -> None:
     """What can be known before the data is scanned. Raises InvalidInput or NotFound."""
     architecture(options.arch)
     check_weights(options.arch, options.weights)
+    if options.cache and options.cache.resolve().is_relative_to(options.run.resolve()):
+        raise InvalidInput(
+            f"--cache {options.cache} is inside --run {options.run}, which the next run moves out "
+            "of its way: name a folder elsewhere"
+        )
     with torch.device("meta"):
         new_network(options.arch, 2, ImageSpec())  # its package may be missing
 

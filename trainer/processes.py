@@ -38,13 +38,13 @@ class Processes(msgspec.Struct, frozen=True):
         """Every `count`-th of the items, beginning with the `rank`-th."""
         return items[self.rank :: self.count]
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process. All of them must ask."""
+    def greatest(self, number: int) -> int:
+        """Of the processes' numbers. All of them must ask."""
         if self.count == 1:
-            return flag
-        flags = torch.tensor([int(flag)])
-        distributed.all_reduce(flags, distributed.ReduceOp.MAX)
-        return bool(flags.item())
+            return number
+        numbers = torch.tensor([number])
+        distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
+        return int(numbers.item())
 
     def mean(self, value: float) -> float:
         """Over the processes. All of them must ask."""
@@ -105,7 +105,7 @@ class Processes(msgspec.Struct, frozen=True):
         """Overwrites the tensors by those of the first process."""
         if self.count > 1:
             for tensor in tensors:
-                distributed.broadcast(tensor, 0)
+                distributed.broadcast(tensor.detach(), 0)
 
 
 def join(environment: Mapping[str, str]) -> Processes:
@@ -127,6 +127,7 @@ def join(environment: Mapping[str, str]) -> Processes:
 
 
 def leave(processes: Processes) -> None:
+    """All at once: who leaves early may wait for the others. After an error nobody must."""
     if processes.count > 1:
         distributed.destroy_process_group()
 

@@ -89,9 +89,9 @@ SCRATCH = f"""
 `from-scratch` is what `auto` takes with `--weights none`, and what the drawn sample is trained with
 where no weights can be had: {FROM_SCRATCH.epochs} epochs, batch size {FROM_SCRATCH.batch_size},
 learning rate {FROM_SCRATCH.learning_rate:g}, most steps on small pictures. It will not do for
-photographs. On a CPU more than {SCRATCH_PASSES_ON_CPU // FROM_SCRATCH.epochs:,} images get fewer
-epochs, {SCRATCH_PASSES_ON_CPU:,} over their number but two at least, each of them through all
-sizes, and light crops. A run whose steps can hardly move a weight (learning rate x 0.5 x steps
+photographs. On a CPU, from about {SCRATCH_PASSES_ON_CPU // FROM_SCRATCH.epochs:,} images on there
+are fewer epochs, {SCRATCH_PASSES_ON_CPU:,} over the number of images but two at least, of batches
+of 8 with light crops, and more of the steps are at 224 px. A run whose steps can hardly move a weight (learning rate x 0.5 x steps
 under {LEAST_FROM_SCRATCH:g}) is refused, unless `--yes`.
 """
 NETWORKS = """

@@ -4,29 +4,30 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
 from msgspec.structs import asdict, replace
 
+from packshot.errors import InvalidInput
 from packshot.terminate import interrupt_on_sigterm
 from trainer.checkpoint import RECORD, Checkpoint, read_record, set_aside
 from trainer.command_line import command_for
 from trainer.conclude import conclude
 from trainer.course import Course
-from trainer.evaluate import brief
+from trainer.evaluate import brief, rank
 from trainer.finish import finish
 from trainer.hardware import Hardware, hardware_for
 from trainer.head import fit_head, keep_head
 from trainer.interrupt import Interrupt
 from trainer.keeper import Keeper
 from trainer.learner import Learner
+from trainer.lock import locked
 from trainer.log import LOG, Log
 from trainer.loop import train
 from trainer.model import PixelNetwork
 from trainer.prepare import check, prepare
-from trainer.probe import Probe
 from trainer.processes import Processes, leave
 from trainer.recipes import LAST_STAGE, Options
 from trainer.review import data_figures
@@ -41,15 +42,18 @@ def run(options: Options) -> int:
     check(options)
     interrupt_on_sigterm()
     hardware = hardware_for(options, os.environ)
+    options.run.mkdir(parents=True, exist_ok=True)  # before the long work, in case it cannot be
+    alone = locked(options.run) if hardware.processes.first else nullcontext()
     try:
-        with _only_the_first_talks(hardware.processes):
+        with _only_the_first_talks(hardware.processes), alone:
             return _run(options, hardware, started)
-    finally:
-        leave(hardware.processes)
+    except torch.OutOfMemoryError as error:
+        raise InvalidInput(
+            f"out of GPU memory: {error}; set a smaller --batch-size, or choose a smaller --arch"
+        ) from error
 
 
 def _run(options: Options, hardware: Hardware, started: float) -> int:
-    options.run.mkdir(parents=True, exist_ok=True)  # before the long work, in case it cannot be
     torch.manual_seed(options.seed)
     training, network = prepare(options, hardware)
     unfinished = read_unfinished(training) if options.resume else None
@@ -65,29 +69,33 @@ def begin(training: Training, network: PixelNetwork, started: float) -> int:
     """A run from its first step on. Returns the exit status."""
     # Before anything is written: whoever interrupts it still has the earlier run in its place.
     probe, training = fit_head(network, training)
-    if not training.recipe.epochs:
-        return end_with_head(network, training, probe)
-    plan = new_plan(training, network, started)
-    learner = training.learner(network, plan.steps)
-    log = new_log(training)
+    plan = new_plan(training, network, started) if training.recipe.epochs else None
     interrupt = Interrupt()  # from here on there is something to finish
+    log = new_log(training)
     best = None if probe is None else keep_head(network, training, probe)
-    course = Course(limit=plan.limit)
-    return train_to_end(training, plan, learner, course, Keeper(training, log, best), interrupt)
+    if plan is None or not plan.steps:
+        leave(training.hardware.processes)
+        return end(training.options, best, log)
+    learner = training.learner(network, plan.steps)
+    keeper = Keeper(training, log, best, None if best is None else rank(best.validation))
+    return train_to_end(training, plan, learner, Course(limit=plan.limit), keeper, interrupt)
 
 
 def go_on(training: Training, network: PixelNetwork, unfinished: State, started: float) -> int:
     """The rest of an unfinished run. Returns the exit status."""
     progress, run = unfinished.progress, training.options.run
-    plan = resumed_plan(training, progress.steps, started)
+    plan = resumed_plan(training, network, progress.steps, started)
     learner = training.learner(network, plan.steps)
     learner.restore(unfinished.tensors, progress.scalars)
+    unfinished.tensors.clear()  # four times the weights, which nobody needs any more
     print(f"going on after step {progress.step} of {progress.steps}")
-    best = read_record(run) if (run / RECORD).exists() else None
-    training = replace(training, floor=None if best is None else best.floor)
+    best = read_record(run) if progress.standing is not None else None
+    if best is not None:
+        check_identity(identity_of(best), training.identity, run)
+        training = replace(training, floor=best.floor)
     log = log_of(training, progress.step)
     course = Course(progress.step, progress.losses, progress.patience, plan.limit)
-    keeper = Keeper(training, log, best, gone_on_after=progress.step)
+    keeper = Keeper(training, log, best, progress.standing)
     return train_to_end(training, plan, learner, course, keeper, Interrupt())
 
 
@@ -99,19 +107,10 @@ def train_to_end(
     keeper: Keeper,
     interrupt: Interrupt,
 ) -> int:
-    train(training, training.schedule(plan.steps), learner, keeper, course, interrupt)
-    if keeper.log is None:  # the first process ends it
-        return 0 if interrupt.signal is None else 128 + interrupt.signal
-    return end(training.options, keeper.best, keeper.log, interrupt)
-
-
-def end_with_head(network: PixelNetwork, training: Training, probe: Probe | None) -> int:
-    """A run that ends here: the head is the result. Returns the exit status."""
-    log = new_log(training)
-    if log is None or probe is None:
-        return 0  # the first process ends it
-    interrupt = Interrupt()  # from here on there is something to finish
-    return end(training.options, keep_head(network, training, probe), log, interrupt)
+    schedule = training.schedule(plan.steps)
+    signal = train(training, schedule, learner, keeper, course, interrupt)
+    leave(training.hardware.processes)
+    return end(training.options, keeper.best, keeper.log, signal)
 
 
 def read_unfinished(training: Training) -> State | None:
@@ -163,24 +162,32 @@ def log_of(training: Training, step: int) -> Log | None:
     return log
 
 
-def end(options: Options, best: Checkpoint | None, log: Log, interrupt: Interrupt) -> int:
-    """Measures and reports the checkpoint; returns the exit status."""
+def end(options: Options, best: Checkpoint | None, log: Log | None, signal: int = 0) -> int:
+    """Measures and reports the checkpoint, in the first process; returns the exit status.
+
+    `signal`: of whoever interrupted training, 0 for nobody.
+    """
+    status = 128 + signal if signal else 0
+    if log is None:
+        return status
     if best is None:
-        print("trainer: interrupted before the first evaluation: no checkpoint", file=sys.stderr)
-        return 128 + (interrupt.signal or 0)
+        print(
+            "trainer: interrupted before the first evaluation: no checkpoint yet; the same command "
+            "with --resume goes on",
+            file=sys.stderr,
+        )
+        return status
     kept = finish(options.run)
-    log.write(
-        "end", interrupted=interrupt.signal is not None, test=brief(kept.test or kept.validation)
-    )
+    log.write("end", interrupted=signal != 0, test=brief(kept.test or kept.validation))
     log.close()
     conclude(kept, options.run)
-    if interrupt.signal is not None:
+    if signal:
         place = f"that of epoch {kept.epoch}" if kept.epoch else "the fitted head, without training"
         print(
             f"interrupted: the checkpoint is {place}; the same command with --resume goes on",
             file=sys.stderr,
         )
-        return 128 + interrupt.signal
+        return status
     remove_state(options.run)
     if not kept.recipe.epochs:
         further = command_for(replace(options, recipe=LAST_STAGE.name, resume=False))

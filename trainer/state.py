@@ -12,13 +12,14 @@ from safetensors.torch import save
 
 from packshot.atomic import write_whole
 from packshot.errors import DamagedFile, InvalidInput
-from trainer.checkpoint import Checkpoint
+from packshot.image import ImageSpec
+from trainer.checkpoint import STATE, Checkpoint
 from trainer.course import Patience
+from trainer.evaluate import Rank
 from trainer.learner import Learner, Scalars
 from trainer.model import Weights
 from trainer.recipes import Recipe
 
-STATE = "state.safetensors"
 HEADER = "progress"
 
 
@@ -27,6 +28,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
     architecture: str
     data: str  # fingerprint
+    image: ImageSpec
     recipe: Recipe
     weights: Weights
     seed: int
@@ -36,6 +38,7 @@ def identity_of(record: Checkpoint) -> Identity:
     return Identity(
         architecture=record.architecture,
         data=record.data_fingerprint,
+        image=record.image,
         recipe=record.recipe,
         weights=record.weights,
         seed=record.seed,
@@ -49,6 +52,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     step: int
     steps: int
     losses: tuple[float, ...]
+    standing: Rank | None  # of the best checkpoint: see `Keeper`
     patience: Patience
     scalars: Scalars
 
@@ -99,5 +103,7 @@ def check_identity(found: Identity, wanted: Identity, run: Path) -> None:
 
 def _flat(identity: Identity) -> dict[str, object]:
     top = msgspec.structs.asdict(identity)
-    recipe = msgspec.structs.asdict(top.pop("recipe"))
-    return {**top, **{f"recipe.{name}": value for name, value in recipe.items()}}
+    for part in ("recipe", "image"):
+        values = msgspec.structs.asdict(top.pop(part))
+        top |= {f"{part}.{name}": value for name, value in values.items()}
+    return top

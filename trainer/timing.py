@@ -44,7 +44,8 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 def new_plan(training: Training, network: PixelNetwork, started: float) -> Plan:
     """Of a run that begins now. `started`: the moment that --max-minutes counts from.
 
-    On a GPU nothing is timed unless there is a limit. Raises InvalidInput if not one step fits.
+    On a GPU nothing is timed unless there is a limit. No step at all is planned where none fits and
+    the run has a fitted head to show; without one InvalidInput is raised.
     """
     options, hardware = training.options, training.hardware
     whole = training.schedule()
@@ -58,20 +59,33 @@ def new_plan(training: Training, network: PixelNetwork, started: float) -> Plan:
     left = seconds - (time.monotonic() - started)
     fitting = steps_within(left, estimate, training.schedule, whole.steps)
     steps = int(hardware.processes.from_first(str(fitting).encode))  # each has timed for itself
+    if not steps and not training.recipe.floor:
+        raise InvalidInput(
+            f"--max-minutes {options.max_minutes:g} leaves {max(0.0, left) / 60:.1f} minutes, not "
+            f"enough for a step and the evaluations; all {whole.steps} steps would take "
+            f"{told(estimate.of(whole))}: give it more"
+        )
     if steps < whole.steps:
         say(
             f"--max-minutes {options.max_minutes:g}: {steps} of the recipe's {whole.steps} steps "
             f"fit; all of them would take {told(estimate.of(whole))}"
         )
-    return Plan(steps, TimeLimit(seconds=seconds - estimate.end_seconds, started=started))
+    return Plan(steps, limit_until(started + seconds - estimate.end_seconds))
 
 
-def resumed_plan(training: Training, steps: int, started: float) -> Plan:
+def resumed_plan(training: Training, network: PixelNetwork, steps: int, started: float) -> Plan:
     """Of a run that is gone on with: its steps were planned when it began."""
     minutes = training.options.max_minutes
     if minutes is None:
         return Plan(steps, TimeLimit())
-    return Plan(steps, TimeLimit(seconds=60 * minutes, started=started))
+    estimate = measure(training, network, training.schedule(steps))
+    return Plan(steps, limit_until(started + 60 * minutes - estimate.end_seconds))
+
+
+def limit_until(deadline: float) -> TimeLimit:
+    """From now on: what came before does not bring the learning rate down."""
+    now = time.monotonic()
+    return TimeLimit(seconds=max(1e-3, deadline - now), started=now)
 
 
 def measure(training: Training, network: PixelNetwork, schedule: Schedule) -> Estimate:
@@ -79,7 +93,9 @@ def measure(training: Training, network: PixelNetwork, schedule: Schedule) -> Es
     split, count = training.split, training.hardware.processes.count
     images = training.recipe.step_images // count
     learner = training.learner(copy.deepcopy(network), schedule.steps)
-    seconds = step_seconds(learner, schedule.sizes(), images)
+    hardware = training.hardware  # kernels are chosen, or compiled, for each size
+    warm_ups = len(schedule.sizes()) if hardware.gpu or hardware.compiled else 1
+    seconds = step_seconds(learner, schedule.sizes(), images, warm_ups)
     largest = max(seconds)
     served = (training.spec.crop / largest) ** 2  # times the pixels
     evaluated = seconds[largest] / images * served * FORWARD_SHARE
@@ -91,17 +107,22 @@ def measure(training: Training, network: PixelNetwork, schedule: Schedule) -> Es
 
 
 def step_seconds(
-    learner: Learner, sides: Iterable[int], images: int, clock: Clock = time.perf_counter
+    learner: Learner,
+    sides: Iterable[int],
+    images: int,
+    warm_ups: int = 1,
+    clock: Clock = time.perf_counter,
 ) -> dict[int, float]:
-    """Seconds of one step on so many random images, by their side, after a step to warm up.
+    """Seconds of one step on so many random images, by their side; the learner is spoilt.
 
-    The learner is spoilt. Loading images is not in it: that is done beside.
+    A step before it warms each of the first `warm_ups` sizes up. Loading images is not in it: that
+    is done beside.
     """
     found: dict[int, float] = {}
     for side in sides:
         batch = torch.randint(0, 256, (images, side, side, 3), dtype=torch.uint8)
         labels = torch.zeros(images, dtype=torch.int64)
-        if not found:
+        if len(found) < warm_ups:
             learner.step(batch, labels, 0.0).item()
         started = clock()
         learner.step(batch, labels, 0.0).item()  # to read the loss is to wait for the step
@@ -112,20 +133,14 @@ def step_seconds(
 def steps_within(
     seconds: float, estimate: Estimate, schedule_of: Callable[[int], Schedule], steps: int
 ) -> int:
-    """The most steps, up to `steps`, whose run fits. Raises InvalidInput if not one does.
+    """The most steps, up to `steps`, whose run fits; 0 if not one does.
 
     By bisection: where the size of pictures grows, each size gets its share of the fewer steps.
     """
     usable = seconds * (1 - MARGIN)
     if estimate.of(schedule_of(steps)) <= usable:
         return steps
-    least = estimate.of(schedule_of(1))
-    if least > usable:
-        raise InvalidInput(
-            f"--max-minutes leaves {max(0.0, seconds) / 60:.1f} minutes for training; a single step"
-            f" and the evaluations take {least / (1 - MARGIN) / 60:.1f}: give it more"
-        )
-    fits, too_many = 1, steps
+    fits, too_many = 0, steps
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
         if estimate.of(schedule_of(middle)) <= usable:

@@ -32,6 +32,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
         return Identity(
             architecture=self.options.arch,
             data=self.split.fingerprint,
+            image=self.spec,
             recipe=self.recipe,
             weights=self.weights,
             seed=self.options.seed,
