@@ -233,12 +233,12 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_two_processes_train_what_one_does(shop, tmp_path):
-    """With BatchNorm's statistics frozen; they are each process's own on a CPU otherwise."""
+    """With BatchNorm's statistics frozen, as they are in small batches; else each has its own."""
     torch.manual_seed(1)
     weights = tmp_path / "weights.pth"
     torch.save(new_network("resnet18", 1000, ImageSpec()).backbone.state_dict(), weights)
     command = (
-        "--data", shop, "--arch", "resnet18", "--weights", weights, "--recipe", "tiny",
+        "--data", shop, "--arch", "resnet18", "--weights", weights, "--recipe", "large",
         "--batch-size", 4, "--epochs", 2, "--workers", 0, "--accumulate", 2,
         "--cache", tmp_path / "cache",
     )  # fmt: skip
@@ -247,7 +247,6 @@ def test_two_processes_train_what_one_does(shop, tmp_path):
     shared = torchrun(*command, "--run", tmp_path / "two")
     assert shared.returncode == 0, shared.stderr
     assert shared.stdout.count("accuracy") == alone.stdout.count("accuracy")
-    assert read_record(tmp_path / "one").epoch > 0  # not the fitted head, which one process fits
     one, two = (final_weights(tmp_path / name) for name in ("one", "two"))
     for name, value in one.items():
         assert torch.allclose(value, two[name], atol=2e-5), name

@@ -91,8 +91,8 @@ where no weights can be had: {FROM_SCRATCH.epochs} epochs, batch size {FROM_SCRA
 learning rate {FROM_SCRATCH.learning_rate:g}, most steps on small pictures. It will not do for
 photographs. On a CPU, from about {SCRATCH_PASSES_ON_CPU // FROM_SCRATCH.epochs:,} images on there
 are fewer epochs, {SCRATCH_PASSES_ON_CPU:,} over the number of images but two at least, of batches
-of 8 with light crops, and more of the steps are at 224 px. A run whose steps can hardly move a weight (learning rate x 0.5 x steps
-under {LEAST_FROM_SCRATCH:g}) is refused, unless `--yes`.
+of 8 with light crops, and more of the steps are at 224 px. A run whose steps can hardly move a
+weight (learning rate x 0.5 x steps under {LEAST_FROM_SCRATCH:g}) is refused, unless `--yes`.
 """
 NETWORKS = """
 ## Architectures

@@ -212,9 +212,9 @@ FROM_SCRATCH = Recipe(
     crop_area=(0.35, 1.0),
     batchnorm_images=160,
 )
-# Images times epochs of a run on a CPU: those of the drawn sample, and a fifth more. In so few epochs
-# twice the steps of half the batch teach more; and a network that has seen one size only knows things
-# in that size, so that a fifth of the steps, half of the time, is at the size that is served.
+# Images times epochs of a run on a CPU: those of the drawn sample, and a fifth more. In few epochs
+# twice the steps of half the batch teach more; and a network that has seen one size only knows
+# things in that size: a fifth of the steps, half of the time, is at the size that is served.
 SCRATCH_PASSES_ON_CPU = 9_000
 SIZES_ON_CPU = ((64, 0.62), (128, 0.20), (SERVED_SIZE, 0.18))
 
