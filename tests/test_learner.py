@@ -6,12 +6,13 @@ from collections import OrderedDict
 import msgspec
 import pytest
 import torch
+from test_data import options
 from torch import nn
 
 from packshot.errors import DamagedFile, InvalidInput
 from packshot.image import ImageSpec
 from trainer.architectures import architecture
-from trainer.hardware import Hardware
+from trainer.hardware import Hardware, hardware_for
 from trainer.learner import Learner, Scalars
 from trainer.model import PixelNetwork
 from trainer.recipes import MEDIUM, Recipe, changed
@@ -190,3 +191,22 @@ def test_the_state_of_another_network_is_refused():
     del tensors["network.head.weight"]
     with pytest.raises(DamagedFile, match="does not fit the network"):
         learner().restore(tensors, learner().scalars())
+
+
+@pytest.mark.gpu
+def test_a_gpu_learns_in_half_precision_and_goes_on_bit_for_bit(tmp_path):
+    hardware = hardware_for(options(tmp_path, deterministic=True), {})
+    try:
+        assert hardware.gpu
+        assert hardware.autocast in (torch.bfloat16, torch.float16)
+        straight, stopped, another = (learner(RESUMED, hardware) for _ in range(3))
+        seeded_steps(straight, 0, 10)
+        seeded_steps(stopped, 0, 4)
+        tensors = {name: value.cpu().contiguous() for name, value in stopped.tensors().items()}
+        another.restore(tensors, stopped.scalars())
+        seeded_steps(another, 4, 10)
+        expected = straight.tensors()
+        for name, value in another.tensors().items():
+            assert torch.equal(value.cpu(), expected[name].cpu()), name
+    finally:
+        torch.use_deterministic_algorithms(False)
