@@ -99,9 +99,9 @@ NETWORKS = """
 
 `--arch`, with the ImageNet weights that `--weights imagenet-NAME` starts from and the short side
 that pictures are resized to for them (the crop is 224 px). Plain `imagenet` means V1 for tiny data
-and the newest otherwise. The checkpoint, and so the server, keeps that view of pictures. ViTs take
-224 px only. Freezing and learning rates go by stages: the stem and four more, a ViT's blocks in
-four quarters.
+and fitted heads, and the newest otherwise. The checkpoint, and so the server, keeps that view of
+pictures. ViTs take 224 px only. Freezing and learning rates go by stages: the stem and four more, a
+ViT's blocks in four quarters.
 
 With `--fit pad` no part of a picture is cut off: its long side becomes 224 px, on a white square.
 """

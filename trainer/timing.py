@@ -93,9 +93,7 @@ def measure(training: Training, network: PixelNetwork, schedule: Schedule) -> Es
     split, count = training.split, training.hardware.processes.count
     images = training.recipe.step_images // count
     learner = training.learner(copy.deepcopy(network), schedule.steps)
-    hardware = training.hardware  # kernels are chosen, or compiled, for each size
-    warm_ups = len(schedule.sizes()) if hardware.gpu or hardware.compiled else 1
-    seconds = step_seconds(learner, schedule.sizes(), images, warm_ups)
+    seconds = step_seconds(learner, schedule.sizes(), images)
     largest = max(seconds)
     served = (training.spec.crop / largest) ** 2  # times the pixels
     evaluated = seconds[largest] / images * served * FORWARD_SHARE
@@ -110,20 +108,18 @@ def step_seconds(
     learner: Learner,
     sides: Iterable[int],
     images: int,
-    warm_ups: int = 1,
     clock: Clock = time.perf_counter,
 ) -> dict[int, float]:
     """Seconds of one step on so many random images, by their side; the learner is spoilt.
 
-    A step before it warms each of the first `warm_ups` sizes up. Loading images is not in it: that
-    is done beside.
+    Each size is warmed up by a step: kernels are chosen, or compiled, for each. Loading images is
+    not in it: that is done beside.
     """
     found: dict[int, float] = {}
     for side in sides:
         batch = torch.randint(0, 256, (images, side, side, 3), dtype=torch.uint8)
         labels = torch.zeros(images, dtype=torch.int64)
-        if len(found) < warm_ups:
-            learner.step(batch, labels, 0.0).item()
+        learner.step(batch, labels, 0.0).item()
         started = clock()
         learner.step(batch, labels, 0.0).item()  # to read the loss is to wait for the step
         found[side] = clock() - started
