@@ -142,7 +142,7 @@ def test_the_program_refuses_before_it_trains_unless_told_yes(shop, tmp_path):
 
 
 def test_every_recipe_leaves_the_advice_room():
-    for recipe in RECIPES.values():
+    for recipe in (one for one in RECIPES.values() if one.epochs):
         for images in (20, 100, 1000):
             for text in budget_warnings(recipe, images, backbone_learns=True):
                 if "no --epochs" not in text:

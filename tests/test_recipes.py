@@ -152,7 +152,7 @@ def test_the_users_values_stand_in_any_recipe(tmp_path):
 def test_a_cpu_gets_a_fitted_head(tmp_path):
     assert recipe(tmp_path, gpu=False) == HEAD_ONLY
     assert recipe(tmp_path, gpu=False, recipe="medium") == RECIPES["medium"]
-    assert recipe(tmp_path, gpu=False, pretrained=False) == FROM_SCRATCH
+    assert recipe(tmp_path, 500, gpu=False, pretrained=False) == FROM_SCRATCH
     weighted = recipe(tmp_path, gpu=False, class_weights="sqrt")
     assert (weighted.name, weighted.class_weights) == ("head-only", "sqrt")
 

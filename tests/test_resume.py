@@ -23,12 +23,15 @@ from trainer.checkpoint import STATE, read_record, set_aside
 from trainer.course import Course, Moment, TimeLimit
 from trainer.data import load_split
 from trainer.evaluate import predict, resized
+from trainer.hardware import Hardware
 from trainer.interrupt import Interrupt
 from trainer.keeper import Keeper
 from trainer.lock import locked
 from trainer.log import Log
 from trainer.loop import train
 from trainer.model import Weights, new_network
+from trainer.prepare import check_shares
+from trainer.processes import Processes
 from trainer.recipes import RECIPES, changed
 from trainer.review import reviewed
 from trainer.state import check_identity, read_state
@@ -55,10 +58,10 @@ from trainer.__main__ import main
 from trainer.learner import Learner
 
 class Signalled(Learner):
-    def step(self, *arguments):
-        if self.scalars().taken == 4:
+    def step(self, images, labels, learning_rate_share):
+        if self.scalars().taken == 4 and learning_rate_share:  # 0 is to measure the time
             os.kill(os.getpid(), int(sys.argv[1]))
-        return super().step(*arguments)
+        return super().step(images, labels, learning_rate_share)
 
 import trainer.training
 trainer.training.Learner = Signalled
@@ -116,12 +119,20 @@ def test_a_run_ended_in_mid_epoch_ends_as_if_it_had_not_been(
     assert read_record(run).weights_sha256 == read_record(whole).weights_sha256
     assert not (run / STATE).exists()
 
-    again = program("trainer", *arguments, "--resume")
+
+def test_a_run_that_has_finished_is_not_begun_again(shop, tmp_path):
+    command = ("--data", shop, "--run", tmp_path, *COMMAND, "--epochs", 1, "--resume")
+    first = program("trainer", *command)
+    assert first.returncode == 0, first.stderr
+    assert "there is no unfinished run" in first.stdout
+    written = (tmp_path / "checkpoint.json").read_bytes()
+    again = program("trainer", *command)
     assert again.returncode == 0, again.stderr
     assert "has finished: there is nothing left to do" in again.stdout
-    other = program("trainer", *arguments, "--resume", "--seed", 7)
+    other = program("trainer", *command, "--seed", 7)
     assert other.returncode == 1
     assert "--resume: seed is 7 now and was 0 when the run" in other.stderr
+    assert (tmp_path / "checkpoint.json").read_bytes() == written
 
 
 def training(shop: Path, run: Path, recipe, **asked: object) -> Training:
@@ -271,13 +282,11 @@ def test_an_error_of_the_first_process_ends_all_of_them(tmp_path):
     assert "the first process gave up" in done.stderr
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(shop, tmp_path):
-    done = torchrun(
-        "--data", shop, "--run", tmp_path, "--arch", "resnet18", "--weights", "none",
-        "--batch-size", 5, "--yes",
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert "--batch-size is 5, of all processes together: it must be a multiple" in done.stderr
+def test_a_batch_that_cannot_be_shared_out_is_refused():
+    two = Hardware(processes=Processes(count=2))
+    check_shares(FEW_PIXELS, two)
+    with pytest.raises(InvalidInput, match="--batch-size is 5, of all processes together: it must"):
+        check_shares(changed(FEW_PIXELS, batch_size=5), two)
 
 
 def test_a_limit_that_leaves_no_time_is_told_before_anything_is_written(shop, tmp_path):

@@ -151,6 +151,6 @@ def test_a_limit_takes_as_many_steps_as_fit():
 
 
 def test_nothing_fits_into_a_limit_too_short():
-    assert steps_within(24 / 0.9, ESTIMATE, schedule_of, 20) == 1  # a step at 224 px and the rest
+    assert steps_within(23.5 / 0.9, ESTIMATE, schedule_of, 20) == 1  # a step at 224 px and the rest
     assert steps_within(22 / 0.9, ESTIMATE, schedule_of, 20) == 0
     assert steps_within(-1, ESTIMATE, schedule_of, 20) == 0
