@@ -62,8 +62,8 @@ def parse_options() -> argparse.Namespace:
     add("--arch", default="resnet50", choices=ARCHITECTURES)
     add("--size", type=int, default=224, help="of the images, in pixels")
     add("--batch-size", type=int, default=16)
-    add("--images", type=int, default=40, help="to train on, of each of eight classes")
-    add("--epochs", type=int, default=4, help="turns")
+    add("--images", type=int, default=16, help="to train on, of each of eight classes")
+    add("--epochs", type=int, default=8, help="turns")
     add("--workers", type=int, default=max(1, available_cores() - 1))
     return parser.parse_args()
 
