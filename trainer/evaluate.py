@@ -72,11 +72,6 @@ class Views(msgspec.Struct, frozen=True, kw_only=True):
         return cls(images=served_views(split, examples, spec), truth=truth)
 
 
-def evaluate(network: PixelNetwork, views: Views, labels: tuple[str, ...], size: int) -> Evaluation:
-    logits = predict(network, resized(views.images, size))
-    return score(logits, views.truth, labels, size)
-
-
 def predict(network: PixelNetwork, views: Pixels) -> Logits:
     """Logits float32 [N, classes] of views uint8 [N, side, side, 3], in evaluation mode."""
     device = network.mean.device
