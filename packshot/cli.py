@@ -2,13 +2,10 @@
 
 import argparse
 import csv
-import glob
 import io
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,15 +13,14 @@ from tqdm import tqdm
 
 from packshot.answers import Embedding, Result
 from packshot.atomic import write_whole
-from packshot.channel import Tls, read_token
+from packshot.cli_connection import connected_verb, tls_of, token_of
+from packshot.cli_load import add_load_verb
 from packshot.cli_models import add_models_verb
-from packshot.client import DEFAULT_TARGET, Client
+from packshot.client import Client
 from packshot.errors import InvalidInput, PackshotError
-from packshot.image import SUFFIXES
-from packshot.load import LoadPlan, load_images, report_text, run_load
+from packshot.image_names import image_names
 from packshot.outgoing import ImageSource
 
-TOKEN = "PACKSHOT_TOKEN"  # noqa: S105  # the variable's name
 BAR_FROM = 20  # images: fewer are answered before a bar is of use
 EMBEDDED_AT_A_TIME = 256
 
@@ -48,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def classify(options: argparse.Namespace) -> int:
-    names = _expand(options.images)
+    names = image_names(options.images)
     sources: list[ImageSource] = [
         sys.stdin.buffer.read() if name == "-" else name for name in names
     ]
@@ -114,7 +110,7 @@ class Answers:
 def embed(options: argparse.Namespace) -> int:
     if options.out.suffix not in WRITERS:
         raise InvalidInput(f"{options.out}: end its name with {' or '.join(WRITERS)}")
-    names = _expand(options.images)
+    names = image_names(options.images)
     with _client(options) as client:
         shown = tqdm(
             _embeddings(client, names, options),
@@ -168,22 +164,6 @@ def model(options: argparse.Namespace) -> int:
     return 0
 
 
-def load(options: argparse.Namespace) -> int:
-    plan = LoadPlan(
-        target=options.target,
-        model=options.model,
-        rate=options.rate,
-        concurrency=options.concurrency,
-        seconds=options.seconds,
-        images_per_request=options.images_per_request,
-        timeout_seconds=options.timeout,
-    )
-    images = load_images(_expand(options.images))
-    report = run_load(plan, images, tls=_tls(options), token=_token(options))
-    print(msgspec.json.encode(report).decode() if options.json else report_text(report))
-    return 1 if report.errors or report.image_errors else 0
-
-
 def _write_table(results: Iterator[Result], out: "AboveBar") -> None:
     for result in results:
         if result.error is not None:
@@ -215,25 +195,6 @@ def _write_csv(results: Iterator[Result], out: "AboveBar") -> None:
 FORMATTERS = {"table": _write_table, "json": _write_json, "csv": _write_csv}
 
 
-def _expand(patterns: Sequence[str]) -> list[str]:
-    """Files, folders (searched for images at any depth), globs and "-" as a flat list of names."""
-    names: list[str] = []
-    for given in patterns:
-        if given == "-" or Path(given).is_file():
-            names.append(given)
-        elif Path(given).is_dir():
-            found = (p for p in sorted(Path(given).rglob("*")) if p.suffix.lower() in SUFFIXES)
-            names += [str(path) for path in found]
-        else:
-            matches = sorted(glob.glob(given, recursive=True))  # noqa: PTH207  # Path.glob refuses absolute patterns
-            if not matches:
-                raise InvalidInput(f"{given}: no such file, folder or pattern with matches")
-            names += [match for match in matches if Path(match).is_file()]
-    if not names:
-        raise InvalidInput(f"no image in {', '.join(patterns)}")
-    return names
-
-
 def _no_bar(count: int) -> bool:
     return count < BAR_FROM or not sys.stderr.isatty()
 
@@ -241,29 +202,18 @@ def _no_bar(count: int) -> bool:
 def _client(options: argparse.Namespace) -> Client:
     return Client(
         options.target,
-        tls=_tls(options),
-        token=_token(options),
+        tls=tls_of(options),
+        token=token_of(options),
         model=options.model,
         timeout_seconds=options.timeout,
     )
-
-
-def _tls(options: argparse.Namespace) -> Tls | bool:
-    if options.ca or options.cert or options.key:
-        return Tls(ca=options.ca, cert=options.cert, key=options.key)
-    return bool(options.tls)
-
-
-def _token(options: argparse.Namespace) -> str | None:
-    """Never a flag of its own: other users of the machine can read a command line."""
-    return read_token(options.token_file) if options.token_file else os.environ.get(TOKEN) or None
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="packshot", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    verb = _verb(verbs, "classify", classify, "classify images")
+    verb = connected_verb(verbs, "classify", classify, "classify images")
     verb.add_argument(
         "images", nargs="+", metavar="FILE|DIR|GLOB|-", help="image files; - reads one from stdin"
     )
@@ -291,7 +241,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.set_defaults(format="table")
 
-    verb = _verb(verbs, "embed", embed, "write what the network sees of images, as vectors")
+    verb = connected_verb(
+        verbs, "embed", embed, "write what the network sees of images, as vectors"
+    )
     verb.add_argument(
         "images", nargs="+", metavar="FILE|DIR|GLOB|-", help="image files; - reads one from stdin"
     )
@@ -304,40 +256,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--normalize", action="store_true", help="scale to length 1 (L2)")
 
-    _verb(verbs, "model", model, "show what is being served, by which engine")
+    connected_verb(verbs, "model", model, "show what is being served, by which engine")
 
-    verb = _verb(verbs, "load", load, "send requests for a while and report latency and throughput")
-    verb.add_argument("images", nargs="+", metavar="FILE|DIR|GLOB", help="images to send in turn")
-    verb.add_argument("--seconds", type=float, default=10.0, help="default: %(default)s")
-    verb.add_argument(
-        "--rate", type=float, help="requests a second, sent on time however slow the answers are"
-    )
-    verb.add_argument(
-        "--concurrency", type=int, default=16, help="without --rate: requests kept in flight"
-    )
-    verb.add_argument("--images-per-request", type=int, default=1, help="default: %(default)s")
-    verb.add_argument("--json", action="store_true", help="print the report as JSON")
-
+    add_load_verb(verbs)
     add_models_verb(verbs)
     return parser
-
-
-def _verb(verbs: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
-    verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
-    verb.set_defaults(run=run)
-    verb.add_argument("--target", default=DEFAULT_TARGET, help="host:port (default: %(default)s)")
-    verb.add_argument("--model", default="", help="name of the model (default: the server's)")
-    verb.add_argument(
-        "--timeout", type=float, default=30.0, help="seconds per request (default: %(default)s)"
-    )
-    verb.add_argument("--tls", action="store_true", help="connect by TLS; the next three imply it")
-    verb.add_argument("--ca", metavar="FILE", help="PEM file of authorities (default: the usual)")
-    verb.add_argument("--cert", metavar="FILE", help="PEM file of this client's certificate")
-    verb.add_argument("--key", metavar="FILE", help="PEM file of its private key")
-    verb.add_argument(
-        "--token-file", type=Path, metavar="FILE", help=f"bearer token (default: ${TOKEN}, if set)"
-    )
-    return verb
 
 
 if __name__ == "__main__":

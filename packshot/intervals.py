@@ -1,4 +1,7 @@
-"""Intervals: what a share that was counted on a few images says of all images."""
+"""Intervals: what a few images, or a few seconds, say of all of them."""
+
+import statistics
+from collections.abc import Sequence
 
 Interval = tuple[float, float]
 """95 %, from, to."""
@@ -25,3 +28,25 @@ def paired_drop_interval(lost: int, won: int, total: int) -> Interval:
     drop = (lost_ - won_) / total_
     half = Z * max(0.0, (lost_ + won_) / total_ - drop**2) ** 0.5 / total_**0.5
     return (max(-1.0, drop - half), min(1.0, drop + half))
+
+
+T_OF_9 = 2.262
+"""Student's t that holds 95 %, with nine degrees of freedom: of ten samples."""
+
+
+def mean_interval(samples: Sequence[float]) -> Interval:
+    """Of the mean of ten samples, by Student's t. Raises ValueError for another number of them."""
+    if len(samples) != 10:
+        raise ValueError(f"{len(samples)} samples; the interval is that of ten")
+    mean, half = statistics.fmean(samples), T_OF_9 * statistics.stdev(samples) / 10**0.5
+    return (mean - half, mean + half)
+
+
+def quantile_interval(share: float, total: int) -> Interval:
+    """The shares of `total` sorted samples between which the quantile `share` of all lies.
+
+    Whatever the distribution: the number of samples below the quantile is binomial (Conover,
+    Practical Nonparametric Statistics, 1999, section 3.2), here in its normal approximation.
+    """
+    half = Z * (share * (1 - share) / total) ** 0.5
+    return (max(0.0, share - half), min(1.0, share + half))

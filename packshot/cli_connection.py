@@ -1,0 +1,46 @@
+"""Options of the commands that call a server: which one, and how to be let in."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from packshot.channel import Tls, read_token
+from packshot.client import DEFAULT_TARGET
+
+TOKEN = "PACKSHOT_TOKEN"  # noqa: S105  # the variable's name
+
+
+def connected_verb(
+    verbs: Any, name: str, run: Any, text: str, *, timeout_seconds: float = 30.0
+) -> argparse.ArgumentParser:
+    """A command with these options."""
+    verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
+    verb.set_defaults(run=run)
+    verb.add_argument("--target", default=DEFAULT_TARGET, help="host:port (default: %(default)s)")
+    verb.add_argument("--model", default="", help="name of the model (default: the server's)")
+    verb.add_argument(
+        "--timeout",
+        type=float,
+        default=timeout_seconds,
+        help="seconds per request (default: %(default)s)",
+    )
+    verb.add_argument("--tls", action="store_true", help="connect by TLS; the next three imply it")
+    verb.add_argument("--ca", metavar="FILE", help="PEM file of authorities (default: the usual)")
+    verb.add_argument("--cert", metavar="FILE", help="PEM file of this client's certificate")
+    verb.add_argument("--key", metavar="FILE", help="PEM file of its private key")
+    verb.add_argument(
+        "--token-file", type=Path, metavar="FILE", help=f"bearer token (default: ${TOKEN}, if set)"
+    )
+    return verb
+
+
+def tls_of(options: argparse.Namespace) -> Tls | bool:
+    if options.ca or options.cert or options.key:
+        return Tls(ca=options.ca, cert=options.cert, key=options.key)
+    return bool(options.tls)
+
+
+def token_of(options: argparse.Namespace) -> str | None:
+    """Never a flag of its own: other users of the machine can read a command line."""
+    return read_token(options.token_file) if options.token_file else os.environ.get(TOKEN) or None

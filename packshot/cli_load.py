@@ -1,0 +1,75 @@
+"""`packshot load`: how much a server takes, and how long it makes its callers wait."""
+
+import argparse
+import importlib.util
+from pathlib import Path
+from typing import Any, get_args
+
+from packshot.cli_connection import connected_verb
+from packshot.errors import InvalidInput
+from packshot.load_plan import Api, Arrivals
+
+NEEDED = ("hdrh", "prometheus_client")
+
+
+def load(options: argparse.Namespace) -> int:
+    """Raises InvalidInput where the extra `load` is not installed: the other commands need none."""
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise InvalidInput(
+            f"the load tester needs {' and '.join(missing)}: pip install 'packshot[load]'"
+        )
+    from packshot.load import command
+
+    return command.load(options)
+
+
+def add_load_verb(verbs: Any) -> None:
+    text = "send requests for a while and report latency and throughput"
+    verb = connected_verb(verbs, "load", load, text)
+    verb.add_argument(
+        "images",
+        nargs="*",
+        metavar="FILE|DIR|GLOB",
+        help="images to send in turn (default: generated photographs of about 200 kB)",
+    )
+    what = verb.add_argument_group("how much")
+    what.add_argument("--rate", type=float, help="requests a second, however slow the answers are")
+    what.add_argument(
+        "--arrivals", choices=get_args(Arrivals), default="poisson", help="default: %(default)s"
+    )
+    what.add_argument(
+        "--concurrency", type=int, default=16, help="without --rate: requests kept in flight"
+    )
+    what.add_argument(
+        "--sweep", action="store_true", help="find where it saturates, and its rate within the SLO"
+    )
+    what.add_argument("--slo-ms", type=float, help="an answer later than this is not in time")
+    what.add_argument(
+        "--seconds", type=float, default=10.0, help="counted, of each rate (default: %(default)s)"
+    )
+    what.add_argument(
+        "--warmup", type=float, default=2.0, help="seconds before, not counted (%(default)s)"
+    )
+    what.add_argument(
+        "--processes", type=int, default=0, help="that send (default: half the cores, at most 8)"
+    )
+    what.add_argument("--seed", type=int, default=0, help="of Poisson arrivals")
+    sent = verb.add_argument_group("what is sent")
+    sent.add_argument("--images-per-request", type=int, default=1, help="default: %(default)s")
+    sent.add_argument("--pixels", action="store_true", help="raw pixels in the place of files")
+    sent.add_argument(
+        "--api", choices=get_args(Api), default="packshot", help="default: %(default)s"
+    )
+    told = verb.add_argument_group("what is told")
+    told.add_argument(
+        "--metrics-url", metavar="URL", help="the server's http://host:8002/metrics, to add its CPU"
+    )
+    told.add_argument("--out", type=Path, metavar="FOLDER", help="write load.json and load.html")
+    told.add_argument("--json", action="store_true", help="print the results as JSON")
+    told.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("BEFORE", "AFTER"),
+        help="send nothing: show two results (load.json, or its folder) side by side",
+    )

@@ -1,0 +1,151 @@
+"""What `packshot load` does, once its libraries are there."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from tqdm import tqdm
+
+from packshot import __version__
+from packshot.channel import Connection
+from packshot.cli_connection import tls_of, token_of
+from packshot.errors import InvalidInput
+from packshot.image import ImageSpec, load_pixels
+from packshot.image_names import image_names
+from packshot.load import LoadReport, Source, run_load, run_sweep
+from packshot.load.compare import comparison_text
+from packshot.load.page import page
+from packshot.load.pictures import photos
+from packshot.load.results import Results, SentImages, read_results, results_text, write_results
+from packshot.load.senders import State
+from packshot.load.served import served_by
+from packshot.load_plan import LoadPlan
+
+MOST_IMAGES = 256  # in the memory of each client process
+GENERATED = 24  # of which each takes a while to draw
+
+
+def load(options: argparse.Namespace) -> int:
+    """Exit status: 0 all well, 1 some request or image failed."""
+    if options.compare:
+        before, after = map(read_results, options.compare)
+        print(comparison_text(before, after))
+        return 0
+    results = measured(options)
+    if options.out is not None:
+        write_results(options.out, results, page(results))
+        print(f"results in {options.out}", file=sys.stderr)
+    print(msgspec.json.encode(results).decode() if options.json else results_text(results))
+    return 1 if any(run.failed or run.image_errors for run in results.runs) else 0
+
+
+def measured(options: argparse.Namespace) -> Results:
+    plan = _plan(options)
+    tls, token = tls_of(options), token_of(options)
+    served = served_by(plan, Connection(target=plan.target, tls=tls, token=token))
+    images = _images(options.images)
+    sent = SentImages(
+        source=" ".join(options.images) or "generated photographs",
+        count=len(images),
+        mean_bytes=float(np.mean([len(image) for image in images])),
+    )
+    if options.pixels:
+        images = [_pixels(image, served.crop) for image in images]
+    source = Source(options.metrics_url, served.model) if options.metrics_url else None
+    with Live() as live:
+        run: Any = run_sweep if options.sweep else run_load
+        told = {"tell": live.tell} if options.sweep else {}
+        found = run(plan, images, tls=tls, token=token, source=source, watch=live.watch, **told)
+    return Results(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        packshot=__version__,
+        served=served,
+        images=sent,
+        run=None if options.sweep else found,
+        sweep=found if options.sweep else None,
+    )
+
+
+def _plan(options: argparse.Namespace) -> LoadPlan:
+    if options.sweep and options.rate is not None:
+        raise InvalidInput("--sweep chooses the rates itself: leave --rate out")
+    return LoadPlan(
+        target=options.target,
+        model=options.model,
+        api=options.api,
+        rate=options.rate,
+        arrivals=options.arrivals,
+        concurrency=options.concurrency,
+        warmup_seconds=options.warmup,
+        seconds=options.seconds,
+        images_per_request=options.images_per_request,
+        timeout_seconds=options.timeout,
+        slo_ms=options.slo_ms,
+        pixels=options.pixels,
+        processes=options.processes,
+        seed=options.seed,
+    )
+
+
+def _images(patterns: Sequence[str]) -> list[bytes]:
+    """In memory: as many as fit there, evenly chosen. Raises InvalidInput for an unreadable one."""
+    if not patterns:
+        return photos(GENERATED)
+    names = image_names(patterns)
+    chosen = [names[i * len(names) // MOST_IMAGES] for i in range(min(len(names), MOST_IMAGES))]
+    if len(names) <= MOST_IMAGES:
+        chosen = names
+    else:
+        print(f"{MOST_IMAGES} of {len(names)} images are sent in turn", file=sys.stderr)
+    try:
+        return [Path(name).read_bytes() for name in chosen]
+    except OSError as error:
+        raise InvalidInput(f"{error.filename}: {error.strerror}") from error
+
+
+def _pixels(image: bytes, crop: int) -> bytes:
+    spec = ImageSpec(crop=crop, resize_short_side=max(crop, ImageSpec().resize_short_side))
+    return load_pixels(image, spec).tobytes()
+
+
+class Live:
+    """How it goes, on a terminal; elsewhere a line a run of a sweep."""
+
+    def __init__(self) -> None:
+        self._bar = tqdm(
+            disable=None,  # if standard error is no terminal
+            leave=False,
+            bar_format="{desc} {percentage:3.0f}% |{bar:20}| {postfix}",
+        )
+
+    def __enter__(self) -> "Live":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def watch(self, state: State) -> None:
+        plan = state.plan
+        total = plan.warmup_seconds + plan.seconds
+        self._bar.total, self._bar.n = total, min(state.seconds, total)
+        self._bar.set_description_str(plan.mode, refresh=False)
+        self._bar.set_postfix_str(
+            f"{state.images / max(state.seconds, 0.001):.1f} images/s, {state.in_flight} in "
+            f"flight, {state.failed} not answered"
+        )
+
+    def tell(self, report: LoadReport) -> None:
+        with tqdm.external_write_mode(sys.stderr):
+            print(_line(report), file=sys.stderr, flush=True)
+
+
+def _line(report: LoadReport) -> str:
+    return (
+        f"{report.plan.mode}: {report.goodput.mean:.1f} images/s in time, p99 "
+        f"{report.latency_ms.get('p99', 0):.0f} ms, {report.failed} of {report.sent} not answered"
+    )

@@ -1,0 +1,7 @@
+"""Two results side by side."""
+
+from packshot.load.results import Results
+
+
+def comparison_text(before: Results, after: Results) -> str:
+    return ""

@@ -1,0 +1,69 @@
+"""What the load tester and its client processes say to each other: length, then MessagePack."""
+
+import struct
+from typing import BinaryIO
+
+import msgspec
+
+from packshot.load.tally import Tally
+from packshot.load_plan import Api, LoadPlan
+
+LENGTH = struct.Struct("<I")
+
+
+class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Said once. `tls`: files by name, or whether to use it."""
+
+    target: str
+    tls: dict[str, str | None] | bool
+    token: str | None
+    api: Api
+    requests: list[bytes]
+    images_per_request: int
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Run the part of sender `number` among `senders`, from `begin` on the machine's clock."""
+
+    plan: LoadPlan
+    number: int
+    senders: int
+    begin: float
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """Set up."""
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Since the run began, warm-up included."""
+
+    images: int
+    failed: int
+    in_flight: int
+
+
+class Done(msgspec.Struct, frozen=True, tag=True):
+    """The run is over."""
+
+    tally: Tally
+
+
+Message = Setup | Order | Ready | Progress | Done
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+def encoded(message: Message) -> bytes:
+    body = _encoder.encode(message)
+    return LENGTH.pack(len(body)) + body
+
+
+def decoded(body: bytes) -> Message:
+    return _decoder.decode(body)
+
+
+def read(stream: BinaryIO) -> Message | None:
+    """None at the end of the stream."""
+    head = stream.read(LENGTH.size)
+    return decoded(stream.read(*LENGTH.unpack(head))) if len(head) == LENGTH.size else None

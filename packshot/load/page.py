@@ -1,0 +1,7 @@
+"""load.html."""
+
+from packshot.load.results import Results
+
+
+def page(results: Results) -> str:
+    return ""

@@ -1,0 +1,192 @@
+"""What a run was like, as data and as a few lines of text."""
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import msgspec
+
+from packshot.intervals import Interval, mean_interval, quantile_interval
+from packshot.load.observed import ServerWindow
+from packshot.load.tally import SLICES, Tally, decoded
+from packshot.load_plan import LoadPlan
+
+PERCENTILES = (50.0, 90.0, 99.0, 99.9, 100.0)
+BUSY_CORES = 0.85  # of the one core that a client process can use
+LATE_MS = 5.0
+LATE_SHARE = 0.1  # of the median answer
+
+
+class Rate(msgspec.Struct, frozen=True, kw_only=True):
+    """Images a second, with the 95 % interval by batch means over the slices of the window."""
+
+    mean: float
+    interval: Interval
+
+
+class Doubt(msgspec.Struct, frozen=True, kw_only=True):
+    """Why the client, not the server, may be what was measured."""
+
+    kind: Literal["client_busy", "sent_late", "not_sent"]
+    text: str
+
+
+class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the requests that were due while the window was open.
+
+    `answers`: images a second that were answered and could be used; `goodput`: those in time, which
+    is within the plan's SLO or, without one, the deadline; `in_time`: requests of which that holds.
+    Times in milliseconds: `latency_ms` of answered requests, from the moment when each was due;
+    `refusal_ms` from being sent to being refused for overload; `lag_ms` from due to sent, which is
+    the load tester's own delay. `latency_intervals_ms`: 95 %, by rank. `latency_histogram`: HDR, in
+    microseconds. `client_cores`: CPU seconds a second of each client process. `errors` counts
+    requests by status, `image_errors` images in answered requests by reason.
+    """
+
+    plan: LoadPlan
+    sent: int
+    answered: int
+    in_time: int
+    errors: dict[str, int]
+    image_errors: dict[str, int]
+    answers: Rate
+    goodput: Rate
+    latency_ms: dict[str, float]
+    latency_intervals_ms: dict[str, Interval]
+    refusal_ms: dict[str, float]
+    lag_ms: dict[str, float]
+    latency_histogram: str
+    client_cores: list[float]
+    server: ServerWindow | None
+    doubts: tuple[Doubt, ...]
+
+    @property
+    def images_per_second(self) -> float:
+        return self.answers.mean
+
+    @property
+    def offered_images_per_second(self) -> float:
+        """What was sent, a second."""
+        return self.sent * self.plan.images_per_request / self.plan.seconds
+
+    @property
+    def failed(self) -> int:
+        """Requests that were not answered."""
+        return sum(self.errors.values())
+
+
+def report_of(plan: LoadPlan, tally: Tally, server: ServerWindow | None) -> LoadReport:
+    latency_ms, lag_ms = _percentiles(tally.latency), _percentiles(tally.lag)
+    client_cores = [seconds / plan.seconds for seconds in tally.cpu_seconds]
+    return LoadReport(
+        plan=plan,
+        sent=tally.sent,
+        answered=tally.answered,
+        in_time=tally.in_time,
+        errors=tally.errors,
+        image_errors=tally.image_errors,
+        answers=_rate(tally.images_by_slice, plan.seconds),
+        goodput=_rate(tally.in_time_by_slice, plan.seconds),
+        latency_ms=latency_ms,
+        latency_intervals_ms=_intervals(tally.latency),
+        refusal_ms=_percentiles(tally.refusal),
+        lag_ms=lag_ms,
+        latency_histogram=tally.latency,
+        client_cores=client_cores,
+        server=server,
+        doubts=tuple(_doubts(client_cores, latency_ms, lag_ms, tally)),
+    )
+
+
+def _rate(by_slice: list[int], seconds: float) -> Rate:
+    rates = [images / (seconds / SLICES) for images in by_slice]
+    return Rate(mean=sum(rates) / SLICES, interval=mean_interval(rates))
+
+
+def _name(percentile: float) -> str:
+    return f"p{percentile:g}"
+
+
+def _percentiles(text: str) -> dict[str, float]:
+    """In milliseconds; empty if there are none."""
+    histogram = decoded(text)
+    if not histogram.get_total_count():
+        return {}
+    return {_name(p): histogram.get_value_at_percentile(p) / 1000 for p in PERCENTILES}
+
+
+def _intervals(text: str) -> dict[str, Interval]:
+    histogram = decoded(text)
+    count = histogram.get_total_count()
+    found = {}
+    for percentile in PERCENTILES[:-1] if count else ():
+        low, high = quantile_interval(percentile / 100, count)
+        found[_name(percentile)] = (
+            histogram.get_value_at_percentile(low * 100) / 1000,
+            histogram.get_value_at_percentile(high * 100) / 1000,
+        )
+    return found
+
+
+def _doubts(
+    client_cores: list[float],
+    latency_ms: Mapping[str, float],
+    lag_ms: Mapping[str, float],
+    tally: Tally,
+) -> Iterator[Doubt]:
+    if max(client_cores) > BUSY_CORES:
+        yield Doubt(
+            kind="client_busy",
+            text=f"a client process was busy for {max(client_cores):.0%} of the time: the client "
+            "is the bottleneck; raise --processes, or send from more machines",
+        )
+    late = lag_ms.get("p99", 0.0)
+    if late > max(LATE_MS, LATE_SHARE * latency_ms.get("p50", 0.0)):
+        yield Doubt(
+            kind="sent_late",
+            text=f"one request in a hundred was sent {late:.0f} ms or more after it was due: this "
+            "machine is too busy to keep time; latencies include that delay",
+        )
+    if not_sent := tally.errors.get("NOT_SENT"):
+        yield Doubt(
+            kind="not_sent",
+            text=f"{not_sent} requests were never sent, as too many were unanswered or their "
+            "deadline had passed: the client cannot offer this rate",
+        )
+
+
+def report_text(report: LoadReport) -> str:
+    """A few lines for a terminal."""
+    plan = report.plan
+    low, high = report.answers.interval
+    lines = [
+        f"{plan.mode} of {plan.images_per_request} image(s) for {plan.seconds:g} s "
+        f"to {plan.target}",
+        f"  answered    {report.answered} of {report.sent} requests; {report.answers.mean:.1f} "
+        f"images/s ({low:.1f} to {high:.1f})",
+    ]
+    if plan.slo_ms is not None:
+        lines.append(f"  goodput     {report.goodput.mean:.1f} images/s within {plan.slo_ms:g} ms")
+    lines += [
+        f"  latency ms  {_listed(report.latency_ms) or 'no answer'}",
+        f"  errors      {errors_text(report)}",
+        f"  client      {' '.join(f'{cores:.2f}' for cores in report.client_cores)} cores, sent "
+        f"{report.lag_ms.get('p99', 0):.1f} ms late at p99",
+    ]
+    if report.server is not None:
+        lines.append(f"  server      {_server_text(report.server)}")
+    return "\n".join([*lines, *(f"  WARNING     {doubt.text}" for doubt in report.doubts)])
+
+
+def errors_text(report: LoadReport) -> str:
+    counted = {**report.errors, **{f"image(s) {k}": v for k, v in report.image_errors.items()}}
+    return ", ".join(f"{count} {kind}" for kind, count in counted.items()) or "none"
+
+
+def _listed(milliseconds: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {ms:.1f}" for name, ms in milliseconds.items())
+
+
+def _server_text(server: ServerWindow) -> str:
+    stages = "  ".join(f"{name} {times.mean_ms:.1f}" for name, times in server.stages.items())
+    batch = f"batches of {server.batch_images_mean:.1f}; " if server.batch_images_mean else ""
+    return f"{server.cpu_cores:.2f} cores, {server.resident_mb:.0f} MB; {batch}mean ms: {stages}"

@@ -1,0 +1,200 @@
+"""The client processes of a load test: started, given their orders, and heard until they end."""
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+from packshot.channel import Connection, Tls
+from packshot.errors import ServiceFailed
+from packshot.load.messages import (
+    LENGTH,
+    Done,
+    Message,
+    Order,
+    Progress,
+    Ready,
+    Setup,
+    decoded,
+    encoded,
+)
+from packshot.load.observed import ServerWindow, between, read_metrics
+from packshot.load.report import LoadReport, report_of
+from packshot.load.tally import Tally, merged
+from packshot.load.wire import requests_of
+from packshot.load_plan import LoadPlan
+
+HEAD_START_SECONDS = 0.05  # for orders to arrive before the first request is due
+STOP_SECONDS = 5.0
+
+
+class State(NamedTuple):
+    """How a run goes, for somebody who watches it."""
+
+    plan: LoadPlan
+    seconds: float
+    images: int
+    failed: int
+    in_flight: int
+
+
+Watcher = Callable[[State], None]
+
+
+class Source(NamedTuple):
+    """The server's own figures: where, and of which model."""
+
+    url: str
+    model: str
+
+
+class Senders:
+    """Runs plans one after the other, over the same connections."""
+
+    def __init__(
+        self, processes: "list[asyncio.subprocess.Process]", source: Source | None, watch: Watcher
+    ) -> None:
+        self._processes = processes
+        self._source = source
+        self._watch = watch
+
+    async def run(self, plan: LoadPlan) -> LoadReport:
+        """Raises ServiceFailed if a client process ends before its time, InvalidInput if the
+        server's metrics cannot be read."""
+        begin = time.monotonic() + HEAD_START_SECONDS
+        latest: dict[int, Progress] = {}
+
+        def heard(number: int, progress: Progress) -> None:
+            latest[number] = progress
+            self._watch(_state(plan, time.monotonic() - begin, list(latest.values())))
+
+        processes = self._processes[: plan.client_processes]
+        orders = [
+            Order(plan=plan, number=number, senders=len(processes), begin=begin)
+            for number in range(len(processes))
+        ]
+        try:
+            async with asyncio.TaskGroup() as group:
+                observing = group.create_task(self._observe(plan, begin))
+                running = [
+                    group.create_task(_ordered(process, order, heard))
+                    for process, order in zip(processes, orders, strict=True)
+                ]
+        except ExceptionGroup as group_of_one:  # the first to fail cancels the others
+            raise group_of_one.exceptions[0] from None
+        return report_of(plan, merged(task.result() for task in running), observing.result())
+
+    async def _observe(self, plan: LoadPlan, begin: float) -> ServerWindow | None:
+        if self._source is None:
+            return None
+        opens = begin + plan.warmup_seconds
+        await asyncio.sleep(max(0.0, opens - time.monotonic()))
+        before = await asyncio.to_thread(read_metrics, self._source.url)
+        await asyncio.sleep(max(0.0, opens + plan.seconds - time.monotonic()))
+        after = await asyncio.to_thread(read_metrics, self._source.url)
+        return between(before, after, self._source.model)
+
+
+@asynccontextmanager
+async def senders(
+    plan: LoadPlan,
+    images: Sequence[bytes],
+    connection: Connection,
+    *,
+    source: Source | None = None,
+    watch: Watcher = lambda _: None,
+) -> AsyncIterator[Senders]:
+    """As many as the plan wants; `images` are what they send."""
+    setup = Setup(
+        target=connection.target,
+        tls=_tls(connection.tls),
+        token=connection.token,
+        api=plan.api,
+        requests=requests_of(plan, images),
+        images_per_request=plan.images_per_request,
+    )
+    processes = [await _started() for _ in range(plan.client_processes)]
+    try:
+        await asyncio.gather(*(_set_up(process, setup) for process in processes))
+        yield Senders(processes, source, watch)
+    finally:
+        await asyncio.gather(*map(_ended, processes))
+
+
+async def _started() -> "asyncio.subprocess.Process":
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "packshot.load.sender", stdin=pipe, stdout=pipe
+    )
+
+
+async def _set_up(process: "asyncio.subprocess.Process", setup: Setup) -> None:
+    await _say(process, setup)
+    ready = await _hear(process)
+    assert isinstance(ready, Ready)
+
+
+async def _ordered(
+    process: "asyncio.subprocess.Process",
+    order: Order,
+    heard: Callable[[int, Progress], None],
+) -> Tally:
+    await _say(process, order)
+    while True:
+        match await _hear(process):
+            case Progress() as progress:
+                heard(order.number, progress)
+            case Done(tally):
+                return tally
+
+
+async def _say(process: "asyncio.subprocess.Process", message: Message) -> None:
+    assert process.stdin is not None
+    try:
+        process.stdin.write(encoded(message))
+        await process.stdin.drain()
+    except ConnectionError:
+        raise _gone(process) from None
+
+
+async def _hear(process: "asyncio.subprocess.Process") -> Message:
+    assert process.stdout is not None
+    try:
+        (length,) = LENGTH.unpack(await process.stdout.readexactly(LENGTH.size))
+        return decoded(await process.stdout.readexactly(length))
+    except asyncio.IncompleteReadError:
+        raise _gone(process) from None
+
+
+def _gone(process: "asyncio.subprocess.Process") -> ServiceFailed:
+    return ServiceFailed(f"client process {process.pid} of the load tester ended before its time")
+
+
+async def _ended(process: "asyncio.subprocess.Process") -> None:
+    """A sender that is idle ends with its input, one that still sends by a signal."""
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        await asyncio.wait_for(process.wait(), STOP_SECONDS)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+def _tls(tls: Tls | bool) -> dict[str, str | None] | bool:
+    if isinstance(tls, bool):
+        return tls
+    files = {"ca": tls.ca, "cert": tls.cert, "key": tls.key}
+    return {name: None if file is None else str(file) for name, file in files.items()}
+
+
+def _state(plan: LoadPlan, seconds: float, progress: list[Progress]) -> State:
+    return State(
+        plan,
+        seconds,
+        images=sum(one.images for one in progress),
+        failed=sum(one.failed for one in progress),
+        in_flight=sum(one.in_flight for one in progress),
+    )

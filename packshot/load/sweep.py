@@ -1,0 +1,104 @@
+"""Many rates, one after the other: where the server saturates, and what it does within an SLO."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from packshot.load.report import LoadReport
+from packshot.load.senders import Senders
+from packshot.load_plan import LoadPlan
+
+LADDER = (0.25, 0.5, 0.7, 0.85, 1.0, 1.25, 1.5, 2.0)
+"""Rates, in parts of what the closed loop reached."""
+
+IN_TIME_SHARE = 0.99  # of the requests that were sent: refused and failed ones miss the SLO too
+KEPT_UP_SHARE = 0.95  # of what was offered is answered
+CLOSE_ENOUGH = 1.05  # the lowest rate that fails over the highest that passes
+MOST_BISECTIONS = 6
+FEWEST_REQUESTS = 50  # of fewer, one in a hundred says nothing
+
+
+class Sweep(msgspec.Struct, frozen=True, kw_only=True):
+    """`alone`: one request in flight; `closed`: the plan's concurrency; `points`: open loops, by
+    rate. All rates in images a second, of what was really sent.
+    """
+
+    alone: LoadReport
+    closed: LoadReport
+    points: tuple[LoadReport, ...]
+
+    @property
+    def runs(self) -> tuple[LoadReport, ...]:
+        return (self.alone, self.closed, *self.points)
+
+    @property
+    def saturation(self) -> float:
+        """The most that was answered in a second, at whatever rate."""
+        return max(one.answers.mean for one in (self.closed, *self.points))
+
+    @property
+    def kept_up_with(self) -> float | None:
+        """The highest rate of which 95 % were answered; None if there is none."""
+        return _highest(self.points, _kept_up)
+
+    @property
+    def within_slo(self) -> float | None:
+        """The highest rate at which 99 % of the requests were answered within the SLO, below all
+        at which that failed; None if there is none, or no SLO."""
+        if self.closed.plan.slo_ms is None:
+            return None
+        passing = [one for one in _below_failures(self.points) if _met(one)]
+        return max((one.offered_images_per_second for one in passing), default=None)
+
+
+async def sweep(senders: Senders, plan: LoadPlan, tell: Callable[[LoadReport], None]) -> Sweep:
+    """Two closed loops, a ladder of open ones, and between its steps a bisection to the SLO."""
+
+    async def run(**changes: object) -> LoadReport:
+        report = await senders.run(msgspec.structs.replace(plan, **changes))
+        tell(report)
+        return report
+
+    alone = await run(rate=None, concurrency=1)
+    closed = await run(rate=None)
+    peak = closed.answers.mean / plan.images_per_request
+    points = [await run(rate=peak * share) for share in LADDER] if peak else []
+    for _ in range(MOST_BISECTIONS if plan.slo_ms is not None else 0):
+        if (rate := next_rate(points)) is None:
+            break
+        points.append(await run(rate=rate))
+    return Sweep(alone=alone, closed=closed, points=tuple(sorted(points, key=_rate)))
+
+
+def next_rate(points: Sequence[LoadReport]) -> float | None:
+    """Between the highest rate that meets the SLO and the lowest that does not; None when done."""
+    failing = min((_rate(one) for one in points if not _met(one)), default=None)
+    if failing is None:
+        return None  # all met it: there is nothing to look for between them
+    passing = max((_rate(one) for one in _below_failures(points)), default=0.0)
+    rate = (passing + failing) / 2
+    too_few = rate * points[0].plan.seconds < FEWEST_REQUESTS
+    return None if too_few or failing <= passing * CLOSE_ENOUGH else rate
+
+
+def _below_failures(points: Sequence[LoadReport]) -> Iterator[LoadReport]:
+    """Above a rate that failed one may pass by chance: that does not count."""
+    failing = min((_rate(one) for one in points if not _met(one)), default=float("inf"))
+    return (one for one in points if _rate(one) < failing)
+
+
+def _met(report: LoadReport) -> bool:
+    return report.in_time >= IN_TIME_SHARE * report.sent > 0
+
+
+def _kept_up(report: LoadReport) -> bool:
+    return report.answers.mean >= KEPT_UP_SHARE * report.offered_images_per_second
+
+
+def _highest(points: Sequence[LoadReport], good: Callable[[LoadReport], bool]) -> float | None:
+    return max((one.offered_images_per_second for one in points if good(one)), default=None)
+
+
+def _rate(report: LoadReport) -> float:
+    assert report.plan.rate is not None
+    return report.plan.rate

@@ -1,0 +1,79 @@
+"""Requests as bytes, made before the clock runs, and what their answers say of the images."""
+
+import itertools
+import struct
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from packshot.load_plan import Api, LoadPlan
+from packshot.v1 import classifier_pb2 as pb
+
+if TYPE_CHECKING:
+    from packshot.oip import open_inference_pb2 as oip
+
+CROP = 224
+"""Side of raw pixels, where the Open Inference Protocol wants a shape."""
+
+
+class Wire(NamedTuple):
+    """How an API is spoken."""
+
+    method: str
+    request: Callable[[LoadPlan, Sequence[bytes]], bytes]
+    image_errors: Callable[[bytes], Mapping[str, int]]
+    """By reason, in an answer."""
+
+
+def requests_of(plan: LoadPlan, images: Sequence[bytes]) -> list[bytes]:
+    """Each image is in one of them or, to fill the last, in two; few are sent again and again."""
+    size = plan.images_per_request
+    endless = itertools.cycle(images)
+    groups = (list(itertools.islice(endless, size)) for _ in range(-(-len(images) // size)))
+    return [WIRES[plan.api].request(plan, group) for group in groups]
+
+
+def _classify_request(plan: LoadPlan, images: Sequence[bytes]) -> bytes:
+    made = [pb.Image(pixels=one) if plan.pixels else pb.Image(encoded=one) for one in images]
+    return pb.ClassifyRequest(model=plan.model, images=made, top_k=1).SerializeToString()
+
+
+def _classify_errors(reply: bytes) -> Mapping[str, int]:
+    results = pb.ClassifyResponse.FromString(reply).results
+    return Counter(one.error.reason for one in results if one.HasField("error"))
+
+
+def _infer_request(plan: LoadPlan, images: Sequence[bytes]) -> bytes:
+    oip = _open_inference()
+    count = len(images)
+    if plan.pixels:
+        datatype, shape, raw = "UINT8", [count, CROP, CROP, 3], b"".join(images)
+    else:
+        datatype, shape = "BYTES", [count]
+        raw = b"".join(struct.pack("<I", len(one)) + one for one in images)
+    tensor = oip.ModelInferRequest.InferInputTensor(name="images", datatype=datatype, shape=shape)
+    wanted = oip.ModelInferRequest.InferRequestedOutputTensor(name="logits")
+    request: bytes = oip.ModelInferRequest(
+        model_name=plan.model, inputs=[tensor], outputs=[wanted], raw_input_contents=[raw]
+    ).SerializeToString()
+    return request
+
+
+def _no_errors(_reply: bytes) -> Mapping[str, int]:
+    """The protocol has none: a request with an image that cannot be used fails as a whole."""
+    return {}
+
+
+def _open_inference() -> "oip":
+    """Imported where it is spoken: other libraries register the same names, and then it fails."""
+    from packshot.oip import open_inference_pb2
+
+    return open_inference_pb2
+
+
+WIRES: dict[Api, Wire] = {
+    "packshot": Wire("/packshot.v1.Classifier/Classify", _classify_request, _classify_errors),
+    "open-inference": Wire(
+        "/inference.GRPCInferenceService/ModelInfer", _infer_request, _no_errors
+    ),
+}

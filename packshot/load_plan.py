@@ -1,0 +1,66 @@
+"""What a load test does: to whom, how much, for how long."""
+
+from typing import Literal
+
+import msgspec
+
+from packshot.cores import available_cores
+from packshot.errors import InvalidInput
+
+Api = Literal["packshot", "open-inference"]
+Arrivals = Literal["poisson", "constant"]
+
+MOST_PROCESSES = 8  # chosen by itself; more may be asked for
+ABOVE_ZERO = ("rate", "concurrency", "seconds", "images_per_request", "timeout_seconds", "slo_ms")
+NOT_BELOW_ZERO = ("warmup_seconds", "processes", "seed")
+
+
+class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """`rate` requests a second (open loop), or without it `concurrency` in flight (closed loop).
+
+    `arrivals` of an open loop: poisson, as of many users who know nothing of each other, or
+    constant, evenly spaced. `warmup_seconds` are loaded like the `seconds` after them, but not
+    counted. `timeout_seconds` is the deadline of each request, from the moment when it was due.
+    An answer counts as goodput if it came within `slo_ms`, or without that within the deadline.
+    `pixels`: the images are raw pixels, not encoded files. `processes` 0: half the cores.
+    Raises InvalidInput.
+    """
+
+    target: str
+    model: str = ""
+    api: Api = "packshot"
+    rate: float | None = None
+    arrivals: Arrivals = "poisson"
+    concurrency: int = 16
+    warmup_seconds: float = 1.0
+    seconds: float = 10.0
+    images_per_request: int = 1
+    timeout_seconds: float = 30.0
+    slo_ms: float | None = None
+    pixels: bool = False
+    processes: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ABOVE_ZERO:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InvalidInput(f"{name} is {value}; it must be above 0")
+        for name in NOT_BELOW_ZERO:
+            if not getattr(self, name) >= 0:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.api == "open-inference" and not self.model:
+            raise InvalidInput("the Open Inference Protocol knows no default model: name one")
+
+    @property
+    def client_processes(self) -> int:
+        """At most one a request in flight."""
+        wanted = self.processes or min(MOST_PROCESSES, max(1, available_cores() // 2))
+        return wanted if self.rate else min(wanted, self.concurrency)
+
+    @property
+    def mode(self) -> str:
+        """For a reader."""
+        if self.rate:
+            return f"{self.rate:g} requests/s ({self.arrivals})"
+        return f"{self.concurrency} request{'s' * (self.concurrency > 1)} in flight"
