@@ -17,6 +17,7 @@ TARGETS   ?= this
 PORT      ?= 8001
 HTTP_PORT ?= 8002
 IMAGE     ?= data/sample/test/mug/mug-074.jpg
+LOAD      ?=
 
 UV_VERSION           := 0.13.8
 GRPCIO_TOOLS_VERSION := 1.71.2
@@ -44,7 +45,7 @@ help: ## list the verbs
 	@echo "  DATA=$(DATA) RUN=$(RUN) MODEL=$(MODEL) ARCH=$(ARCH) EPOCHS=$(or $(EPOCHS),<the recipe's>)"
 	@echo "  RECIPE=$(or $(RECIPE),auto) WEIGHTS=$(or $(WEIGHTS),imagenet) FIT=$(or $(FIT),crop)"
 	@echo "  ENGINES=$(ENGINES) TARGETS=$(TARGETS)"
-	@echo "  PORT=$(PORT) HTTP_PORT=$(HTTP_PORT) IMAGE=$(IMAGE)"
+	@echo "  PORT=$(PORT) HTTP_PORT=$(HTTP_PORT) IMAGE=$(IMAGE) LOAD=$(LOAD)"
 
 setup: $(READY) ## create .venv and install the locked packages (other verbs do it when needed)
 
@@ -77,8 +78,9 @@ serve: $(READY) ## serve models/MODEL on PORT, metrics on HTTP_PORT
 classify: $(READY) ## classify IMAGE (a file, folder or pattern) with the server on PORT
 	@$(BIN)/packshot classify --target 127.0.0.1:$(PORT) "$(IMAGE)"
 
-load: $(READY) ## load-test the server on PORT with the images of DATA
-	@$(BIN)/packshot load --target 127.0.0.1:$(PORT) "$(DATA)"
+load: $(READY) ## load-test the server on PORT with LOAD=--sweep ... or a rate; report in runs/load
+	@$(BIN)/packshot load --target 127.0.0.1:$(PORT) --metrics-url http://127.0.0.1:$(HTTP_PORT)/metrics \
+	  --out runs/load $(LOAD) $(if $(wildcard $(DATA)),"$(DATA)")
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest

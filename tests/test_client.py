@@ -20,7 +20,6 @@ from tiny import PURE, encoded, jpeg
 
 from packshot import Client
 from packshot.errors import InvalidInput
-from packshot.load import LoadPlan, run_load
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierServicer, add_ClassifierServicer_to_server
 
@@ -222,33 +221,6 @@ def test_model_command(server):
     model = json.loads(packshot(server, "model").stdout)
     assert model["engine"] == "fp32"
     assert "answers_differ" in model["refused"]["int8"]
-
-
-def test_load_command_counts_every_request(server, folder):
-    done = packshot(server, "load", "--seconds", 1, "--rate", 20, "--json", folder)
-    report = json.loads(done.stdout)
-    assert done.returncode == 0, done.stderr
-    assert report["answered"] == 20
-    assert report["errors"] == {}
-    assert report["latency_ms"].keys() == {"p50", "p90", "p99", "p100"}
-
-
-def test_load_in_closed_loop_and_with_errors(server):
-    big = encoded(Image.new("RGB", (224, 224)), "PNG")
-    plan = LoadPlan(target=server.target, concurrency=4, seconds=0.5, images_per_request=2)
-    report = run_load(plan, [big])
-    assert report.answered >= 4
-    assert report.images_per_second > 0
-    too_many = LoadPlan(target=server.target, rate=10, seconds=0.5, images_per_request=33)
-    report = run_load(too_many, [big])
-    assert (report.answered, report.errors) == (0, {"INVALID_ARGUMENT": 5})
-
-
-def test_load_counts_images_that_could_not_be_used(server):
-    report = run_load(LoadPlan(target=server.target, rate=10, seconds=0.5), [b"text"])
-    assert (report.answered, report.errors) == (5, {})
-    assert report.image_errors == {"not_an_image": 5}
-    assert report.images_per_second == 0
 
 
 def test_load_refuses_a_plan_without_sense():

@@ -26,7 +26,7 @@ def test_links_and_named_files_exist():
 
 def test_every_module_named_in_the_map_exists():
     places = README.split("## Where things are")[1]
-    for package in ("packshot", "trainer", "exporters"):
+    for package in ("packshot", "packshot/load", "trainer", "exporters"):
         listed = re.search(rf"^{package}/\s+(?:[^:\n]*: )?(.*)$", places, re.MULTILINE)[1]
         for name in listed.split(", "):
             assert (ROOT / package / f"{name}.py").exists(), name
@@ -36,5 +36,15 @@ def test_make_help_lists_the_verbs():
     done = subprocess.run(["make", "help"], cwd=ROOT, text=True, capture_output=True, check=True)
     listed = set(re.findall(r"^  make (\w+) ", done.stdout, re.MULTILINE))
     assert listed >= VERBS
-    for variable in ("DATA", "RUN", "MODEL", "PORT", "HTTP_PORT", "ARCH", "EPOCHS", "IMAGE"):
+    for variable in (
+        "DATA",
+        "RUN",
+        "MODEL",
+        "PORT",
+        "HTTP_PORT",
+        "ARCH",
+        "EPOCHS",
+        "IMAGE",
+        "LOAD",
+    ):
         assert f"{variable}=" in done.stdout

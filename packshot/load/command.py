@@ -19,6 +19,7 @@ from packshot.image import ImageSpec, load_pixels
 from packshot.image_names import image_names
 from packshot.load import LoadReport, Source, run_load, run_sweep
 from packshot.load.compare import comparison_text
+from packshot.load.observed import read_metrics
 from packshot.load.page import page
 from packshot.load.pictures import photos
 from packshot.load.results import Results, SentImages, read_results, results_text, write_results
@@ -48,6 +49,8 @@ def measured(options: argparse.Namespace) -> Results:
     plan = _plan(options)
     tls, token = tls_of(options), token_of(options)
     served = served_by(plan, Connection(target=plan.target, tls=tls, token=token))
+    if options.metrics_url:
+        read_metrics(options.metrics_url)  # a wrong one is told before the load, not after
     images = _images(options.images)
     sent = SentImages(
         source=" ".join(options.images) or "generated photographs",

@@ -63,10 +63,11 @@ def read_metrics(url: str) -> Reading:
     """Raises InvalidInput where no packshot server answers."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as page:  # noqa: S310  # the caller's own
-            text = page.read().decode()
-        families = list(text_string_to_metric_families(text))
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"no metrics at {url}: {error}") from error
+            families = list(text_string_to_metric_families(page.read().decode()))
+    except OSError as error:
+        raise InvalidInput(f"{url} cannot be read: {error}; check --metrics-url") from error
+    except ValueError as error:
+        raise InvalidInput(f"{url} has no metrics of a packshot server: {error}") from error
     samples = {
         (one.name, tuple(sorted(one.labels.items()))): one.value
         for family in families
