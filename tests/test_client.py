@@ -14,9 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 import pytest
-from PIL import Image
 from processes import ROOT, TIMEOUT, serving
-from tiny import PURE, encoded, jpeg
+from tiny import PURE, jpeg
 
 from packshot import Client
 from packshot.errors import InvalidInput
@@ -221,8 +220,3 @@ def test_model_command(server):
     model = json.loads(packshot(server, "model").stdout)
     assert model["engine"] == "fp32"
     assert "answers_differ" in model["refused"]["int8"]
-
-
-def test_load_refuses_a_plan_without_sense():
-    with pytest.raises(InvalidInput, match="seconds is 0"):
-        LoadPlan(target="127.0.0.1:1", seconds=0)

@@ -143,15 +143,6 @@ async def _until(moment: float) -> None:
     await asyncio.sleep(max(0.0, moment - time.monotonic()))
 
 
-def _new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where it is installed: there is none for Windows."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
-
-
 def _tell_parent(message: Message) -> None:
     sys.stdout.buffer.write(encoded(message))
     sys.stdout.buffer.flush()
@@ -160,7 +151,7 @@ def _tell_parent(message: Message) -> None:
 def main() -> None:
     setup = read(sys.stdin.buffer)
     assert isinstance(setup, Setup)
-    with asyncio.Runner(loop_factory=_new_event_loop) as runner:
+    with asyncio.Runner() as runner:
         sender = runner.run(_opened(setup))
         _tell_parent(Ready())
         while isinstance(order := read(sys.stdin.buffer), Order):
