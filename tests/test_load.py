@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 from PIL import Image
-from processes import FAKE_SERVING, ROOT, TIMEOUT, serving
+from processes import FAKE_SERVING, ROOT, TIMEOUT, serving, until
 from tiny import PURE, encoded, jpeg, tiny_bundle
 
 from packshot.channel import Connection
@@ -134,12 +134,33 @@ def test_a_client_process_that_is_killed_ends_the_run(held):
     assert children() == []
 
 
-def children() -> list[int]:
-    """Client processes of this one."""
-    tasks = Path("/proc/self/task").glob("*/children")
+def test_client_processes_do_not_outlive_who_started_them(held, tmp_path):
+    command = (sys.executable, "-m", "packshot.cli", "load", "--target", held.target)
+    (tmp_path / "red.jpg").write_bytes(RED)
+    loading = subprocess.Popen(
+        [*command, "--rate", "10", "--seconds", "600", "--processes", "2", tmp_path / "red.jpg"],
+        cwd=ROOT,
+    )
+    until(lambda: len(children(loading.pid)) == 2)
+    senders = children(loading.pid)
+    loading.kill()
+    loading.wait()
+    until(lambda: not any(map(command_of, senders)))
+
+
+def children(parent: int | str = "self") -> list[int]:
+    """Client processes that it started."""
+    tasks = Path(f"/proc/{parent}/task").glob("*/children")
     found = [int(each) for task in tasks for each in task.read_text().split()]
-    command = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in found}
-    return [pid for pid, line in command.items() if b"packshot.load.sender" in line]
+    return [pid for pid in found if b"packshot.load.sender" in command_of(pid)]
+
+
+def command_of(pid: int) -> bytes:
+    """Empty once it has ended, also if nobody has taken note of it."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def test_a_wrong_address_and_a_wrong_metrics_page_are_told_at_once(server):

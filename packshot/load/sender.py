@@ -64,14 +64,16 @@ class Run:
         self._in_flight = 0
 
     async def tally(self, tell: Callable[[Message], None]) -> Tally:
-        """Of the whole run; tells how it goes."""
-        used = asyncio.create_task(_cpu_seconds(self._window))
-        telling = asyncio.create_task(self._tell(tell))
+        """Of the whole run; tells how it goes, and stops where nobody hears it any more."""
         try:
-            await self._send_all()
-        finally:
-            telling.cancel()
-        return self._recorder.tally(await used)
+            async with asyncio.TaskGroup() as group:
+                used = group.create_task(_cpu_seconds(self._window))
+                telling = group.create_task(self._tell(tell))
+                await self._send_all()
+                telling.cancel()
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return self._recorder.tally(used.result())
 
     async def _send_all(self) -> None:
         order, end = self._order, self._window.closes

@@ -4,7 +4,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 from packshot.channel import Connection, Tls
@@ -119,6 +119,11 @@ async def senders(
     try:
         await asyncio.gather(*(_set_up(process, setup) for process in processes))
         yield Senders(processes, source, watch)
+    except BaseException:  # some may be sending: nobody wants to know any more
+        for process in processes:
+            with suppress(ProcessLookupError):
+                process.kill()
+        raise
     finally:
         await asyncio.gather(*map(_ended, processes))
 
