@@ -245,7 +245,7 @@ def test_only_the_window_counts_and_by_when_each_was_due():
     recorder.not_answered(9.9, "UNAVAILABLE")
     recorder.not_answered(11.0, "UNAVAILABLE")
     tally = recorder.tally(cpu_seconds=0.5)
-    assert (tally.sent, tally.answered, tally.in_time) == (2, 2, 1)
+    assert (tally.sent, tally.answered, tally.in_time, tally.images_in_all) == (2, 2, 1, 4)
     assert (tally.errors, tally.image_errors) == ({"UNAVAILABLE": 1}, {"damaged": 2})
     assert tally.images_by_slice == [2, 0, 0, 0, 0, 0, 0, 0, 0, 0]
     assert tally.in_time_by_slice == [1, 0, 0, 0, 0, 0, 0, 0, 0, 0]

@@ -33,6 +33,7 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True):
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """Of the requests that were due while the window was open.
 
+    `images_in_all`: answered from the first request on, warm-up included; all else is of the window.
     `answers`: images a second that were answered and could be used; `goodput`: those in time, which
     is within the plan's SLO or, without one, the deadline; `in_time`: requests of which that holds.
     Times in milliseconds: `latency_ms` of answered requests, from the moment when each was due;
@@ -48,6 +49,7 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     in_time: int
     errors: dict[str, int]
     image_errors: dict[str, int]
+    images_in_all: int
     answers: Rate
     goodput: Rate
     latency_ms: dict[str, float]
@@ -84,6 +86,7 @@ def report_of(plan: LoadPlan, tally: Tally, server: ServerWindow | None) -> Load
         in_time=tally.in_time,
         errors=tally.errors,
         image_errors=tally.image_errors,
+        images_in_all=tally.images_in_all,
         answers=_rate(tally.images_by_slice, plan.seconds),
         goodput=_rate(tally.in_time_by_slice, plan.seconds),
         latency_ms=latency_ms,

@@ -35,6 +35,7 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
     The rate of answers is counted by when they came, as work in progress when the window opens and
     closes is then balanced; all else by when a request was due, so that slow ones are not lost.
     `in_time`: requests answered within the SLO, or without one within their deadline.
+    `images_in_all`: answered from the first request on, warm-up included.
     `errors`: requests by status; `image_errors`: images in answered requests, by reason. `latency`
     from due to answered, `refusal` from sent to refused for overload, `lag` from due to sent.
     """
@@ -44,6 +45,7 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
     in_time: int
     errors: dict[str, int]
     image_errors: dict[str, int]
+    images_in_all: int
     images_by_slice: list[int]
     in_time_by_slice: list[int]
     latency: str
@@ -106,6 +108,7 @@ class Recorder:
             in_time=self._in_time,
             errors=dict(self._errors),
             image_errors=dict(self._image_errors),
+            images_in_all=self.answered_images,
             images_by_slice=self._images,
             in_time_by_slice=self._images_in_time,
             latency=_encoded(self._latency),
@@ -124,6 +127,7 @@ def merged(tallies: Iterable[Tally]) -> Tally:
         in_time=sum(one.in_time for one in all_of),
         errors=_added(one.errors for one in all_of),
         image_errors=_added(one.image_errors for one in all_of),
+        images_in_all=sum(one.images_in_all for one in all_of),
         images_by_slice=_by_slice(one.images_by_slice for one in all_of),
         in_time_by_slice=_by_slice(one.in_time_by_slice for one in all_of),
         latency=_summed(one.latency for one in all_of),
