@@ -33,7 +33,7 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True):
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """Of the requests that were due while the window was open.
 
-    `images_in_all`: answered from the first request on, warm-up included; all else is of the window.
+    `images_in_all`: answered from the first request on, warm-up included; else the window counts.
     `answers`: images a second that were answered and could be used; `goodput`: those in time, which
     is within the plan's SLO or, without one, the deadline; `in_time`: requests of which that holds.
     Times in milliseconds: `latency_ms` of answered requests, from the moment when each was due;
