@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser, *, rounds: int = ROUNDS) -> Non
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--model", default="products")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of a measurement")
-    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--rounds", type=_at_least_one, default=rounds, help="the median counts")
 
 
 def parse_options(description: str | None, *, rounds: int = ROUNDS) -> Options:
@@ -48,3 +48,9 @@ def chosen(given: argparse.Namespace) -> Options:
     return Options(
         models=given.models, model=given.model, seconds=given.seconds, rounds=given.rounds
     )
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: it must be a whole number from 1 on")
+    return int(text)

@@ -11,6 +11,7 @@ decoder tells how much of the lead is the decoder's.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -64,7 +65,7 @@ class Loops:
         """The better of the two sessions, each for half of the time."""
         of_loop = batches(self._images, SERIAL_BATCH, decoder)
 
-        def run(one: object, batch: np.ndarray) -> None:
+        def run(one: Any, batch: np.ndarray) -> None:
             one.run(None, {INPUT: batch})
 
         found = [
