@@ -8,7 +8,7 @@ import msgspec
 from packshot.bundle import Bundle, open_bundle
 from packshot.store import current_version
 
-SECONDS = 5.0
+SECONDS = 4.0
 ROUNDS = 5
 
 
