@@ -108,13 +108,8 @@ lock: ## renew requirements.lock from pyproject.toml
 	  --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --upgrade \
 	  --custom-compile-command "make lock" --quiet --output-file requirements.lock
 
-bench: $(READY) ## measure speed (ratios of two things in one run)
-	$(BIN)/python -m benchmarks.preprocessing
-	$(BIN)/python -m benchmarks.engines --models models --model $(MODEL)
-	$(BIN)/python -m benchmarks.threads --models models --model $(MODEL)
-	$(BIN)/python -m benchmarks.overhead --models models --model $(MODEL)
-	$(BIN)/python -m benchmarks.serving --models models --model $(MODEL)
-	$(BIN)/python -m benchmarks.overload --models models --model $(MODEL)
+bench: $(READY) ## measure speed against the bars: a table, and all rounds in runs/bench/bench.json
+	$(BIN)/python -m benchmarks --models models --model $(MODEL)
 
 clean: ## remove .venv, the drawn sample and caches; runs and models stay
 	rm -rf .venv $(SAMPLE) data/.unfinished-* dist .mypy_cache .pytest_cache .ruff_cache

@@ -4,17 +4,14 @@ python -m benchmarks.bare_server
 """
 
 import asyncio
-import logging
+import sys
 
 import grpc
 import uvloop
-from prometheus_client import CollectorRegistry
-from prometheus_client.process_collector import ProcessCollector
 
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierServicer, add_ClassifierServicer_to_server
 from serving.api.calls import Context
-from serving.http import HttpPort
 
 
 class Constant(ClassifierServicer):
@@ -27,19 +24,13 @@ class Constant(ClassifierServicer):
 
 
 async def main() -> None:
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
-    http = HttpPort("127.0.0.1", 0, registry, lambda: None, lambda: None)
     server = grpc.aio.server()
     add_ClassifierServicer_to_server(Constant(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    logging.info(
-        "engine none, on 127.0.0.1:%d, metrics on http://127.0.0.1:%d/metrics", port, http.port
-    )
+    print(f"engine none, on 127.0.0.1:{port}", file=sys.stderr, flush=True)
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
     uvloop.run(main())

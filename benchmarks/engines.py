@@ -13,16 +13,18 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import chain
 
+import msgspec
 import numpy as np
 
+from benchmarks.alone import run_alone
+from benchmarks.figures import Figure, Findings
 from benchmarks.operations import operations_per_image
+from benchmarks.options import Options
 from benchmarks.products import OPERATIONS, products
-from benchmarks.serving import parse_options
-from packshot.bundle import PLAN, Bundle, open_bundle
+from packshot.bundle import PLAN, Bundle
 from packshot.cores import available_cores
 from packshot.errors import EngineRefused
 from packshot.plan import read_sidecar, sidecar_path
-from packshot.store import current_version
 from packshot.tables import table
 from serving.engines import Engine
 from serving.engines.onnxruntime import OnnxRuntimeEngine
@@ -104,32 +106,48 @@ def run_in_turns(courses: Sequence[Course], rounds: int) -> None:
             course.take_turn()
 
 
-def row(name: str, batch: int, course: Course, of_the_peak: str) -> tuple[str, ...]:
-    return (
-        name,
-        str(batch),
-        f"{course.runs_per_second * batch:.1f}",
-        f"{course.milliseconds(50):.1f}",
-        f"{course.milliseconds(99):.1f}",
-        f"{course.cpu_seconds_a_run / batch * 1000:.1f}",
-        of_the_peak,
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """`of_the_peak`: None for a plan."""
+
+    engine: str
+    batch: int
+    images_per_second: float
+    p50_ms: float
+    p99_ms: float
+    cpu_ms: float  # an image
+    of_the_peak: float | None
+
+    def cells(self) -> tuple[str, ...]:
+        times = (self.images_per_second, self.p50_ms, self.p99_ms, self.cpu_ms)
+        of_the_peak = "?" if self.of_the_peak is None else f"{self.of_the_peak:.0%}"
+        return (self.engine, str(self.batch), *(f"{time:.1f}" for time in times), of_the_peak)
+
+
+def row(engine: str, batch: int, course: Course, peak: float | None) -> Row:
+    """`peak`: images a second."""
+    rate = course.runs_per_second * batch
+    return Row(
+        engine=engine,
+        batch=batch,
+        images_per_second=rate,
+        p50_ms=course.milliseconds(50),
+        p99_ms=course.milliseconds(99),
+        cpu_ms=course.cpu_seconds_a_run / batch * 1000,
+        of_the_peak=None if peak is None else rate / peak,
     )
 
 
 def rows(
     of_engines: Mapping[str, Mapping[int, Course]], peaks: Mapping[str, float]
-) -> Iterator[tuple[str, ...]]:
+) -> Iterator[Row]:
     """`peaks`: of each engine that has one, in images a second."""
     for name, courses in of_engines.items():
         for batch, course in courses.items():
-            rate = course.runs_per_second * batch
-            yield row(name, batch, course, f"{rate / peaks[name]:.0%}" if name in peaks else "?")
+            yield row(name, batch, course, peaks.get(name))
 
 
-def main() -> None:
-    options = parse_options(__doc__ or "", rounds=ROUNDS)
-    folder = options.models / options.model
-    bundle = open_bundle(folder / str(current_version(folder)))
+def measure(options: Options) -> Findings:
+    bundle = options.open_bundle()
     an_image, cores = operations_per_image(bundle.engine_path("fp32")), available_cores()
     of_products = {name: Course(product) for name, product in products(cores).items()}
     with ExitStack() as stack:
@@ -149,7 +167,29 @@ def main() -> None:
         for name, file in bundle.manifest.engines.items()
         if not file.file.endswith(PLAN)
     }
-    print(table([HEAD, *rows(of_engines, on_cpu)]))
+    found = list(rows(of_engines, on_cpu))
+    print(table([HEAD, *(one.cells() for one in found)]), flush=True)
+    return Findings(figures=tuple(_figures(found, on_cpu)), rounds=(found,))
+
+
+def _figures(found: Sequence[Row], on_cpu: Mapping[str, float]) -> Iterator[Figure]:
+    """Of each engine at its best batch; all rounds are one here, for the p99 of large batches."""
+    best = {
+        name: max(
+            (one for one in found if one.engine == name), key=lambda one: one.images_per_second
+        )
+        for name in on_cpu
+    }
+    for name, one in best.items():
+        share = (one.of_the_peak or 0.0,)
+        yield Figure(name=f"{name} engine / matrix product", rounds=share, better="higher")
+    if {"int8", "fp32"} <= best.keys():
+        ratio = best["int8"].images_per_second / best["fp32"].images_per_second
+        yield Figure(name="int8 engine / fp32: throughput", rounds=(ratio,), better="higher")
+
+
+def main() -> None:
+    run_alone(measure, __doc__, rounds=ROUNDS)
 
 
 if __name__ == "__main__":

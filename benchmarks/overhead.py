@@ -2,39 +2,84 @@
 
 The server process's own CPU seconds over the requests that it answered, one image each, 16 in
 flight. The floor, in alternating rounds: a gRPC server that reads the same requests and answers a
-constant. The least of the rounds counts: what disturbs a machine only adds.
+constant.
 
     python -m benchmarks.overhead --models models --model products
 """
 
+import msgspec
+
+from benchmarks.alone import run_alone
+from benchmarks.driven import Driven, drive, steady
+from benchmarks.figures import Figure, Findings
+from benchmarks.measured import cpu
+from benchmarks.options import Options
 from benchmarks.process import Served, server, started
-from benchmarks.serving import CONCURRENCY, parse_options
-from packshot.load import LoadPlan, run_load
 
-REQUESTS = {"5 kB file": (bytes(5_000), False), "150 kB of pixels": (bytes(224 * 224 * 3), True)}
+BAR_MS = 0.45
+FILE, PIXELS = "5 kB file", "150 kB of pixels"
+REQUESTS = {FILE: (bytes(5_000), False), PIXELS: (bytes(224 * 224 * 3), True)}
 
 
-def main() -> None:
-    options = parse_options(__doc__ or "")
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """By the kind of request."""
+
+    packshot: dict[str, Driven]
+    bare: dict[str, Driven]
+
+
+def measure(options: Options) -> Findings:
     null = server(
         options.models, options.model, "--engines", "fp32", module="benchmarks.null_server"
     )
+    rounds = []
     with null as ours, started("benchmarks.bare_server") as bare:
-        for name, (image, pixels) in REQUESTS.items():
-            costs: dict[str, list[float]] = {}
-            for _ in range(options.rounds):
-                for server_name, served in (("packshot", ours), ("bare gRPC", bare)):
-                    cost = _milliseconds(served, image, pixels, options.seconds)
-                    costs.setdefault(server_name, []).append(cost)
-            told = ", ".join(f"{server} {min(each):.2f}" for server, each in costs.items())
-            print(f"{name}: ms of CPU a request: {told}", flush=True)
+        for one in (ours, bare):
+            _driven(one, options.seconds / 4)  # warm
+        for _ in range(options.rounds):
+            found = Round(
+                packshot=_driven(ours, options.seconds / 2), bare=_driven(bare, options.seconds / 2)
+            )
+            rounds.append(found)
+            print(_line(found), flush=True)
+    return Findings(
+        figures=(
+            _cost(f"a request, {FILE}: CPU without the engine", rounds, FILE, bar=BAR_MS),
+            _cost(f"a request, {PIXELS}: CPU without the engine", rounds, PIXELS),
+            *(
+                cpu(
+                    f"a request, {name} / bare gRPC",
+                    [(found.packshot[name], found.bare[name]) for found in rounds],
+                )
+                for name in REQUESTS
+            ),
+        ),
+        rounds=tuple(rounds),
+    )
 
 
-def _milliseconds(served: Served, image: bytes, pixels: bool, seconds: float) -> float:
-    plan = LoadPlan(target=served.target, concurrency=CONCURRENCY, seconds=seconds, pixels=pixels)
-    before = served.cpu_seconds()
-    report = run_load(plan, [image])
-    return (served.cpu_seconds() - before) / report.answered * 1000
+def _driven(served: Served, seconds: float) -> dict[str, Driven]:
+    return {
+        name: drive(served, steady(served, seconds, pixels=pixels), [image])
+        for name, (image, pixels) in REQUESTS.items()
+    }
+
+
+def _cost(name: str, rounds: list[Round], request: str, bar: float | None = None) -> Figure:
+    costs = tuple(found.packshot[request].cpu_ms for found in rounds)
+    return Figure(name=name, unit="ms", rounds=costs, better="lower", bar=bar)
+
+
+def _line(found: Round) -> str:
+    told = "; ".join(
+        f"{name} {found.packshot[name].cpu_ms:.2f}, bare gRPC {found.bare[name].cpu_ms:.2f}"
+        for name in REQUESTS
+    )
+    return f"ms of CPU a request: {told}"
+
+
+def main() -> None:
+    run_alone(measure, __doc__)
 
 
 if __name__ == "__main__":

@@ -9,86 +9,148 @@ end: what is left of the cores while a gRPC server that answers a constant takes
     python -m benchmarks.overload --models models --model products
 """
 
-import statistics
-import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
+import msgspec
+
+from benchmarks.alone import run_alone
+from benchmarks.driven import CONCURRENCY, Driven, drive, steady
+from benchmarks.figures import Figure, Findings
+from benchmarks.options import Options, cpu_engine
 from benchmarks.photos import photos
 from benchmarks.process import Served, server, started
-from benchmarks.serving import CONCURRENCY, parse_options
 from packshot.cores import available_cores
-from packshot.load import LoadPlan, LoadReport, run_load
+from packshot.load import LoadPlan
 
 DEADLINE_SECONDS = 0.5
-TIMES_SATURATION = (0.7, 1.0, 2.0, 5.0)
+BELOW, PEAK, TWICE, FIVE_TIMES = 0.7, 1.0, 2.0, 5.0
+OFFERED = (BELOW, PEAK, TWICE, FIVE_TIMES)
 
 
-class Peak(NamedTuple):
-    """What the server does when it is never kept waiting, and how long one image alone takes."""
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """`peak`: never kept waiting. `alone`: one request at a time. `offered`: by times the peak."""
 
-    images_per_second: float
-    alone_ms: float
+    peak: Driven
+    alone: Driven
+    offered: dict[float, Driven]
+
+    def in_time(self, times: float) -> float:
+        """Of the peak."""
+        return self.offered[times].images_per_second / self.peak.images_per_second
+
+    def tail(self, times: float) -> float:
+        """p99 over what a lone request takes; with no answer at all it was the deadline."""
+        p99 = self.offered[times].latency_ms.get("p99", DEADLINE_SECONDS * 1000)
+        return p99 / self.alone.latency_ms["p50"]
+
+    def refusal_ms(self, times: float, percentile: str = "p99") -> float:
+        """0 if nothing was refused."""
+        return self.offered[times].refusal_ms.get(percentile, 0.0)
+
+    def memory(self) -> float:
+        """After the worst, over that at the peak."""
+        return self.offered[FIVE_TIMES].megabytes / self.offered[PEAK].megabytes
 
 
-def main() -> None:
-    options = parse_options(__doc__ or "")
-    images = photos()
-    goodput: dict[float, list[float]] = {times: [] for times in TIMES_SATURATION}
-    with server(options.models, options.model) as served:
-        closed = LoadPlan(target=served.target, concurrency=CONCURRENCY, seconds=options.seconds)
-        lone = LoadPlan(target=served.target, concurrency=1, seconds=options.seconds)
-        run_load(closed, images)  # warm
+def measure(options: Options) -> Findings:
+    engine, images = cpu_engine(options.open_bundle()), photos()
+    rounds = []
+    with server(options.models, options.model, "--engines", engine) as served:
+        drive(served, steady(served, options.seconds), images)  # warm
         for number in range(1, options.rounds + 1):
-            peak = Peak(
-                run_load(closed, images).images_per_second, run_load(lone, images).latency_ms["p50"]
-            )
-            print(
-                f"round {number}, {served.engine}: {peak.images_per_second:.1f} images/s with "
-                f"{CONCURRENCY} requests in flight; one alone takes {peak.alone_ms:.0f} ms"
-            )
-            for times in TIMES_SATURATION:
-                plan = LoadPlan(
-                    target=served.target,
-                    rate=times * peak.images_per_second,
-                    seconds=options.seconds,
-                    timeout_seconds=DEADLINE_SECONDS,
-                )
-                report = run_load(plan, images)
-                goodput[times].append(report.images_per_second / peak.images_per_second)
-                print(_line(times, report, peak, served), flush=True)
-    peak_rate = peak.images_per_second
-    for times in (times for times in TIMES_SATURATION if times > 1):
-        left = cores_left((times - 1) * peak_rate, images, options.seconds)
-        print(f"{times:3.1f} x: taking in the surplus leaves {left:.2f} of the cores")
-    shares = ", ".join(f"{statistics.median(found):.2f} at {t} x" for t, found in goodput.items())
-    print(f"median share of the peak in time: {shares}")
+            found = _round(served, options.seconds, images)
+            rounds.append(found)
+            print(f"round {number}, {engine}: {_lines(found)}", flush=True)
+    peak = rounds[-1].peak.images_per_second
+    left = {
+        times: cores_left((times - 1) * peak, images, options.seconds)
+        for times in (TWICE, FIVE_TIMES)
+    }
+    return Findings(figures=tuple(_figures(rounds, left)), rounds=tuple(rounds))
 
 
 def cores_left(rate: float, images: Sequence[bytes], seconds: float) -> float:
     """Share of the cores that a bare gRPC server and its load generator leave at this rate."""
     with started("benchmarks.bare_server") as bare:
         plan = LoadPlan(target=bare.target, rate=rate, seconds=seconds)
-        run_load(plan, images)  # warm
-        before, began = bare.cpu_seconds() + time.process_time(), time.perf_counter()
-        run_load(plan, images)
-        taken = bare.cpu_seconds() + time.process_time() - before
-    return 1 - taken / (time.perf_counter() - began) / available_cores()
+        drive(bare, plan, images)  # warm
+        found = drive(bare, plan, images)
+    taken = (found.cpu_ms + found.generator_cpu_ms) / 1000 * found.images_per_second
+    return 1 - taken / available_cores()
 
 
-def _line(times: float, report: LoadReport, peak: Peak, served: Served) -> str:
-    refused = report.errors.get("RESOURCE_EXHAUSTED", 0)
-    late = report.errors.get("DEADLINE_EXCEEDED", 0)
-    p99 = report.latency_ms.get("p99", 0.0)
-    refusal = " and ".join(
-        f"{name} {report.refusal_ms.get(name, 0):.0f}" for name in ("p50", "p99")
+def _round(served: Served, seconds: float, images: Sequence[bytes]) -> Round:
+    peak = drive(served, steady(served, seconds), images)
+    alone = drive(served, steady(served, seconds, concurrency=1), images)
+
+    def offered(times: float) -> Driven:
+        plan = LoadPlan(
+            target=served.target, rate=times * peak.images_per_second, seconds=seconds,
+            timeout_seconds=DEADLINE_SECONDS,
+        )  # fmt: skip
+        return drive(served, plan, images)
+
+    return Round(peak=peak, alone=alone, offered={times: offered(times) for times in OFFERED})
+
+
+def _figures(rounds: Sequence[Round], left: dict[float, float]) -> list[Figure]:
+    def each(value: Callable[[Round], float]) -> tuple[float, ...]:
+        return tuple(map(value, rounds))
+
+    return [
+        Figure(
+            name="at 0.7 of the peak: p99 / one request alone", better="lower", bar=3.0,
+            rounds=each(lambda found: found.tail(BELOW)),
+        ),
+        Figure(
+            name="at twice the peak: in time, of the peak", better="higher", bar=0.9,
+            rounds=each(lambda found: found.in_time(TWICE)),
+        ),
+        Figure(
+            name="at five times the peak: in time, of the peak", better="higher",
+            rounds=each(lambda found: found.in_time(FIVE_TIMES)),
+        ),
+        Figure(
+            name="at twice the peak: p99 of a refusal", unit="ms", better="lower", bar=20.0,
+            rounds=each(lambda found: found.refusal_ms(TWICE)),
+        ),
+        Figure(
+            name="at five times the peak: memory / at the peak", better="lower", bar=1.05,
+            rounds=each(Round.memory),
+        ),
+        Figure(
+            name="cores left by a bare server, surplus of twice the peak", better="higher",
+            rounds=(left[TWICE],),
+        ),
+        Figure(
+            name="cores left by a bare server, surplus of five times", better="higher",
+            rounds=(left[FIVE_TIMES],),
+        ),
+    ]  # fmt: skip
+
+
+def _lines(found: Round) -> str:
+    head = (
+        f"{found.peak.images_per_second:.1f} images/s with {CONCURRENCY} requests in flight; one "
+        f"alone takes {found.alone.latency_ms['p50']:.0f} ms"
     )
+    return "\n".join([head, *(_line(found, times) for times in OFFERED)])
+
+
+def _line(found: Round, times: float) -> str:
+    offered = found.offered[times]
+    refused = offered.errors.get("RESOURCE_EXHAUSTED", 0)
+    late = offered.errors.get("DEADLINE_EXCEEDED", 0)
+    half, most = (found.refusal_ms(times, percentile) for percentile in ("p50", "p99"))
     return (
-        f"{times:3.1f} x: {report.images_per_second / peak.images_per_second:.2f} of the peak in "
-        f"time; {report.answered} answered (p99 {p99:.0f} ms, {p99 / peak.alone_ms:.1f} times one "
-        f"alone), {refused} refused ({refusal} ms), {late} late; "
-        f"{served.resident_megabytes():.0f} MB"
+        f"{times:3.1f} x: {found.in_time(times):.2f} of the peak in time; {offered.answered} "
+        f"answered (p99 {found.tail(times):.1f} times one alone), {refused} refused (p50 "
+        f"{half:.0f} and p99 {most:.0f} ms), {late} late; {offered.megabytes:.0f} MB"
     )
+
+
+def main() -> None:
+    run_alone(measure, __doc__)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Bytes to pixels: `packshot.image` against torchvision's Resize and CenterCrop on Pillow images.
 
-python -m benchmarks.preprocessing
+Single-threaded, in turns. The two see the same picture: at most two grey levels lie between them.
+
+    python -m benchmarks.preprocessing
 """
 
 import io
@@ -8,15 +10,19 @@ import statistics
 import time
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 from PIL import Image
 from torchvision.transforms import v2
 
+from benchmarks.alone import run_alone
+from benchmarks.figures import Figure, Findings
+from benchmarks.options import Options
 from packshot.image import ImageSpec, Pixels, load_pixels
 from trainer.sample import draw_picture
 
 SIZES = ((600, 600), (1200, 900), (3000, 2000))
-ROUNDS = 15
+TURNS = 3  # of a round; the medians count
 
 
 def photograph(size: tuple[int, int]) -> bytes:
@@ -44,23 +50,51 @@ def milliseconds(preprocess: Callable[[bytes], Pixels], encoded: bytes) -> float
     return (time.perf_counter() - started) * 1000
 
 
-def main() -> None:
-    print("size        bytes    torchvision ms  packshot ms  ratio  mean / max difference")
-    for size in SIZES:
-        encoded = photograph(size)
-        # Alternating, so that both see the same weather on a shared machine.
-        rounds = [
-            (milliseconds(torchvision_pixels, encoded), milliseconds(packshot_pixels, encoded))
-            for _ in range(ROUNDS)
-        ]
-        theirs, ours = (statistics.median(times) for times in zip(*rounds, strict=True))
-        difference = np.abs(
-            torchvision_pixels(encoded).astype(int) - packshot_pixels(encoded).astype(int)
-        )
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one size of picture."""
+
+    torchvision_ms: float
+    packshot_ms: float
+
+
+def compared(encoded: bytes) -> Round:
+    turns = [
+        (milliseconds(torchvision_pixels, encoded), milliseconds(packshot_pixels, encoded))
+        for _ in range(TURNS)
+    ]
+    theirs, ours = (statistics.median(times) for times in zip(*turns, strict=True))
+    return Round(torchvision_ms=theirs, packshot_ms=ours)
+
+
+def measure(options: Options) -> Findings:
+    pictures = {f"{width}x{height}": photograph((width, height)) for width, height in SIZES}
+    for name, encoded in pictures.items():
+        apart = torchvision_pixels(encoded).astype(int) - packshot_pixels(encoded).astype(int)
         print(
-            f"{size[0]:4d}x{size[1]:<5d} {len(encoded):8d} {theirs:14.1f} {ours:12.1f} "
-            f"{theirs / ours:6.2f}  {difference.mean():.3f} / {difference.max()}"
+            f"{name}, {len(encoded)} bytes: {abs(apart).mean():.3f} grey levels apart in the mean, "
+            f"{abs(apart).max()} at most",
+            flush=True,
         )
+    rounds = [
+        {name: compared(encoded) for name, encoded in pictures.items()}
+        for _ in range(options.rounds)
+    ]
+    return Findings(
+        figures=tuple(
+            Figure(
+                name=f"{name} to pixels: torchvision / packshot, time", better="higher",
+                rounds=tuple(
+                    found[name].torchvision_ms / found[name].packshot_ms for found in rounds
+                ),
+            )
+            for name in pictures
+        ),
+        rounds=tuple(rounds),
+    )  # fmt: skip
+
+
+def main() -> None:
+    run_alone(measure, __doc__)
 
 
 if __name__ == "__main__":

@@ -1,114 +1,128 @@
-"""Served against the floor: the same engine and decoder in a bare loop, in alternating rounds.
+"""JPEGs served, against the same cores without a server, in alternating rounds.
 
-The floor is one thread a core, each decoding its own images and running them through one shared
-session: no queue, no sockets, no protobuf. Two ratios: throughput, for which the load generator
-takes its part of the cores, and CPU seconds an image of the server process alone.
+Held against the ceiling: one thread a core, each decoding its own images and running them through
+one shared session, with the server's own engine and decoder. And against the loop that one writes
+first: decode eight, run eight, on a session over all cores, whose threads spin or not, whichever is
+faster in that round. It decodes as most do, with Pillow alone; the same loop with packshot's
+decoder tells how much of the lead is the decoder's.
 
     python -m benchmarks.serving --models models --model products
 """
 
-import argparse
-import itertools
-import statistics
-import threading
-import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import msgspec
+import numpy as np
 
+from benchmarks.alone import run_alone
+from benchmarks.driven import Driven, drive, steady
+from benchmarks.figures import Findings
+from benchmarks.loops import batches, in_lanes
+from benchmarks.measured import Measured, cpu, throughput
+from benchmarks.options import Options, cpu_engine
 from benchmarks.photos import photos
-from benchmarks.process import Served, server
-from packshot.bundle import Bundle, open_bundle
+from benchmarks.plain_server import plain_pixels
+from benchmarks.process import server
+from benchmarks.threads import session
+from packshot.bundle import INPUT, Bundle
 from packshot.cores import available_cores
-from packshot.image import load_pixels, stack
-from packshot.load import LoadPlan, run_load
-from packshot.store import current_version
+from packshot.image import Pixels, load_pixels
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 
-FLOOR_BATCH = 4
-CONCURRENCY = 16
+LANE_BATCH = 4
+SERIAL_BATCH = 8
 
 
-class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one round."""
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    served: Driven
+    lanes: Measured
+    serial: Measured
+    serial_packshot_decoder: Measured
 
-    images_per_second: float
-    cpu_ms: float  # an image
-    p99_ms: float = 0.0
+
+class Loops:
+    """What the server is held against, on one bundle and the same images."""
+
+    def __init__(self, bundle: Bundle, engine: str, images: list[bytes], seconds: float) -> None:
+        path, cores = bundle.engine_path(engine), available_cores()
+        self.packshot_decoder = partial(load_pixels, spec=bundle.manifest.image)
+        self.plain_decoder = partial(plain_pixels, spec=bundle.manifest.image)
+        self._images = images
+        self._seconds = seconds
+        self._engine = OnnxRuntimeEngine(path, name=engine, lanes=cores)
+        self._sessions = [session(str(path), cores, spinning) for spinning in (True, False)]
+        self._lanes = [
+            batches(images, LANE_BATCH, self.packshot_decoder, first=number)
+            for number in range(cores)
+        ]
+
+    def ceiling(self) -> Measured:
+        return in_lanes(self._engine.run, self._lanes, self._seconds)
+
+    def serial(self, decoder: Callable[[bytes], Pixels]) -> Measured:
+        """The better of the two sessions, each for half of the time."""
+        of_loop = batches(self._images, SERIAL_BATCH, decoder)
+
+        def run(one: Any, batch: np.ndarray) -> None:
+            one.run(None, {INPUT: batch})
+
+        found = [
+            in_lanes(partial(run, one), [of_loop], self._seconds / 2) for one in self._sessions
+        ]
+        return max(found, key=lambda measured: measured.images_per_second)
 
 
-def bare(bundle: Bundle, engine_name: str, images: Sequence[bytes], seconds: float) -> Measured:
-    """One decode-and-run loop a core."""
-    cores = available_cores()
-    engine = OnnxRuntimeEngine(bundle.engine_path(engine_name), name=engine_name, lanes=cores)
-    spec = bundle.manifest.image
-    engine.run(stack([load_pixels(images[0], spec)] * FLOOR_BATCH))
-    counts = [0] * cores
-    started, cpu = time.perf_counter(), time.process_time()
-
-    def lane(number: int) -> None:
-        endless = itertools.cycle(images[number:] + images[:number])
-        while time.perf_counter() < started + seconds:
-            engine.run(stack([load_pixels(next(endless), spec) for _ in range(FLOOR_BATCH)]))
-            counts[number] += FLOOR_BATCH
-
-    lanes = [threading.Thread(target=lane, args=(number,)) for number in range(cores)]
-    for thread in lanes:
-        thread.start()
-    for thread in lanes:
-        thread.join()
-    total = sum(counts)
-    return Measured(
-        images_per_second=total / (time.perf_counter() - started),
-        cpu_ms=(time.process_time() - cpu) / total * 1000,
+def measure(options: Options) -> Findings:
+    bundle, images = options.open_bundle(), photos()
+    engine, rounds = cpu_engine(bundle), []
+    loops = Loops(bundle, engine, images, options.seconds)
+    with server(options.models, options.model, "--engines", engine) as served:
+        plan = steady(served, options.seconds)
+        drive(served, plan, images)  # warm
+        for _ in range(options.rounds):
+            found = Round(
+                served=drive(served, plan, images),
+                lanes=loops.ceiling(),
+                serial=loops.serial(loops.plain_decoder),
+                serial_packshot_decoder=loops.serial(loops.packshot_decoder),
+            )
+            rounds.append(found)
+            print(_line(engine, found), flush=True)
+    to_lanes = [(one.served, one.lanes) for one in rounds]
+    to_serial = [(one.served, one.serial) for one in rounds]
+    to_ours = [(one.served, one.serial_packshot_decoder) for one in rounds]
+    return Findings(
+        figures=(
+            throughput("served / lanes without a server", to_lanes, bar=0.90),
+            cpu("served / lanes without a server", to_lanes, bar=1.10),
+            throughput("served / serial loop", to_serial, bar=1.9),
+            cpu("served / serial loop", to_serial),
+            throughput("served / serial loop, packshot's decoder", to_ours),
+        ),
+        rounds=tuple(rounds),
     )
 
 
-def through(served: Served, images: Sequence[bytes], seconds: float) -> Measured:
-    """One image a request, 16 in flight."""
-    plan = LoadPlan(target=served.target, concurrency=CONCURRENCY, seconds=seconds)
-    cpu = served.cpu_seconds()
-    report = run_load(plan, images)
-    return Measured(
-        images_per_second=report.images_per_second,
-        cpu_ms=(served.cpu_seconds() - cpu) / report.answered * 1000,
-        p99_ms=report.latency_ms["p99"],
+def _line(engine: str, found: Round) -> str:
+    served = found.served
+    others = ", ".join(
+        f"{name} {one.images_per_second:.1f} at {one.cpu_ms:.1f}"
+        for name, one in (
+            ("lanes", found.lanes), ("serial", found.serial),
+            ("serial with packshot's decoder", found.serial_packshot_decoder),
+        )
+    )  # fmt: skip
+    return (
+        f"{engine} served {served.images_per_second:.1f} images/s (p99 "
+        f"{served.latency_ms['p99']:.0f} ms) at {served.cpu_ms:.1f} CPU ms an image (the load "
+        f"generator {served.generator_cpu_ms:.1f}); {others}"
     )
-
-
-def parse_options(description: str, *, rounds: int = 3) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--models", type=Path, default=Path("models"))
-    parser.add_argument("--model", default="products")
-    parser.add_argument("--seconds", type=float, default=8.0, help="per round")
-    parser.add_argument("--rounds", type=int, default=rounds)
-    return parser.parse_args()
 
 
 def main() -> None:
-    options = parse_options(__doc__ or "")
-    folder = options.models / options.model
-    bundle = open_bundle(folder / str(current_version(folder)))
-    images = photos()
-    throughput, cpu = [], []
-    with server(options.models, options.model) as served:
-        through(served, images, options.seconds / 2)  # warm
-        for number in range(1, options.rounds + 1):
-            ours = through(served, images, options.seconds)
-            floor = bare(bundle, served.engine, images, options.seconds)
-            throughput.append(ours.images_per_second / floor.images_per_second)
-            cpu.append(ours.cpu_ms / floor.cpu_ms)
-            print(
-                f"round {number}: {served.engine} served {ours.images_per_second:.1f} images/s "
-                f"(p99 {ours.p99_ms:.0f} ms) at {ours.cpu_ms:.1f} CPU ms an image; floor "
-                f"{floor.images_per_second:.1f} at {floor.cpu_ms:.1f}",
-                flush=True,
-            )
-    print(
-        f"median on {available_cores()} cores: {statistics.median(throughput):.2f} of the floor's "
-        f"throughput, {statistics.median(cpu):.2f} of its CPU an image"
-    )
+    run_alone(measure, __doc__)
 
 
 if __name__ == "__main__":

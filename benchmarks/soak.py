@@ -5,25 +5,24 @@ python -m benchmarks.soak --models models --model products --seconds 60 --rounds
 
 import numpy as np
 
+from benchmarks.driven import drive, steady
+from benchmarks.options import parse_options
 from benchmarks.photos import photos
 from benchmarks.process import server
-from benchmarks.serving import CONCURRENCY, parse_options
-from packshot.load import LoadPlan, run_load
 
 
 def main() -> None:
-    options = parse_options(__doc__ or "")
+    options = parse_options(__doc__)
     images = photos()
     with server(options.models, options.model) as served:
-        plan = LoadPlan(target=served.target, concurrency=CONCURRENCY, seconds=options.seconds)
-        run_load(plan, images)  # warm
-        megabytes = [served.resident_megabytes()]
+        plan = steady(served, options.seconds)
+        megabytes = [drive(served, plan, images).megabytes]  # warm
         answered = 0
         for number in range(1, options.rounds + 1):
-            report = run_load(plan, images)
-            answered += report.answered
-            megabytes.append(served.resident_megabytes())
-            errors = f", errors {report.errors}" if report.errors else ""
+            found = drive(served, plan, images)
+            answered += found.answered
+            megabytes.append(found.megabytes)
+            errors = f", errors {found.errors}" if found.errors else ""
             print(
                 f"round {number}: {answered} answered, {megabytes[-1]:.1f} MB{errors}", flush=True
             )

@@ -9,16 +9,29 @@ import statistics
 import time
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnxruntime as ort
 
-from benchmarks.serving import parse_options
-from packshot.bundle import INPUT, open_bundle
+from benchmarks.alone import run_alone
+from benchmarks.figures import Figure, Findings
+from benchmarks.options import Options, cpu_engine
+from packshot.bundle import INPUT
 from packshot.cores import available_cores
-from packshot.store import current_version
 
 PAUSE_SECONDS = 0.01
 RUNS = 40
+ONE, ALL, SPINNING = "1 thread", "all threads", "all threads that spin"
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """Milliseconds: the median of the runs, and the CPU that a run took."""
+
+    wall_ms: float
+    cpu_ms: float
+
+
+Round = dict[str, Run]
 
 
 def session(path: str, threads: int, spinning: bool) -> Any:
@@ -28,8 +41,7 @@ def session(path: str, threads: int, spinning: bool) -> Any:
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def milliseconds(one: Any, image: np.ndarray) -> tuple[float, float]:
-    """Median of a run, and CPU of a run."""
+def lone_runs(one: Any, image: np.ndarray) -> Run:
     taken = []
     cpu = time.process_time()
     for _ in range(RUNS):
@@ -37,24 +49,47 @@ def milliseconds(one: Any, image: np.ndarray) -> tuple[float, float]:
         started = time.perf_counter()
         one.run(None, {INPUT: image})
         taken.append(time.perf_counter() - started)
-    return statistics.median(taken) * 1000, (time.process_time() - cpu) / RUNS * 1000
+    cpu = time.process_time() - cpu
+    return Run(wall_ms=statistics.median(taken) * 1000, cpu_ms=cpu / RUNS * 1000)
+
+
+def measure(options: Options) -> Findings:
+    bundle = options.open_bundle()
+    engine = cpu_engine(bundle)
+    path, cores = str(bundle.engine_path(engine)), available_cores()
+    image = np.random.default_rng(0).integers(0, 255, (1, *bundle.manifest.image.shape), np.uint8)
+    ways = {ONE: (1, False), ALL: (cores, False), SPINNING: (cores, True)}
+    sessions = {name: session(path, *way) for name, way in ways.items()}
+    rounds = []
+    for _ in range(options.rounds):
+        found = {name: lone_runs(one, image) for name, one in sessions.items()}  # alternating
+        rounds.append(found)
+        told = ", ".join(
+            f"{name} {run.wall_ms:.1f} ms, {run.cpu_ms:.1f} of CPU" for name, run in found.items()
+        )
+        print(f"{engine}: {told}", flush=True)
+    return Findings(
+        figures=(
+            _time("a lone image: all threads / one, time", rounds, ALL, ONE),
+            _time("a lone image: spinning / not, time", rounds, SPINNING, ALL),
+            _cpu("a lone image: spinning / not, CPU", rounds, SPINNING, ALL),
+        ),
+        rounds=tuple(rounds),
+    )
+
+
+def _time(name: str, rounds: list[Round], over: str, under: str) -> Figure:
+    ratios = tuple(found[over].wall_ms / found[under].wall_ms for found in rounds)
+    return Figure(name=name, rounds=ratios, better="lower")
+
+
+def _cpu(name: str, rounds: list[Round], over: str, under: str) -> Figure:
+    ratios = tuple(found[over].cpu_ms / found[under].cpu_ms for found in rounds)
+    return Figure(name=name, rounds=ratios, better="lower")
 
 
 def main() -> None:
-    options = parse_options(__doc__ or "")
-    folder = options.models / options.model
-    bundle = open_bundle(folder / str(current_version(folder)))
-    engine = "int8" if "int8" in bundle.manifest.engines else "fp32"
-    path = str(bundle.engine_path(engine))
-    cores = available_cores()
-    image = np.random.default_rng(0).integers(0, 255, (1, *bundle.manifest.image.shape), np.uint8)
-    ways = {"1 thread": (1, False), f"{cores} threads": (cores, False)}
-    ways[f"{cores} threads that spin"] = (cores, True)
-    sessions = {name: session(path, *way) for name, way in ways.items()}
-    for number in range(1, options.rounds + 1):  # alternating
-        for name, one in sessions.items():
-            wall, cpu = milliseconds(one, image)
-            print(f"round {number}: {engine}, {name}: {wall:.1f} ms, {cpu:.1f} of CPU", flush=True)
+    run_alone(measure, __doc__)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,18 @@ In turns, because a machine's speed changes from one moment to the next: of figu
 at different times only the noise can be compared.
 """
 
-import platform
 import statistics
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from exporters.proof import Work, open_onnx
 from packshot.bundle import PLAN, EngineFile, Timing
-from packshot.cores import available_cores
 from packshot.image import Pixels
+from packshot.machine import processor
 from packshot.plan import largest_batch, read_sidecar, sidecar_path
 from serving.engines import Engine
 from serving.engines.gpu import probe_gpu
@@ -83,26 +81,3 @@ def speed_up(faster: tuple[Timing, ...], slower: tuple[Timing, ...]) -> float:
     """By how much, at the batch size where each is at its best."""
     best = [max(one.images_per_second for one in times) for times in (faster, slower)]
     return best[0] / best[1]
-
-
-def processor() -> str:
-    """What the timings are of: the CPU's name and how many cores of it."""
-    return f"{_model_name()}, {available_cores()} cores"
-
-
-def _model_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def has_vnni() -> bool:
-    """Whether the CPU multiplies int8 in one instruction, which INT8 draws its speed from."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:
-        return False
-    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(flags)

@@ -9,9 +9,10 @@ import msgspec
 
 from exporters.card import with_hops
 from exporters.proof import Work
-from exporters.speed import SPEED_UP, has_vnni, speed_up, timed_engines
+from exporters.speed import SPEED_UP, speed_up, timed_engines
 from packshot.bundle import REPORT, EngineFile, Manifest, open_bundle, write_bundle
 from packshot.errors import DamagedFile, NotFound
+from packshot.machine import has_vnni
 
 
 def read_report(folder: Path) -> str:

@@ -1,15 +1,27 @@
 """What the benchmarks count; never how long something took."""
 
+import json
 import re
+from itertools import islice
 
+import grpc
 import numpy as np
 import pytest
 from PIL import Image
-from processes import program
-from tiny import colour_network, tiny_bundle
+from processes import ROOT, program
+from tiny import PURE, colour_network, jpeg, tiny_bundle
 
+from benchmarks.figures import Figure, figures_table, missed
+from benchmarks.loops import batches, in_lanes
 from benchmarks.operations import operations_per_image
-from packshot.image import ImageSpec
+from benchmarks.plain_server import plain_pixels
+from benchmarks.process import server, started
+from benchmarks.reload import write_copy
+from benchmarks.series import NAMES
+from packshot.bundle import open_bundle
+from packshot.image import ImageSpec, load_pixels
+from packshot.v1 import classifier_pb2 as pb
+from packshot.v1.classifier_pb2_grpc import ClassifierStub
 from trainer.command_line import parse_options
 from trainer.data import load_split
 
@@ -40,3 +52,113 @@ def test_the_digits_are_written_as_they_are_and_none_is_a_copy(tmp_path):
     assert split.labels == tuple("0123456789")
     assert (len(split.train), len(split.val), len(split.test)) == (1439, 179, 179)
     assert split.duplicates.groups == ()
+
+
+def test_the_plain_server_answers_as_packshot_does(tmp_path):
+    bundle = tiny_bundle(tmp_path)
+    request = pb.ClassifyRequest(images=[pb.Image(encoded=jpeg(one)) for one in PURE.values()])
+    with (
+        server(tmp_path, "colours") as ours,
+        started("benchmarks.plain_server", str(bundle), "--engine", "fp32") as plain,
+    ):
+        answers = [_answers(one.target, request) for one in (ours, plain)]
+        assert plain.cpu_seconds() > 0
+        assert plain.resident_megabytes() > 1
+        assert plain.start_seconds > 0
+        assert (plain.engine, plain.metrics_url) == ("fp32", None)
+        assert ours.metric("packshot_images_total", result="ok") == len(PURE)
+        assert ours.metric("packshot_images_total", result="damaged") == 0
+    assert [label for label, _ in answers[0]] == list(PURE)
+    for (label, probability), (plain_label, plain_probability) in zip(*answers, strict=True):
+        assert plain_label == label
+        assert plain_probability == pytest.approx(probability, abs=1e-4)
+
+
+def _answers(target: str, request: pb.ClassifyRequest) -> list[tuple[str, float]]:
+    with grpc.insecure_channel(target) as channel:
+        results = ClassifierStub(channel).Classify(request, timeout=10).results
+    firsts = [result.predictions[0] for result in results]
+    return [(first.label, first.probability) for first in firsts]
+
+
+def test_the_plain_decoder_sees_the_same_picture():
+    """Without packshot's draft, which is a grey level or two away, and with its rounding."""
+    photo = jpeg((90, 120, 200), size=(301, 260))
+    spec = ImageSpec(draft_short_side=None)
+    difference = plain_pixels(photo, spec).astype(int) - load_pixels(photo, spec)
+    assert abs(difference).max() <= 1
+
+
+def test_a_loop_runs_all_images_over_and_over():
+    images = [bytes([number]) for number in range(3)]
+    three = batches(images, 2, lambda image: np.full((1, 1, 3), image[0], np.uint8), first=1)
+    assert [batch[:, 0, 0, 0].tolist() for batch in islice(three, 3)] == [[1, 2], [0, 1], [2, 0]]
+    seen: list[int] = []
+    measured = in_lanes(lambda batch: seen.append(len(batch)), [three], seconds=0.01)
+    assert set(seen) == {2}
+    assert measured.images_per_second > 0
+
+
+def figure(better, bar, *rounds):
+    return Figure(name="served / bare", rounds=rounds, better=better, bar=bar)
+
+
+def test_a_bar_has_a_direction_and_the_median_counts():
+    assert figure("higher", 0.9, 0.95, 0.2, 0.91).met is True
+    assert figure("higher", 0.9, 0.89).met is False
+    assert figure("lower", 1.1, 1.1, 9.0, 1.0).met is True
+    assert figure("lower", 0.0, 1.0).met is False
+    assert figure("lower", None, 1.0).met is None
+    none, met, not_met = figure("lower", None, 1), figure("lower", 1, 1), figure("lower", 1, 2)
+    assert missed([none, met, not_met]) == [not_met]
+
+
+def test_the_table_shows_measured_bar_and_spread():
+    time = Figure(name="start to ready", unit="s", rounds=(1.234, 12.34, 123.4), better="lower")
+    head, ratio, seconds = figures_table([figure("higher", 0.9, 0.5), time]).splitlines()
+    assert head.split() == ["FIGURE", "MEASURED", "BAR", "MET", "ROUNDS", "FROM", "TO"]
+    assert ratio.split() == ["served", "/", "bare", "0.50", ">=", "0.90", "no", "0.50", "0.50"]
+    assert seconds.split() == ["start", "to", "ready", "12.3", "s", "1.23", "123"]
+
+
+def test_of_the_set_only_what_is_asked_for_is_run_and_written_down(tmp_path):
+    tiny_bundle(tmp_path)
+    where = ("--models", tmp_path, "--model", "colours", "--out", tmp_path / "out")
+    done = program("benchmarks", *where, "--rounds", 1, "--only", "threads")
+    assert done.returncode == 0, done.stderr
+    assert re.findall("^== (.*)$", done.stdout, re.MULTILINE) == ["threads"]
+    written = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert list(written["benchmarks"]) == ["threads"]
+    assert written["failed"] == {}
+    assert written["machine"]["cores"] > 0
+    assert {"load_before", "load_after", "began", "ended", "commit"} <= written.keys()
+    assert "onnxruntime" in written["packages"]
+    found = written["benchmarks"]["threads"]
+    assert [len(one["rounds"]) for one in found["figures"]] == [1, 1, 1]
+    assert len(found["rounds"]) == 1
+    for one in found["figures"]:
+        assert one["name"] in done.stdout
+
+
+def test_a_benchmark_that_fails_is_told_and_one_that_is_not_there_is_refused(tmp_path):
+    where = ("--models", tmp_path, "--out", tmp_path)
+    done = program("benchmarks", *where, "--only", "threads")
+    assert done.returncode == 1
+    assert "NotFound" in json.loads((tmp_path / "bench.json").read_text())["failed"]["threads"]
+    done = program("benchmarks", *where, "--only", "thread")
+    assert done.returncode == 2
+    assert "serving, plain" in done.stderr
+
+
+def test_the_set_is_all_there():
+    for name in NAMES:
+        assert (ROOT / "benchmarks" / f"{name}.py").exists()
+
+
+def test_a_copy_to_swap_with_is_a_version_of_its_own(tmp_path):
+    bundle = open_bundle(tiny_bundle(tmp_path, int8=colour_network()))
+    copies = tmp_path / "copies" / "colours"
+    assert [write_copy(bundle, copies, "int8") for _ in range(2)] == [1, 2]
+    manifests = [open_bundle(copies / str(version)).manifest for version in (1, 2)]
+    assert [one.version for one in manifests] == [1, 2]
+    assert [list(one.engines) for one in manifests] == [["int8"], ["int8"]]

@@ -1,0 +1,109 @@
+"""From the start of the process to ready, and the memory of a server at work.
+
+Ready means that the engine was opened, proved on the golden samples, warmed up and profiled. Held
+against the least that a process with this engine does: it imports onnxruntime, grpc and numpy,
+opens one session and runs one image. In turns; the files are in the page cache on both sides.
+
+    python -m benchmarks.cold_start --models models --model products
+"""
+
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.alone import run_alone
+from benchmarks.driven import Driven, drive, steady
+from benchmarks.figures import Figure, Findings
+from benchmarks.options import Options, cpu_engine
+from benchmarks.photos import photos
+from benchmarks.process import server
+
+READY_SECONDS = 1.5
+MEGABYTES = 300.0
+LEAST = """
+import sys
+import grpc, numpy, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1])
+(images, *_) = session.get_inputs()
+session.run(None, {images.name: numpy.zeros((1, *images.shape[1:]), numpy.uint8)})
+"""
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a process: how long it took, and the CPU that it took."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """`loaded`: the server that was just started, under load."""
+
+    ready: Start
+    least: Start
+    loaded: Driven
+
+
+def measure(options: Options) -> Findings:
+    bundle, images = options.open_bundle(), photos()
+    engine, rounds = cpu_engine(bundle), []
+    least_start(bundle.engine_path(engine))  # puts the files into the page cache
+    for _ in range(options.rounds):
+        least = least_start(bundle.engine_path(engine))
+        with server(options.models, options.model, "--engines", engine) as served:
+            ready = Start(seconds=served.start_seconds, cpu_seconds=served.cpu_seconds())
+            loaded = drive(served, steady(served, options.seconds), images)
+        rounds.append(Round(ready=ready, least=least, loaded=loaded))
+        print(
+            f"{engine}: ready after {ready.seconds:.2f} s, {ready.cpu_seconds:.2f} of CPU; the "
+            f"least process takes {least.seconds:.2f} s, {least.cpu_seconds:.2f} of CPU; "
+            f"{loaded.megabytes:.0f} MB under load",
+            flush=True,
+        )
+    return Findings(figures=_figures(rounds), rounds=tuple(rounds))
+
+
+def least_start(model: Path) -> Start:
+    """From the start of the process to its end."""
+    began, cpu = time.perf_counter(), _cpu_seconds_of_children()
+    subprocess.run([sys.executable, "-c", LEAST, str(model)], check=True)
+    return Start(seconds=time.perf_counter() - began, cpu_seconds=_cpu_seconds_of_children() - cpu)
+
+
+def _cpu_seconds_of_children() -> float:
+    """Of those that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _figures(rounds: list[Round]) -> tuple[Figure, ...]:
+    return (
+        Figure(
+            name="start to ready", unit="s", better="lower", bar=READY_SECONDS,
+            rounds=tuple(found.ready.seconds for found in rounds),
+        ),
+        Figure(
+            name="start to ready / imports, a session, one run: time", better="lower",
+            rounds=tuple(found.ready.seconds / found.least.seconds for found in rounds),
+        ),
+        Figure(
+            name="start to ready / imports, a session, one run: CPU", better="lower",
+            rounds=tuple(found.ready.cpu_seconds / found.least.cpu_seconds for found in rounds),
+        ),
+        Figure(
+            name="memory under load", unit="MB", better="lower", bar=MEGABYTES,
+            rounds=tuple(found.loaded.megabytes for found in rounds),
+        ),
+    )  # fmt: skip
+
+
+def main() -> None:
+    run_alone(measure, __doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""A server under load: what it answered, and the CPU that this took.
+
+The load generator runs on the same cores and takes its part of them, which is told too. So the
+server's throughput is a little less than it could be, and its CPU seconds an image are the figure
+that depends least on who else is there.
+"""
+
+import resource
+from collections.abc import Sequence
+
+from benchmarks.measured import Measured
+from benchmarks.process import Served
+from packshot.load import LoadPlan, run_load
+
+CONCURRENCY = 16
+
+
+class Driven(Measured, frozen=True, kw_only=True):
+    """Of a round of load. `errors`: requests without an answer, by status.
+
+    `generator_cpu_ms`: an image. `megabytes`: resident in the server, right after the load.
+    """
+
+    generator_cpu_ms: float
+    answered: int
+    errors: dict[str, int]
+    latency_ms: dict[str, float]
+    refusal_ms: dict[str, float]
+    megabytes: float
+
+
+def steady(
+    served: Served, seconds: float, *, concurrency: int = CONCURRENCY, pixels: bool = False
+) -> LoadPlan:
+    """One image a request, always as many in flight."""
+    return LoadPlan(target=served.target, concurrency=concurrency, seconds=seconds, pixels=pixels)
+
+
+def drive(served: Served, plan: LoadPlan, images: Sequence[bytes]) -> Driven:
+    """Runs the plan, of one image a request. Ends the program if the server answers nothing at all.
+
+    At a rate that may be the finding: with none answered in time, CPU is told for one image.
+    """
+    server_cpu, generator_cpu = served.cpu_seconds(), _own_cpu_seconds()
+    report = run_load(plan, images)
+    server_cpu = served.cpu_seconds() - server_cpu
+    generator_cpu = _own_cpu_seconds() - generator_cpu
+    if not report.answered and plan.rate is None:
+        raise SystemExit(f"no request to {plan.target} was answered: {report.errors}")
+    images_answered = max(1, report.answered)
+    return Driven(
+        images_per_second=report.images_per_second,
+        cpu_ms=server_cpu / images_answered * 1000,
+        generator_cpu_ms=generator_cpu / images_answered * 1000,
+        answered=report.answered,
+        errors=report.errors,
+        latency_ms=report.latency_ms,
+        refusal_ms=report.refusal_ms,
+        megabytes=served.resident_megabytes(),
+    )
+
+
+def _own_cpu_seconds() -> float:
+    """Of this process, and of client processes that have ended."""
+    ours = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in ours)

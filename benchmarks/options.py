@@ -1,0 +1,56 @@
+"""What a benchmark is told: the model, and how long to measure it."""
+
+import argparse
+from pathlib import Path
+
+import msgspec
+
+from packshot.bundle import Bundle, open_bundle
+from packshot.store import current_version
+
+SECONDS = 4.0
+ROUNDS = 5
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """`seconds`: of each measurement. `rounds`: of all of them, one after the other."""
+
+    models: Path
+    model: str
+    seconds: float
+    rounds: int
+
+    def open_bundle(self) -> Bundle:
+        """The version that is served."""
+        folder = self.models / self.model
+        return open_bundle(folder / str(current_version(folder)))
+
+
+def cpu_engine(bundle: Bundle) -> str:
+    """Of the bundle, the fastest on a CPU: what it is held against runs there too."""
+    return "int8" if "int8" in bundle.manifest.engines else "fp32"
+
+
+def add_options(parser: argparse.ArgumentParser, *, rounds: int = ROUNDS) -> None:
+    parser.add_argument("--models", type=Path, default=Path("models"))
+    parser.add_argument("--model", default="products")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of a measurement")
+    parser.add_argument("--rounds", type=_at_least_one, default=rounds, help="the median counts")
+
+
+def parse_options(description: str | None, *, rounds: int = ROUNDS) -> Options:
+    parser = argparse.ArgumentParser(description=description)
+    add_options(parser, rounds=rounds)
+    return chosen(parser.parse_args())
+
+
+def chosen(given: argparse.Namespace) -> Options:
+    return Options(
+        models=given.models, model=given.model, seconds=given.seconds, rounds=given.rounds
+    )
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: it must be a whole number from 1 on")
+    return int(text)

@@ -1,0 +1,70 @@
+"""Pixels served, against the engine's own loop: one thread a core on one shared session.
+
+Nothing is decoded on either side, so that what the server adds shows the most: 150 kB a request
+through sockets and protobuf, the queue, the batches, the answers.
+
+    python -m benchmarks.pixels --models models --model products
+"""
+
+from functools import partial
+
+import msgspec
+
+from benchmarks.alone import run_alone
+from benchmarks.driven import Driven, drive, steady
+from benchmarks.figures import Findings
+from benchmarks.loops import batches, in_lanes
+from benchmarks.measured import Measured, cpu, throughput
+from benchmarks.options import Options, cpu_engine
+from benchmarks.photos import photos
+from benchmarks.process import server
+from packshot.cores import available_cores
+from packshot.image import load_pixels, read_pixels
+from serving.engines.onnxruntime import OnnxRuntimeEngine
+
+LANE_BATCH = 4
+PICTURES = 16
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    served: Driven
+    lanes: Measured
+
+
+def measure(options: Options) -> Findings:
+    bundle, cores, rounds = options.open_bundle(), available_cores(), []
+    engine_name, spec = cpu_engine(bundle), bundle.manifest.image
+    images = [load_pixels(photo, spec).tobytes() for photo in photos(PICTURES)]
+    engine = OnnxRuntimeEngine(bundle.engine_path(engine_name), name=engine_name, lanes=cores)
+    of_lanes = [batches(images, LANE_BATCH, partial(read_pixels, spec=spec)) for _ in range(cores)]
+    with server(options.models, options.model, "--engines", engine_name) as served:
+        plan = steady(served, options.seconds, pixels=True)
+        drive(served, plan, images)  # warm
+        for _ in range(options.rounds):
+            found = Round(
+                served=drive(served, plan, images),
+                lanes=in_lanes(engine.run, of_lanes, options.seconds),
+            )
+            rounds.append(found)
+            print(
+                f"{engine_name}, pixels served {found.served.images_per_second:.1f} images/s at "
+                f"{found.served.cpu_ms:.1f} CPU ms an image; lanes "
+                f"{found.lanes.images_per_second:.1f} at {found.lanes.cpu_ms:.1f}",
+                flush=True,
+            )
+    pairs = [(one.served, one.lanes) for one in rounds]
+    return Findings(
+        figures=(
+            throughput("pixels served / lanes without a server", pairs, bar=0.95),
+            cpu("pixels served / lanes without a server", pairs),
+        ),
+        rounds=tuple(rounds),
+    )
+
+
+def main() -> None:
+    run_alone(measure, __doc__)
+
+
+if __name__ == "__main__":
+    main()

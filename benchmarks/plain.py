@@ -1,0 +1,114 @@
+"""JPEGs served, against a plain grpcio server on the same files, in alternating rounds.
+
+The plain one (benchmarks/plain_server.py) runs the fp32 network, as it comes out of an export, and
+the same INT8 network as packshot. Both answer the same load generator, which runs on the same
+cores and takes as much of them from one as from the other. The last line is one client who sends
+one image, waits for the answer and sends the next.
+
+    python -m benchmarks.plain --models models --model products
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+import msgspec
+
+from benchmarks.alone import run_alone
+from benchmarks.driven import Driven, drive, steady
+from benchmarks.figures import Figure, Findings
+from benchmarks.measured import cpu, throughput
+from benchmarks.options import Options, cpu_engine
+from benchmarks.photos import photos
+from benchmarks.process import Served, server, started
+from packshot.bundle import Bundle
+
+BARS = {"fp32": 3.0, "int8": 1.6}
+LONE_BAR = 0.85
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """`plain`: by engine. The lone client's are of the same engine on both sides."""
+
+    served: Driven
+    plain: dict[str, Driven]
+    served_alone: Driven
+    plain_alone: Driven
+
+
+def measure(options: Options) -> Findings:
+    bundle, images = options.open_bundle(), photos()
+    engine = cpu_engine(bundle)
+    with (
+        server(options.models, options.model, "--engines", engine) as served,
+        ExitStack() as stack,
+    ):
+        plain = plain_servers(bundle, stack)
+        for one in (served, *plain.values()):
+            drive(one, steady(one, options.seconds / 2), images)  # warm
+        rounds = []
+        for _ in range(options.rounds):
+            rounds.append(_round(served, plain, engine, options.seconds, images))
+            print(_line(engine, rounds[-1]), flush=True)
+    return Findings(figures=tuple(_figures(engine, rounds)), rounds=tuple(rounds))
+
+
+def plain_servers(bundle: Bundle, stack: ExitStack) -> dict[str, Served]:
+    """By the engine each has: fp32, and INT8 where the bundle has it."""
+    return {
+        engine: stack.enter_context(
+            started("benchmarks.plain_server", str(bundle.folder), "--engine", engine)
+        )
+        for engine in BARS
+        if engine in bundle.manifest.engines
+    }
+
+
+def _round(
+    served: Served, plain: Mapping[str, Served], engine: str, seconds: float, images: list[bytes]
+) -> Round:
+    def driven(one: Served) -> Driven:
+        return drive(one, steady(one, seconds), images)
+
+    def driven_alone(one: Served) -> Driven:
+        return drive(one, steady(one, seconds / 2, concurrency=1), images)
+
+    return Round(
+        served=driven(served),
+        plain={name: driven(one) for name, one in plain.items()},
+        served_alone=driven_alone(served),
+        plain_alone=driven_alone(plain[engine]),
+    )
+
+
+def _figures(engine: str, rounds: list[Round]) -> list[Figure]:
+    found = []
+    for name in rounds[0].plain:
+        pairs = [(one.served, one.plain[name]) for one in rounds]
+        told = f"{engine} served / plain server, {name}"
+        found += [throughput(told, pairs, bar=BARS[name]), cpu(told, pairs)]
+    lone = tuple(
+        one.served_alone.latency_ms["p50"] / one.plain_alone.latency_ms["p50"] for one in rounds
+    )
+    name = f"{engine} served / plain server, {engine}: p50 of a lone client"
+    return [*found, Figure(name=name, rounds=lone, better="lower", bar=LONE_BAR)]
+
+
+def _line(engine: str, found: Round) -> str:
+    plain = "".join(
+        f"; plain server, {name} {one.images_per_second:.1f} at {one.cpu_ms:.1f}"
+        for name, one in found.plain.items()
+    )
+    alone = (found.served_alone.latency_ms["p50"], found.plain_alone.latency_ms["p50"])
+    return (
+        f"{engine} served {found.served.images_per_second:.1f} images/s at "
+        f"{found.served.cpu_ms:.1f} CPU ms an image{plain}; a lone client waits {alone[0]:.1f} ms, "
+        f"at the plain server {alone[1]:.1f}"
+    )
+
+
+def main() -> None:
+    run_alone(measure, __doc__)
+
+
+if __name__ == "__main__":
+    main()

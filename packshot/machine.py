@@ -1,0 +1,69 @@
+"""The machine that a figure was taken on: without it nobody can read the figure."""
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import msgspec
+
+from packshot.cores import available_cores
+
+CPU_INFO = Path("/proc/cpuinfo")
+VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """`cores`: those that this process may use. `memory_bytes`: the machine's; 0 if unknown."""
+
+    processor: str
+    cores: int
+    memory_bytes: int
+    kernel: str
+    python: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.processor}, {self.cores} cores, {self.memory_bytes / 1e9:.0f} GB, "
+            f"{self.kernel}, Python {self.python}"
+        )
+
+
+def this_machine() -> Machine:
+    return Machine(
+        processor=_model_name(),
+        cores=available_cores(),
+        memory_bytes=_memory_bytes(),
+        kernel=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+    )
+
+
+def processor() -> str:
+    """The CPU's name and how many cores of it."""
+    return f"{_model_name()}, {available_cores()} cores"
+
+
+def has_vnni() -> bool:
+    """Whether the CPU multiplies int8 in one instruction, which INT8 draws its speed from."""
+    return not VNNI.isdisjoint(_cpu_info().split())
+
+
+def _model_name() -> str:
+    lines = _cpu_info().splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _cpu_info() -> str:
+    """Empty where the system has no such file."""
+    try:
+        return CPU_INFO.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _memory_bytes() -> int:
+    if sys.platform == "win32":
+        return 0
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
