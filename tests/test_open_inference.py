@@ -2,19 +2,21 @@
 
 import random
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 
 import grpc
 import numpy as np
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 from PIL import Image
 from processes import FAKE_SERVING, TIMEOUT, Server, serving, starting, until
-from test_fuzz import INSIDES, answers, mutated
+from test_fuzz import INSIDES, answers, mutated, requests_to
 from test_resilience import free_port, requests_logged
 from tiny import PURE, encoded, jpeg, tiny_bundle
 
@@ -23,12 +25,17 @@ from packshot.image import ImageSpec, load_pixels
 from packshot.oip import open_inference_pb2 as pb
 from packshot.oip.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from packshot.prediction import probabilities
+from packshot.v1.classifier_pb2 import ClassifyRequest
+from serving.api.fields import has_more_fields
 
 SERVICE = "inference.GRPCInferenceService"
 FILES = [jpeg(colour) for colour in PURE.values()]
 PIXELS = np.stack([load_pixels(file, ImageSpec()) for file in FILES])
 TEMPERATURE = 2.5
 CODES = grpc.StatusCode
+RECONNECTING_SOON = [
+    (f"grpc.{which}_reconnect_backoff_ms", 20) for which in ("initial", "min", "max")
+]
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +283,56 @@ def test_a_bad_image_is_named_and_counted(stub, server):
     assert refusal(stub.ModelInfer, half).startswith("images[0] cannot be used: damaged: ")
 
 
+MEGABYTE = 1 << 20
+EMPTY_IMAGES = b"\x12\x00" * MEGABYTE  # field 2 of a ClassifyRequest
+EMPTY_INPUTS = b"\x2a\x00" * MEGABYTE
+EMPTY_FILES = tensor("BYTES", (1,), bytes_contents=[b""] * MEGABYTE)
+
+
+@pytest.mark.parametrize(
+    ("method", "raw"),
+    [
+        ("packshot.v1.Classifier/Classify", EMPTY_IMAGES),
+        (f"{SERVICE}/ModelInfer", EMPTY_INPUTS),
+        (f"{SERVICE}/ModelInfer", asking(EMPTY_FILES).SerializeToString()),
+    ],
+    ids=["images", "inputs", "files"],
+)
+def test_messages_of_too_many_parts_are_refused_unparsed(channel, method, raw):
+    details = refusal(channel.unary_unary(f"/{method}"), raw)
+    assert details == "the request has more than 10000 fields: send fewer"
+
+
+def test_what_is_no_message_is_told_so_at_any_length(channel):
+    call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+    for raw in (b"\xff" * MEGABYTE, b"\x2a\xff\xff\xff\xff\x0f" + bytes(MEGABYTE), b"\x0f" * 99):
+        assert refusal(call, raw).startswith("the request cannot be parsed")
+
+
+@pytest.mark.parametrize("kind", [pb.ModelInferRequest, ClassifyRequest])
+def test_no_field_is_found_where_the_parser_finds_none(kind):
+    """Else a message that can be parsed would be refused, or a large one not counted."""
+    rng = random.Random(20261121)
+    sound = sound_requests()["ModelInfer"] + requests_to("Classify")
+    counted = 0
+    for _ in range(3000):
+        raw = mutated(rng, sound)
+        with suppress(DecodeError):
+            kind.FromString(raw)
+            assert not has_more_fields(raw, kind.DESCRIPTOR, len(raw))
+            assert not raw or has_more_fields(raw, kind.DESCRIPTOR, 0)
+            counted += 1
+    assert counted > 300
+
+
+def test_long_words_are_quoted_short(stub):
+    for request in (
+        pb.ModelInferRequest(model_name="\U0001f9e6" * MEGABYTE),
+        pb.ModelInferRequest(model_version="x" * MEGABYTE),
+    ):
+        assert len(refusal(stub.ModelInfer, request, CODES.NOT_FOUND)) <= 1000
+
+
 def test_models_and_versions_that_are_not_served(stub):
     for call, empty in (
         (stub.ModelInfer, partial(pb.ModelInferRequest, inputs=[IMAGES])),
@@ -428,7 +485,7 @@ def held(store, tmp_path):
             "--models", store, "--control", tmp_path, "--port", port, "--lanes", 1, *limits,
             "--drain-delay-seconds", 3600, *every_call, program=FAKE_SERVING,
         ) as server,
-        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+        grpc.insecure_channel(f"127.0.0.1:{port}", options=RECONNECTING_SOON) as channel,
     ):  # fmt: skip
         yield server, channel
 

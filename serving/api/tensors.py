@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 from reprlib import Repr
 
 from packshot.bundle import INPUT
@@ -17,6 +18,7 @@ CheckCount = Callable[[int], None]
 LENGTH_BYTES = 4  # in front of each element of BYTES, little-endian
 JPEG_START = b"\xff\xd8\xff"  # no length: that would be of gigabytes
 MAX_DIMENSIONS = 4
+MAX_NAMED = 4  # tensors that an error message lists
 
 _short = Repr()
 _short.maxstring = 80
@@ -52,7 +54,7 @@ def images_of(
 
 
 def _only_input(request: pb.ModelInferRequest) -> pb.ModelInferRequest.InferInputTensor:
-    names = [tensor.name for tensor in request.inputs]
+    names = [tensor.name for tensor in islice(request.inputs, MAX_NAMED)]
     if names != [INPUT]:
         raise InvalidInput(f"the inputs are {quoted(names)}; send one, {INPUT!r}")
     (tensor,) = request.inputs
