@@ -30,7 +30,7 @@ READY  := .venv/.installed
 # uv does not read pip's configuration: hand a company's own index over.
 UV     = index=$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null)}; \
          $${index:+env UV_DEFAULT_INDEX="$$index"} $(BIN)/uv
-PROTO  := packshot/v1/classifier.proto
+PROTOS := packshot/v1/classifier.proto packshot/oip/open_inference.proto
 SAMPLE := data/sample
 
 export ORT_DISABLE_TELEMETRY = 1
@@ -91,16 +91,16 @@ lint: $(READY) ## check style, types and generated code
 	$(BIN)/mypy
 	$(call protoc,.venv/proto)
 	@for file in $$(cd .venv/proto && find packshot -name '*.py*'); do \
-	  cmp $$file .venv/proto/$$file || { echo "$$file is not what $(PROTO) gives: run make proto"; exit 1; }; done
+	  cmp $$file .venv/proto/$$file || { echo "$$file is not what proto/ gives: run make proto"; exit 1; }; done
 
-proto: $(READY) ## regenerate packshot/v1 from proto/
+proto: $(READY) ## regenerate packshot/v1 and packshot/oip from proto/
 	$(call protoc,.)
 
 # An old generator on purpose: its output runs on old and new runtimes, today's only on new ones.
 define protoc
 	@mkdir -p $(1)
 	$(UV) run --quiet --isolated --no-project --python $(BIN)/python --with grpcio-tools==$(GRPCIO_TOOLS_VERSION) \
-	  python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) --pyi_out=$(1) proto/$(PROTO)
+	  python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) --pyi_out=$(1) $(addprefix proto/,$(PROTOS))
 endef
 
 lock: ## renew requirements.lock from pyproject.toml

@@ -98,13 +98,6 @@ def config(manifest: Manifest, engine: str, backend: Backend) -> str:
     """The text of config.pbtxt: Triton's ModelConfig in protobuf's text format."""
     shape = ", ".join(map(str, manifest.image.shape))
     classes, features = len(manifest.labels), manifest.embedding_width
-    parameters = {
-        "packshot.version": __version__,
-        "packshot.engine": engine,
-        "packshot.temperature": str(manifest.temperature),
-        "packshot.min_confidence": str(manifest.min_confidence),
-        "packshot.image": msgspec.json.encode(manifest.image).decode(),
-    }
     return "\n".join(
         [
             "# The input is decoded and resized by the client; logits are neither divided by the",
@@ -122,11 +115,22 @@ def config(manifest: Manifest, engine: str, backend: Backend) -> str:
             "dynamic_batching { }",
             *(
                 f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}"
-                for key, value in parameters.items()
+                for key, value in model_parameters(manifest, engine).items()
             ),
             "",
         ]
     )
+
+
+def model_parameters(manifest: Manifest, engine: str) -> dict[str, str]:
+    """What Triton's ModelConfig has no fields for."""
+    return {
+        "packshot.version": __version__,
+        "packshot.engine": engine,
+        "packshot.temperature": str(manifest.temperature),
+        "packshot.min_confidence": str(manifest.min_confidence),
+        "packshot.image": msgspec.json.encode(manifest.image).decode(),
+    }
 
 
 def _instances(backend: Backend) -> list[str]:

@@ -10,10 +10,12 @@ from grpc_reflection.v1alpha import reflection
 
 from packshot.cores import available_cores
 from packshot.image import ImageLimits
-from packshot.v1 import classifier_pb2_grpc
+from packshot.oip.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from packshot.v1.classifier_pb2_grpc import add_ClassifierServicer_to_server
 from serving.access_log import AccessLog
 from serving.api.calls import Calls
 from serving.api.classifier import Classifier
+from serving.api.open_inference import OpenInference
 from serving.api.parsing import Registrar
 from serving.cache import Cache
 from serving.check import table
@@ -38,6 +40,7 @@ log = logging.getLogger("packshot.app")
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICES = (Classifier.service, OpenInference.service)
 SENDING_SECONDS = 0.5
 WATCH_SECONDS = 0.5
 
@@ -79,8 +82,8 @@ class App:
         self._accepting = False
         count_lost_lines(metrics.log_lines_lost.inc)
         metrics.saturation.set_function(self._saturation)
-        metrics.live.set_function(lambda: self._liveness.reason() is None)
-        metrics.ready.set_function(lambda: self._not_ready() is None)
+        metrics.live.set_function(self._is_live)
+        metrics.ready.set_function(self._is_ready)
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT, then drains. Raises PackshotError if it cannot start."""
@@ -130,14 +133,20 @@ class App:
             host, settings.http_port, self._metrics.registry, self._liveness.reason, self._not_ready
         )
         port = add_port(self._server, settings, self._metrics)
-        classifier = Classifier(self._models, self._pipeline, self._calls)
-        classifier_pb2_grpc.add_ClassifierServicer_to_server(classifier, Registrar(self._server))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (Classifier.service, "grpc.health.v1.Health", reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        self._add_services()
         await self._tell_health()  # alive, though not ready yet
         await self._server.start()
         return http, port
+
+    def _add_services(self) -> None:
+        registrar = Registrar(self._server)
+        parts = (self._models, self._pipeline, self._calls)
+        add_ClassifierServicer_to_server(Classifier(*parts), registrar)
+        oip = OpenInference(*parts, live=self._is_live, ready=self._is_ready)
+        add_GRPCInferenceServiceServicer_to_server(oip, registrar)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
 
     async def _watch(self) -> None:
         """Tells health what changes by itself: an engine that hangs, fails or recovers."""
@@ -146,11 +155,16 @@ class App:
             await self._tell_health()
 
     async def _tell_health(self) -> None:
-        """ "": alive; the service: ready."""
-        alive = self._liveness.reason() is None
-        ready = self._not_ready() is None
-        await self._health.set("", SERVING if alive else NOT_SERVING)
-        await self._health.set(Classifier.service, SERVING if ready else NOT_SERVING)
+        """ "": alive; the services: ready."""
+        await self._health.set("", SERVING if self._is_live() else NOT_SERVING)
+        for service in SERVICES:
+            await self._health.set(service, SERVING if self._is_ready() else NOT_SERVING)
+
+    def _is_live(self) -> bool:
+        return self._liveness.reason() is None
+
+    def _is_ready(self) -> bool:
+        return self._not_ready() is None
 
     def _not_ready(self) -> str | None:
         """Why no request should come here, in one line."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from packshot.errors import DeadlineExceeded, ImageError, InvalidInput, Overloaded
 from packshot.image import ImageLimits, load_pixels, read_pixels
-from packshot.prediction import Logits, Prediction, top_predictions
+from packshot.prediction import Logits, Prediction, probabilities, top_predictions
 from serving.admission import RETRY_AFTER_SECONDS, Priority, Ticket
 from serving.cache import Cache
 from serving.decoding import DecodePool
@@ -72,6 +72,14 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
 
 
+class Tensors(msgspec.Struct, frozen=True, kw_only=True):
+    """The answers to N images: float32 [N, classes], [N, classes] and [N, features]."""
+
+    logits: Logits
+    probabilities: npt.NDArray[np.float32]
+    embedding: npt.NDArray[np.float32]
+
+
 class Pipeline:
     """Answers requests with a model."""
 
@@ -101,7 +109,7 @@ class Pipeline:
 
         Raises InvalidInput, Overloaded, DeadlineExceeded, Unavailable or ServiceFailed.
         """
-        self._check(images)
+        self.check_count(len(images))
         started, engine = time.monotonic(), model.engine
         keys = [
             self._cache.key(model.name, model.version, engine, one.content, one.is_pixels)
@@ -168,12 +176,29 @@ class Pipeline:
         length = float(np.linalg.norm(answer.embedding)) if normalize else 1.0
         return answer.embedding / np.float32(length or 1.0)
 
-    def _check(self, images: Sequence[SentImage]) -> None:
+    def tensors(self, model: Model, answers: Answers) -> Tensors:
+        """What all images got; counts it. Raises ImageError if one of them could not be used."""
+        unusable = {n: one for n, one in enumerate(answers.images) if isinstance(one, ImageError)}
+        for error in unusable.values():
+            model.metrics.answered(error.reason)
+        for number, error in unusable.items():
+            told = f"images[{number}] cannot be used: {error.reason}: {error}"
+            raise ImageError(error.reason, told)
+        found = [answer for answer in answers.images if isinstance(answer, Answer)]
+        logits, embedding = (np.stack(rows) for rows in zip(*found, strict=True))
+        shares = probabilities(logits, model.manifest.temperature).astype(np.float32)
+        for best in shares.max(axis=1).tolist():
+            model.metrics.answered("ok")
+            model.metrics.top_probability.observe(best)
+        return Tensors(logits=logits, probabilities=shares, embedding=embedding)
+
+    def check_count(self, images: int) -> None:
+        """Raises InvalidInput for a number of images that a request may not have."""
         limit = self.max_images_per_request
-        if not images:
+        if images == 0:
             raise InvalidInput("the request has no image; send 1 or more")
-        if len(images) > limit:
-            raise InvalidInput(f"the request has {len(images)} images; at most {limit} are taken")
+        if images > limit:
+            raise InvalidInput(f"the request has {images} images; at most {limit} are taken")
 
     async def _run(
         self, model: Model, images: Sequence[SentImage], terms: Terms, stages: list[Stage]

@@ -177,7 +177,7 @@ def test_reflection_tells_the_api(server):
     with grpc.insecure_channel(server.target) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
         assert set(database.get_services()) == {
-            "packshot.v1.Classifier", "grpc.health.v1.Health",
+            "packshot.v1.Classifier", "inference.GRPCInferenceService", "grpc.health.v1.Health",
             "grpc.reflection.v1alpha.ServerReflection",
         }  # fmt: skip
         service = DescriptorPool(database).FindServiceByName("packshot.v1.Classifier")

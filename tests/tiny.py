@@ -103,6 +103,7 @@ def tiny_bundle(
     int8: bytes | None = None,
     plans: dict[str, tuple[bytes, PlanSidecar]] | None = None,
     min_confidence: float = 0.0,
+    temperature: float = 1.0,
     image: ImageSpec = ImageSpec(),
 ) -> Path:
     """Adds a version to the store, with these engines beside fp32; returns its folder.
@@ -122,8 +123,8 @@ def tiny_bundle(
         (folder / GOLDEN).write_bytes(golden.to_bytes())
         manifest = Manifest(
             model=name, version=version, architecture="colours", labels=LABELS, image=image,
-            embedding_width=3, temperature=1.0, min_confidence=min_confidence, engines=engines,
-            left_out={}, files={}, provenance={}, created="2026-11-21T00:00:00Z",
+            embedding_width=3, temperature=temperature, min_confidence=min_confidence,
+            engines=engines, left_out={}, files={}, provenance={}, created="2026-11-21T00:00:00Z",
         )  # fmt: skip
         write_bundle(folder, manifest)
     return store / name / str(version)

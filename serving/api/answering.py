@@ -17,6 +17,9 @@ from serving.metrics import RpcKind
 
 log = logging.getLogger("packshot.api")
 
+# A message may quote its client, gRPC takes 16 kB of it, and a character can become 12 bytes.
+MAX_DETAILS = 1000
+
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
@@ -34,7 +37,7 @@ class _Ended(Exception):
 
     def __init__(self, code: grpc.StatusCode, details: str, trailers: tuple[Any, ...]) -> None:
         super().__init__(details)
-        self.abort = (code, details, trailers)
+        self.abort = (code, details[:MAX_DETAILS], trailers)
 
 
 def answering(

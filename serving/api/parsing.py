@@ -1,27 +1,31 @@
 """Bytes that are no message are their sender's mistake, and are answered as such.
 
-gRPC would answer UNKNOWN with the text of Python's exception, and log a traceback each time.
+gRPC would answer UNKNOWN with the text of Python's exception, and log a traceback each time. Nor is
+memory spent on messages of too many parts.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 
 from packshot.errors import InvalidInput
+from serving.api.fields import has_more_fields
 
 Request = TypeVar("Request")
 Handlers = Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
 
-UNREADABLE = object()
-"""Given to a method in the place of a request that cannot be parsed."""
+SMALL_BYTES = 64 * 1024  # parsed, a few megabytes at most: not worth counting
+MAX_FIELDS = 10_000  # a request for 1024 images has a third of them
 
 
 class Registrar:
     """What generated code adds a servicer to, instead of the server itself.
 
-    Its methods get UNREADABLE for what is no message of theirs, and look with `readable`.
+    Its methods get an InvalidInput in the place of what is no message of theirs, or one of too many
+    parts, and look with `readable`.
     """
 
     def __init__(self, server: grpc.aio.Server) -> None:
@@ -37,25 +41,30 @@ class Registrar:
 
 
 def readable(request: Request) -> Request:
-    """Raises InvalidInput for UNREADABLE."""
-    if request is UNREADABLE:
-        raise InvalidInput("the request cannot be parsed: it is no message of this method's type")
+    """Raises what stands in the place of a request."""
+    if isinstance(request, InvalidInput):
+        raise request
     return request
 
 
 async def all_readable(requests: AsyncIterator[Request]) -> AsyncIterator[Request]:
-    """Raises InvalidInput for UNREADABLE."""
+    """Like `readable`, for a stream."""
     async for request in requests:
         yield readable(request)
 
 
 def _forgiving(handler: Any) -> Any:
     parse: Callable[[bytes], Any] = handler.request_deserializer
+    kind: Descriptor = handler.request_deserializer.__self__.DESCRIPTOR
 
-    def parse_or_mark(raw: bytes) -> Any:
+    def parse_or_refuse(raw: bytes) -> Any:
         try:
+            if len(raw) > SMALL_BYTES and has_more_fields(raw, kind, MAX_FIELDS):
+                return InvalidInput(f"the request has more than {MAX_FIELDS} fields: send fewer")
             return parse(raw)
         except DecodeError:
-            return UNREADABLE
+            return InvalidInput(
+                "the request cannot be parsed: it is no message of this method's type"
+            )
 
-    return handler._replace(request_deserializer=parse_or_mark)
+    return handler._replace(request_deserializer=parse_or_refuse)

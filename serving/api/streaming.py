@@ -8,6 +8,25 @@ Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
 
+class InOrder(Generic[Request, Reply]):
+    """For a window's `answer`: its replies leave in the order in which requests came."""
+
+    def __init__(self, answer: Callable[[Request], Awaitable[Reply]]) -> None:
+        self._answer = answer
+        self._last_left = asyncio.Event()
+        self._last_left.set()
+
+    async def __call__(self, request: Request) -> Reply:
+        before, left = self._last_left, asyncio.Event()
+        self._last_left = left
+        try:
+            reply = await self._answer(request)
+            await before.wait()
+            return reply
+        finally:
+            left.set()  # the next goes on only after this one's caller has it
+
+
 class Window(Generic[Request, Reply]):
     """Answers requests as they finish, at most `size` between being read and being written.
 

@@ -1,0 +1,164 @@
+"""inference.GRPCInferenceService, the Open Inference Protocol: to the pipeline and back."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+
+import grpc
+
+from packshot.errors import InvalidInput, NotFound, Unavailable
+from packshot.oip import open_inference_pb2 as pb
+from packshot.oip.open_inference_pb2_grpc import GRPCInferenceServiceServicer
+from packshot.status import status_code
+from serving.api.answering import answering, answering_stream, internal_error
+from serving.api.calls import Call, Calls
+from serving.api.metadata import model_config, model_metadata, repository_index, server_metadata
+from serving.api.outputs import add_output, wanted_outputs
+from serving.api.parameters import terms
+from serving.api.streaming import InOrder, Window
+from serving.api.tensors import images_of, quoted
+from serving.model import Model
+from serving.models import Models
+from serving.pipeline import Pipeline
+from serving.stages import Stage
+
+STREAM_WINDOW = 64  # requests of one stream that are in the server at a time
+
+
+class OpenInference(GRPCInferenceServiceServicer):
+    """The servicer. `live` and `ready` tell what the server's probes tell."""
+
+    service = "inference.GRPCInferenceService"
+
+    def __init__(
+        self,
+        models: Models,
+        pipeline: Pipeline,
+        calls: Calls,
+        *,
+        live: Callable[[], bool],
+        ready: Callable[[], bool],
+    ) -> None:
+        self.calls = calls
+        self._models = models
+        self._pipeline = pipeline
+        self._live = live
+        self._ready = ready
+
+    @answering
+    async def ServerLive(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=self._live())
+
+    @answering
+    async def ServerReady(
+        self, request: pb.ServerReadyRequest, call: Call
+    ) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=self._ready())
+
+    @answering
+    async def ModelReady(self, request: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
+        if not self._ready():  # while it loads, nobody knows which models there will be
+            return pb.ModelReadyResponse(ready=False)
+        self._named(request.name, request.version)
+        return pb.ModelReadyResponse(ready=True)
+
+    @answering
+    async def ServerMetadata(
+        self, request: pb.ServerMetadataRequest, call: Call
+    ) -> pb.ServerMetadataResponse:
+        return server_metadata()
+
+    @answering
+    async def ModelMetadata(
+        self, request: pb.ModelMetadataRequest, call: Call
+    ) -> pb.ModelMetadataResponse:
+        return model_metadata(self._named(request.name, request.version))
+
+    @answering
+    async def ModelConfig(
+        self, request: pb.ModelConfigRequest, call: Call
+    ) -> pb.ModelConfigResponse:
+        model = self._named(request.name, request.version)
+        limit = self._pipeline.max_images_per_request
+        return pb.ModelConfigResponse(config=model_config(model, limit))
+
+    @answering
+    async def RepositoryIndex(
+        self, request: pb.RepositoryIndexRequest, call: Call
+    ) -> pb.RepositoryIndexResponse:
+        if request.repository_name:
+            raise InvalidInput(
+                f"no repository {quoted(request.repository_name)}: leave repository_name empty"
+            )
+        index = repository_index(self._models)
+        found = [one for one in index if one.state == "READY" or not request.ready]
+        return pb.RepositoryIndexResponse(models=found)
+
+    @answering
+    async def ModelInfer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
+        return await self._infer(request, call, call.timeout_seconds, call.stages)
+
+    @answering_stream
+    async def ModelStreamInfer(
+        self, requests: AsyncIterator[pb.ModelInferRequest], call: Call
+    ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
+        async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+            return await self._answer_in_stream(request, call)
+
+        # Triton answers in order, and its clients need not send ids.
+        window = Window(InOrder(answer), size=STREAM_WINDOW, ending=self.calls.draining)
+        async with aclosing(window.run(requests)) as responses:
+            async for response in responses:
+                yield response
+        if window.ended_early:
+            raise Unavailable("the server is draining: send what is unanswered to another")
+
+    async def _infer(
+        self,
+        request: pb.ModelInferRequest,
+        call: Call,
+        timeout_seconds: float | None,
+        stages: list[Stage] | None,
+    ) -> pb.ModelInferResponse:
+        model = self._named(request.model_name, request.model_version)
+        wanted, allowed = wanted_outputs(request), terms(request.parameters, timeout_seconds)
+        images = images_of(request, model.manifest.image, self._pipeline.check_count)
+        call.asks(model, len(images))
+        answers = await self._pipeline.answer(model, images, allowed, stages)
+        call.engine = answers.engine
+        tensors = self._pipeline.tensors(model, answers)
+        response = pb.ModelInferResponse(
+            model_name=model.name, model_version=str(model.version), id=request.id
+        )
+        response.parameters["engine"].string_param = answers.engine
+        for one in wanted:
+            add_output(response, one, tensors, model.manifest.labels)
+        return response
+
+    async def _answer_in_stream(
+        self, request: pb.ModelInferRequest, call: Call
+    ) -> pb.ModelStreamInferResponse:
+        """Whatever happens to one request is told in its answer; the stream goes on."""
+        try:
+            # The stream's own deadline covers it all; each request has its own or the server's.
+            answer = await self._infer(request, call, None, None)
+            return pb.ModelStreamInferResponse(infer_response=answer)
+        except Exception as error:
+            return pb.ModelStreamInferResponse(
+                error_message=_in_words(call, error),
+                infer_response=pb.ModelInferResponse(id=request.id),
+            )
+
+    def _named(self, name: str, version: str) -> Model:
+        model = self._models.named(name)
+        if version not in ("", str(model.version)):
+            raise NotFound(
+                f"no version {quoted(version)} of {model.name}; {model.version} is served"
+            )
+        return model
+
+
+def _in_words(call: Call, error: Exception) -> str:
+    """A status and its text, for where there is room for a text only."""
+    code = status_code(error)
+    internal = code is grpc.StatusCode.INTERNAL
+    return f"{code.name}: {internal_error(call, error) if internal else error}"
