@@ -17,9 +17,10 @@ STEPS = (1, 2, 5)  # of ticks that are easy to read, times a power of ten
 MOST_TICKS = 5
 
 STYLE = """
-.charts{display:flex;gap:1.5rem 2rem;flex-wrap:wrap}.charts svg{max-width:100%}
+.charts{display:flex;gap:1.5rem 2rem;flex-wrap:wrap}.charts svg{max-width:100%;height:auto}
 svg text{font:11px system-ui,sans-serif;fill:var(--faint,#5a6376)}
 svg .title{font-weight:600;fill:var(--ink,#1d2330)}
+svg .aside{paint-order:stroke;stroke:var(--paper,#fff);stroke-width:3px}
 svg .end{text-anchor:end}svg .middle{text-anchor:middle}
 .grid{stroke:var(--rule,#e6eaf0)}.dashed{stroke:#8b95a7;stroke-dasharray:3 3}
 """
@@ -171,7 +172,9 @@ def dashed(frame: Frame, start: Point, end: Point, text: str = "") -> str:
         return line
     aside, anchor = (-4, "end") if x2 > WIDTH / 2 else (4, "start")  # inside the picture
     y = max(y2 - 4, TOP + 9)
-    return f'{line}<text x="{x2 + aside:.1f}" y="{y:.1f}" class="{anchor}">{escape(text)}</text>'
+    return (
+        f'{line}<text x="{x2 + aside:.1f}" y="{y:.1f}" class="aside {anchor}">{escape(text)}</text>'
+    )
 
 
 def legend(names: Sequence[str], column: int = 90) -> list[str]:
