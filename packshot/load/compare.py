@@ -18,8 +18,8 @@ MISSING = "-"
 HEAD = ("", "BEFORE", "AFTER", "CHANGE", "")
 PERCENTILES = ("p50", "p90", "p99", "p99.9")
 FOOT = (
-    "Intervals hold 95 % and know the noise within a test, not that between two: repeat both "
-    "before a small difference is believed."
+    "Latencies are those of answered requests. Intervals hold 95 % and know the noise within a "
+    "test, not that between two: repeat both before a small difference is believed."
 )
 
 SWEEP_ROWS: dict[str, Callable[[Sweep], float | None]] = {
