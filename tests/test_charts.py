@@ -9,8 +9,9 @@ import pytest
 from test_diagnosis import history
 from test_figures import CONFIDENCE, RIGHT, sure
 
+from packshot.chart import HEIGHT, WIDTH
 from trainer.abstaining import choose_threshold
-from trainer.charts import HEIGHT, WIDTH, coverage_charts, reliability_charts, training_charts
+from trainer.charts import coverage_charts, reliability_charts, training_charts
 from trainer.coverage import curve
 from trainer.reliability import reliability
 

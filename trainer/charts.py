@@ -1,68 +1,16 @@
 """Charts as inline SVG: the history of training, reliability, accuracy against coverage."""
 
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 
-import msgspec
-
+from packshot.chart import COLOURS, WIDTH, Frame, area, legend, polyline, side_by_side
 from trainer.abstaining import Abstaining
 from trainer.coverage import Operation
 from trainer.history import Evaluated
 from trainer.reliability import Reliability
 
-COLOURS = ("#3566d6", "#d65a35")
-WIDTH, HEIGHT = 440, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 18, 30, 36  # margins around the plotted area
 WORTH_SHOWING = 0.1  # of the images: the precision of fewer jumps, and would set the scale
 
 Line = Sequence[float | None]
-
-
-class Frame(msgspec.Struct, frozen=True, kw_only=True):
-    """A chart's plotted area; `x` and `y`: the values from edge to edge."""
-
-    title: str
-    x: tuple[float, float]
-    y: tuple[float, float]
-    x_label: str
-    tick: Callable[[float], str]
-    x_tick: Callable[[float], str] | None = None  # none where x counts evaluations
-
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        """In pixels."""
-        across = (x - self.x[0]) / (self.x[1] - self.x[0])
-        up = (y - self.y[0]) / (self.y[1] - self.y[0])
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (
-            HEIGHT - TOP - BOTTOM
-        )
-
-    def drawn(self, marks: Sequence[str]) -> str:
-        inside = "".join((self._grid(), *marks))
-        title = escape(self.title)
-        return (
-            f'<svg width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-            f'aria-label="{title}"><text x="{LEFT}" y="14" class="title">{title}</text>'
-            f"{inside}</svg>"
-        )
-
-    def _grid(self) -> str:
-        marks = []
-        for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-            value = self.y[0] + share * (self.y[1] - self.y[0])
-            left, y = self.place(self.x[0], value)
-            marks.append(
-                f'<line x1="{left}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
-                f'<text x="{LEFT - 6}" y="{y + 4:.1f}" class="end">{self.tick(value)}</text>'
-            )
-            if self.x_tick:
-                at = self.x[0] + share * (self.x[1] - self.x[0])
-                x, bottom = self.place(at, self.y[0])
-                marks.append(
-                    f'<text x="{x:.1f}" y="{bottom + 14}" class="middle">{self.x_tick(at)}</text>'
-                )
-        middle = (LEFT + WIDTH - RIGHT) / 2
-        marks.append(f'<text x="{middle}" y="{HEIGHT - 6}" class="middle">{self.x_label}</text>')
-        return "".join(marks)
 
 
 def training_charts(history: Sequence[Evaluated]) -> str:
@@ -82,7 +30,7 @@ def training_charts(history: Sequence[Evaluated]) -> str:
     ]
     if any(rate is not None for rate in rates[""]):
         charts.append(_course("learning rate", rates, history, None, _short))
-    return _side_by_side(charts)
+    return side_by_side(charts)
 
 
 def _course(
@@ -103,14 +51,10 @@ def _course(
         tick=tick,
     )
     marks = [*_size_marks(frame, history)]
-    for i, (name, values) in enumerate(lines.items()):
+    for values, colour in zip(lines.values(), COLOURS, strict=False):
         points = [(at, value) for at, value in enumerate(values, start=1) if value is not None]
-        marks.append(_polyline(frame, points, COLOURS[i]))
-        marks.append(
-            f'<text x="{WIDTH - RIGHT - 90 * (len(lines) - 1 - i)}" y="14" class="end" '
-            f'style="fill:{COLOURS[i]}">{name}</text>'
-        )
-    return frame.drawn(marks)
+        marks.append(polyline(frame, points, colour))
+    return frame.drawn([*marks, *legend(list(lines))])
 
 
 def _size_marks(frame: Frame, history: Sequence[Evaluated]) -> list[str]:
@@ -128,19 +72,9 @@ def _size_marks(frame: Frame, history: Sequence[Evaluated]) -> list[str]:
     return marks
 
 
-def _polyline(frame: Frame, points: Sequence[tuple[float, float]], colour: str) -> str:
-    """A dot where there is one point only."""
-    placed = [frame.place(x, y) for x, y in points]
-    if len(placed) == 1:
-        x, y = placed[0]
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>'
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-    return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
-
-
 def reliability_charts(before: Reliability, after: Reliability) -> str:
     """Two diagrams: a bar for each bin, as high as its answers are right."""
-    return _side_by_side(
+    return side_by_side(
         [
             _reliability(f"before: error {before.error:.1%}", before),
             _reliability(f"after: error {after.error:.1%}", after),
@@ -179,7 +113,7 @@ def _reliability(title: str, measured: Reliability) -> str:
 def coverage_charts(curve: Sequence[Operation], choice: Abstaining | None) -> str:
     """Precision of the answers given, against the share of images answered and the threshold."""
     measured = [one for one in curve if one.interval is not None]
-    return _side_by_side([_precision(measured, choice), _answered(measured, choice)])
+    return side_by_side([_precision(measured, choice), _answered(measured, choice)])
 
 
 def _precision(measured: Sequence[Operation], choice: Abstaining | None) -> str:
@@ -196,20 +130,14 @@ def _precision(measured: Sequence[Operation], choice: Abstaining | None) -> str:
     )
     band = [(one.coverage, one.interval[0]) for one in measured if one.interval]
     band += [(one.coverage, one.interval[1]) for one in measured[::-1] if one.interval]
-    area = " ".join(f"{x:.1f},{y:.1f}" for x, y in _inside(frame, band))
     points = [(one.coverage, one.precision) for one in measured if one.precision is not None]
     marks = [
-        f'<polygon points="{area}" fill="{COLOURS[0]}" fill-opacity="0.15"/>',
-        _polyline(frame, [(x, max(y, frame.y[0])) for x, y in points], COLOURS[0]),
+        area(frame, band, COLOURS[0]),
+        polyline(frame, [(x, max(y, frame.y[0])) for x, y in points], COLOURS[0]),
     ]
     if choice is not None:
         marks += _chosen(frame, choice)
     return frame.drawn(marks)
-
-
-def _inside(frame: Frame, points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """In pixels; values below the chart lie on its edge."""
-    return [frame.place(x, max(y, frame.y[0])) for x, y in points]
 
 
 def _chosen(frame: Frame, choice: Abstaining) -> list[str]:
@@ -220,7 +148,7 @@ def _chosen(frame: Frame, choice: Abstaining) -> list[str]:
     ]
     found = choice.test or choice.validation
     if choice.reached and found.precision is not None:
-        ((x, y),) = _inside(frame, [(found.coverage, found.precision)])
+        ((x, y),) = frame.inside([(found.coverage, found.precision)])
         marks.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{COLOURS[1]}"/>')
     return marks
 
@@ -235,7 +163,7 @@ def _answered(measured: Sequence[Operation], choice: Abstaining | None) -> str:
         x_tick=_percent,
     )
     points = [(1.0, 0.0), *((one.threshold, one.coverage) for one in measured), (0.0, 1.0)]
-    marks = [_polyline(frame, points, COLOURS[0])]
+    marks = [polyline(frame, points, COLOURS[0])]
     if choice is not None and choice.reached:
         found = choice.test or choice.validation
         x, y = frame.place(choice.threshold, found.coverage)
@@ -250,7 +178,3 @@ def _short(value: float) -> str:
 
 def _percent(value: float) -> str:
     return f"{value:.0%}" if abs(value * 100 - round(value * 100)) < 0.05 else f"{value:.1%}"
-
-
-def _side_by_side(charts: Sequence[str]) -> str:
-    return f'<div class="charts">{"".join(charts)}</div>'

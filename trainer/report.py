@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from packshot import chart
 from packshot.atomic import write_whole
 from packshot.intervals import Interval
 from trainer import abstaining
@@ -33,10 +34,7 @@ h1{font-size:1.6rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .5rem}
 table{border-collapse:collapse}td,th{padding:.25rem .6rem;text-align:right}
 th{font-weight:600;color:#5a6376}td:first-child,th:first-child{text-align:left}
 .confusion td{width:2.4rem;text-align:center}.wide{overflow-x:auto}
-.charts{display:flex;gap:1.5rem 2rem;flex-wrap:wrap}.charts svg{max-width:100%}
-.rows tr{border-top:1px solid #eef1f5}svg text{font:11px system-ui,sans-serif;fill:#5a6376}
-svg .title{font-weight:600;fill:#1d2330}svg .end{text-anchor:end}svg .middle{text-anchor:middle}
-.grid{stroke:#e6eaf0}.dashed{stroke:#8b95a7;stroke-dasharray:3 3}
+.rows tr{border-top:1px solid #eef1f5}
 .sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(140px,1fr));gap:1rem}
 .sheet figure{margin:0;font-size:.82rem;line-height:1.35;overflow-wrap:anywhere}
 .sheet img{display:block;border-radius:6px;margin-bottom:.3rem}.sheet small{color:#5a6376}
@@ -91,7 +89,7 @@ def report_html(
     body = "\n".join(parts)
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>packshot training report'
-        f"</title><style>{STYLE}</style><body>{body}</body></html>\n"
+        f"</title><style>{STYLE}{chart.STYLE}</style><body>{body}</body></html>\n"
     )
 
 

@@ -1,7 +1,186 @@
-"""Two results side by side."""
+"""Two results side by side: what differs between the tests, and what in what they found."""
 
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from packshot.errors import InvalidInput
+from packshot.intervals import Interval
+from packshot.load.caution import doubts_told, interval_text, latency_interval
+from packshot.load.observed import ServerWindow
+from packshot.load.report import LoadReport
 from packshot.load.results import Results
+from packshot.load.sweep import Sweep
+from packshot.tables import table
+
+MISSING = "-"
+HEAD = ("", "BEFORE", "AFTER", "CHANGE", "")
+PERCENTILES = ("p50", "p90", "p99", "p99.9")
+FOOT = (
+    "Latencies are those of answered requests. Intervals hold 95 % and know the noise within a "
+    "test, not that between two: repeat both before a small difference is believed."
+)
+
+SWEEP_ROWS: dict[str, Callable[[Sweep], float | None]] = {
+    "saturation": lambda sweep: sweep.saturation,
+    "kept up with": lambda sweep: sweep.kept_up_with,
+    "within the SLO": lambda sweep: sweep.within_slo,
+}
+SERVER_ROWS: dict[str, Callable[[ServerWindow], float | None]] = {
+    "server CPU, ms an image": lambda server: server.cpu_ms_an_image,
+    "images in a batch": lambda server: server.batch_images_mean,
+    "server memory, MB": lambda server: server.resident_mb,
+}
+
+Good = Literal["more", "less"]
+
+
+class Measured(NamedTuple):
+    """`interval`: 95 %, where there is one; it may have no upper end."""
+
+    value: float
+    interval: Interval | None = None
 
 
 def comparison_text(before: Results, after: Results) -> str:
-    return ""
+    """For a terminal. Raises InvalidInput where a run is held against a sweep.
+
+    "better" and "worse" are said only where the two 95 % intervals do not overlap. That is a
+    cautious rule: of two equally noisy results it asks for 2.8 standard errors of the difference
+    (which chance alone reaches once in 180 times), not the 2 of a test at 5 %. The caution is
+    meant: each table asks many questions at once, answers that queued behind each other tell less
+    than as many independent ones, and no interval knows the noise from one run to the next.
+    """
+    pairs = _pairs(before, after)
+    parts = [
+        f"BEFORE  {_named(before)}",
+        f"AFTER   {_named(after)}",
+        *(f"WARNING different {line}" for line in _differences(before, after, *pairs[-1])),
+        *(f"WARNING before, {text}" for text in doubts_told(before.runs)),
+        *(f"WARNING after, {text}" for text in doubts_told(after.runs)),
+    ]
+    if before.sweep is not None and after.sweep is not None:
+        parts += ["", _sweep_table(before.sweep, after.sweep)]
+    for pair in pairs:
+        parts += ["", _modes(*pair), _run_table(*pair)]
+    return "\n".join([*parts, "", FOOT])
+
+
+def _pairs(before: Results, after: Results) -> list[tuple[LoadReport, LoadReport]]:
+    """Runs that can be compared; the last has the plan as it was asked for."""
+    if before.run is not None and after.run is not None:
+        return [(before.run, after.run)]
+    if before.sweep is None or after.sweep is None:
+        raise InvalidInput(
+            "a single run and a sweep cannot be compared: measure both with --sweep, or both "
+            "without"
+        )
+    return [(before.sweep.alone, after.sweep.alone), (before.sweep.closed, after.sweep.closed)]
+
+
+def _modes(before: LoadReport, after: LoadReport) -> str:
+    first, second = before.plan.mode, after.plan.mode
+    return first if first == second else f"{first} -> {second}"
+
+
+def _named(results: Results) -> str:
+    served = results.served
+    return f"{served.model} version {served.version}, engine {served.engine}, {results.created}"
+
+
+def _differences(
+    before: Results, after: Results, first: LoadReport, second: LoadReport
+) -> Iterator[str]:
+    """Between the two set-ups, field by field. Of the plans all but the model, as it may have been
+    asked for without its name: the one that was served counts."""
+    for name, old, new in [
+        *_fields("", before.served, after.served),
+        *_fields("images: ", before.images, after.images),
+        *(each for each in _fields("", first.plan, second.plan) if each[0] != "model"),
+        ("version of packshot", before.packshot, after.packshot),
+        ("client processes", len(first.client_cores), len(second.client_cores)),
+        ("server's figures", _observed(first), _observed(second)),
+    ]:
+        if old != new:
+            yield f"{name}: {_shown(old)} -> {_shown(new)}"
+
+
+def _fields(of: str, before: Any, after: Any) -> Iterator[tuple[str, Any, Any]]:
+    old, new = msgspec.structs.asdict(before), msgspec.structs.asdict(after)
+    return ((f"{of}{name.replace('_', ' ')}", old[name], new[name]) for name in old)
+
+
+def _observed(run: LoadReport) -> str:
+    return "missing" if run.server is None else "there"
+
+
+def _shown(value: Any) -> str:
+    if value is None or value == "":
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _sweep_table(before: Sweep, after: Sweep) -> str:
+    """Rates have no interval: each is the best of a few that were tried."""
+    rows = [
+        _row(f"{name}, images/s", _plain(rate(before)), _plain(rate(after)), "more")
+        for name, rate in SWEEP_ROWS.items()
+    ]
+    return table([HEAD, *rows])
+
+
+def _run_table(before: LoadReport, after: LoadReport) -> str:
+    rows = [
+        _row(name, first, second, good)
+        for (name, good, first), (_, _, second) in zip(
+            _measured(before), _measured(after), strict=True
+        )
+    ]
+    return table([HEAD, *rows])
+
+
+def _measured(run: LoadReport) -> Iterator[tuple[str, Good, Measured | None]]:
+    """What it is, whether more or less of it is good, and how much it is."""
+    yield "answers, images/s", "more", Measured(run.answers.mean, run.answers.interval)
+    yield "goodput, images/s", "more", Measured(run.goodput.mean, run.goodput.interval)
+    for name in PERCENTILES:
+        ms = run.latency_ms.get(name)
+        found = None if ms is None else Measured(ms, latency_interval(run, name))
+        yield f"{name}, ms", "less", found
+    yield "not answered, %", "less", _plain(100 * run.failed / run.sent if run.sent else None)
+    for name, value in SERVER_ROWS.items():
+        yield name, "less", None if run.server is None else _plain(value(run.server))
+
+
+def _plain(value: float | None) -> Measured | None:
+    return None if value is None else Measured(value)
+
+
+def _row(name: str, before: Measured | None, after: Measured | None, good: Good) -> list[str]:
+    return [name, _cell(before), _cell(after), _change(before, after), verdict(before, after, good)]
+
+
+def _cell(measured: Measured | None) -> str:
+    if measured is None:
+        return MISSING
+    value = f"{measured.value:.1f}"
+    return value if measured.interval is None else f"{value} ({interval_text(measured.interval)})"
+
+
+def _change(before: Measured | None, after: Measured | None) -> str:
+    if before is None or after is None or not before.value:
+        return MISSING
+    return f"{after.value / before.value - 1:+.1%}"
+
+
+def verdict(before: Measured | None, after: Measured | None, good: Good) -> str:
+    """Nothing where an interval is missing."""
+    if before is None or after is None or before.interval is None or after.interval is None:
+        return ""
+    (low, high), (new_low, new_high) = before.interval, after.interval
+    if new_low > high:
+        return "better" if good == "more" else "worse"
+    if new_high < low:
+        return "better" if good == "less" else "worse"
+    return "no clear difference"

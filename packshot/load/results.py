@@ -1,12 +1,12 @@
 """A load test on disk: load.json for programs, load.html for people."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from packshot.atomic import write_whole
 from packshot.errors import DamagedFile, NotFound
+from packshot.load.caution import doubts_told
 from packshot.load.report import LoadReport, report_text
 from packshot.load.served import Served
 from packshot.load.sweep import Sweep
@@ -85,16 +85,7 @@ def _sweep_lines(sweep: Sweep) -> list[str]:
         within = sweep.within_slo
         rate = "no rate that was tried" if within is None else f"up to {within:.1f} images/s"
         lines.append(f"within {slo_ms:g} ms for 99 % of the requests: {rate}")
-    return [*lines, *_doubts(sweep)]
-
-
-def _doubts(sweep: Sweep) -> Iterator[str]:
-    """Each kind once, as the highest rate tells it."""
-    found = {doubt.kind: (run, doubt) for run in sweep.runs for doubt in run.doubts}
-    for kind, (run, doubt) in found.items():
-        rates = sum(any(one.kind == kind for one in run.doubts) for run in sweep.runs)
-        others = f" (and at {rates - 1} other rates)" if rates > 1 else ""
-        yield f"WARNING at {run.plan.mode}: {doubt.text}{others}"
+    return [*lines, *(f"WARNING {text}" for text in doubts_told(sweep.runs))]
 
 
 def _row(report: LoadReport) -> tuple[str, ...]:

@@ -1,0 +1,63 @@
+"""How far a result can be trusted: the client's doubts, and what too few requests cannot tell."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from packshot.intervals import Interval, quantile_interval
+from packshot.load.report import LoadReport
+from packshot.load.sweep import FEWEST_REQUESTS
+
+TAILS = {"p99": 100, "p99.9": 1000}
+"""Of fewer answers the percentile is the slowest of all."""
+
+
+def doubts_told(runs: Sequence[LoadReport]) -> Iterator[str]:
+    """Each kind once, as the last run that has it tells it: of a sweep, the highest rate."""
+    found = {doubt.kind: (run, doubt) for run in runs for doubt in run.doubts}
+    for kind, (run, doubt) in found.items():
+        others = sum(any(one.kind == kind for one in each.doubts) for each in runs) - 1
+        more = f" (and at {others} other rate{'s' * (others > 1)})" if others else ""
+        yield f"at {run.plan.mode}: {doubt.text}{more}"
+
+
+def shortages(runs: Sequence[LoadReport]) -> Iterator[str]:
+    few = [run for run in runs if run.sent < FEWEST_REQUESTS]
+    if few:
+        yield (
+            f"fewer than {FEWEST_REQUESTS} requests were sent{_in(few, runs)}: a single slow one "
+            "decides there whether 99 % met an SLO; give it more --seconds"
+        )
+    short = {name: [run for run in runs if run.answered < of] for name, of in TAILS.items()}
+    told = [
+        f"{name}{_in(some, runs)} (fewer than {TAILS[name]})"
+        for name, some in short.items()
+        if some
+    ]
+    if told:
+        yield (
+            f"too few answers to tell {' and '.join(told)}: it is the slowest answer itself, and "
+            "the true one may be far above; give it more --seconds"
+        )
+
+
+def _in(some: Sequence[LoadReport], runs: Sequence[LoadReport]) -> str:
+    return "" if len(runs) == 1 else f" in {len(some)} of {len(runs)} runs"
+
+
+def latency_interval(report: LoadReport, name: str) -> Interval | None:
+    """Of a percentile such as "p99", in ms; without an upper end (infinity) where its rank would
+    lie beyond the slowest answer, as all answers may then be faster than the true percentile."""
+    found = report.latency_intervals_ms.get(name)
+    if found is None:
+        return None
+    low, high = found
+    _, highest_rank = quantile_interval(float(name[1:]) / 100, report.answered)
+    return (low, math.inf if highest_rank == 1.0 else high)
+
+
+def interval_text(interval: Interval, digits: int = 1) -> str:
+    """Of something that is never below 0."""
+    low, high = interval
+    if high == math.inf:
+        return f"{low:.{digits}f} or more"
+    return f"{max(0.0, low):.{digits}f} to {high:.{digits}f}"

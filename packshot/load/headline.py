@@ -1,0 +1,60 @@
+"""What a load test found, in a few figures."""
+
+from collections.abc import Iterator
+
+from packshot.load.caution import interval_text, latency_interval
+from packshot.load.report import LoadReport
+from packshot.load.results import Results
+from packshot.load.sweep import IN_TIME_SHARE, KEPT_UP_SHARE, Sweep
+
+Figure = tuple[str, str]
+"""A value, and what it is."""
+
+
+def headline(results: Results) -> list[Figure]:
+    if results.sweep is not None:
+        return list(_of_sweep(results.sweep))
+    return [] if results.run is None else list(_of_run(results.run))
+
+
+def _of_sweep(sweep: Sweep) -> Iterator[Figure]:
+    yield (
+        f"{sweep.saturation:.1f} images/s",
+        "saturation: the most that was answered, at whatever rate",
+    )
+    if (slo_ms := sweep.closed.plan.slo_ms) is not None:
+        told = f"{IN_TIME_SHARE:.0%} of the requests within {slo_ms:g} ms"
+        if sweep.within_slo is None:
+            yield "no rate tried", f"had {told}"
+        else:
+            yield f"{sweep.within_slo:.1f} images/s", f"the highest rate with {told}"
+    kept = sweep.kept_up_with
+    told = f"{KEPT_UP_SHARE:.0%} of the images answered"
+    if kept is None:
+        yield "no rate tried", f"had {told}"
+    else:
+        yield f"{kept:.1f} images/s", f"the highest rate with {told}"
+    yield _time(sweep.alone, "p50", "one request alone: half take no longer")
+
+
+def _of_run(run: LoadReport) -> Iterator[Figure]:
+    yield (
+        f"{run.answers.mean:.1f} images/s",
+        f"answered; 95 % interval {interval_text(run.answers.interval)}",
+    )
+    if (slo_ms := run.plan.slo_ms) is not None:
+        yield (
+            f"{run.goodput.mean:.1f} images/s",
+            f"goodput, within {slo_ms:g} ms; {interval_text(run.goodput.interval)}",
+        )
+    yield _time(run, "p50", "p50 latency")
+    yield _time(run, "p99", "p99 latency")
+    share = run.failed / run.sent if run.sent else 0.0
+    yield f"{share:.1%}", f"not answered: {run.failed} of {run.sent} requests"
+
+
+def _time(run: LoadReport, name: str, told: str) -> Figure:
+    ms, interval = run.latency_ms.get(name), latency_interval(run, name)
+    if ms is None or interval is None:
+        return "no answer", told
+    return f"{ms:.1f} ms", f"{told}; 95 % interval {interval_text(interval)}"
