@@ -5,7 +5,6 @@ server's throughput is a little less than it could be, and its CPU seconds an im
 that depends least on who else is there.
 """
 
-import resource
 from collections.abc import Sequence
 
 from benchmarks.measured import Measured
@@ -33,7 +32,9 @@ def steady(
     served: Served, seconds: float, *, concurrency: int = CONCURRENCY, pixels: bool = False
 ) -> LoadPlan:
     """One image a request, always as many in flight."""
-    return LoadPlan(target=served.target, concurrency=concurrency, seconds=seconds, pixels=pixels)
+    return LoadPlan(
+        target=served.target, concurrency=concurrency, seconds=seconds, pixels=pixels, processes=1
+    )
 
 
 def drive(served: Served, plan: LoadPlan, images: Sequence[bytes]) -> Driven:
@@ -41,26 +42,19 @@ def drive(served: Served, plan: LoadPlan, images: Sequence[bytes]) -> Driven:
 
     At a rate that may be the finding: with none answered in time, CPU is told for one image.
     """
-    server_cpu, generator_cpu = served.cpu_seconds(), _own_cpu_seconds()
+    before = served.cpu_seconds()
     report = run_load(plan, images)
-    server_cpu = served.cpu_seconds() - server_cpu
-    generator_cpu = _own_cpu_seconds() - generator_cpu
+    server_cpu = served.cpu_seconds() - before
     if not report.answered and plan.rate is None:
         raise SystemExit(f"no request to {plan.target} was answered: {report.errors}")
-    images_answered = max(1, report.answered)
+    rate = max(report.images_per_second, 1 / plan.seconds)
     return Driven(
         images_per_second=report.images_per_second,
-        cpu_ms=server_cpu / images_answered * 1000,
-        generator_cpu_ms=generator_cpu / images_answered * 1000,
+        cpu_ms=server_cpu / max(1, report.images_in_all) * 1000,  # warm-up in both
+        generator_cpu_ms=sum(report.client_cores) / rate * 1000,
         answered=report.answered,
         errors=report.errors,
         latency_ms=report.latency_ms,
         refusal_ms=report.refusal_ms,
         megabytes=served.resident_megabytes(),
     )
-
-
-def _own_cpu_seconds() -> float:
-    """Of this process, and of client processes that have ended."""
-    ours = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in ours)

@@ -3,6 +3,7 @@
 A server that takes everything in answers everybody late. What counts is the share of its best rate
 that still arrives in time, how soon the others are refused, and that memory stays where it was. The
 load generator runs on the same cores and takes its part of them: what it is late itself counts.
+Requests are evenly spaced: with Poisson arrivals the queue of even a perfect server is longer.
 Each round measures the peak anew, and each figure is held against the peak of its round. At the
 end: what is left of the cores while a gRPC server that answers a constant takes in the surplus.
 
@@ -72,7 +73,9 @@ def measure(options: Options) -> Findings:
 def cores_left(rate: float, images: Sequence[bytes], seconds: float) -> float:
     """Share of the cores that a bare gRPC server and its load generator leave at this rate."""
     with started("benchmarks.bare_server") as bare:
-        plan = LoadPlan(target=bare.target, rate=rate, seconds=seconds)
+        plan = LoadPlan(
+            target=bare.target, rate=rate, arrivals="constant", seconds=seconds, processes=1
+        )
         drive(bare, plan, images)  # warm
         found = drive(bare, plan, images)
     taken = (found.cpu_ms + found.generator_cpu_ms) / 1000 * found.images_per_second
@@ -85,8 +88,8 @@ def _round(served: Served, seconds: float, images: Sequence[bytes]) -> Round:
 
     def offered(times: float) -> Driven:
         plan = LoadPlan(
-            target=served.target, rate=times * peak.images_per_second, seconds=seconds,
-            timeout_seconds=DEADLINE_SECONDS,
+            target=served.target, rate=times * peak.images_per_second, arrivals="constant",
+            seconds=seconds, timeout_seconds=DEADLINE_SECONDS, processes=1,
         )  # fmt: skip
         return drive(served, plan, images)
 

@@ -9,6 +9,7 @@ from packshot.load.served import Served
 from packshot.load.sweep import Sweep
 from packshot.load.tally import Recorder, Window
 from packshot.load_plan import LoadPlan
+from packshot.machine import this_machine
 
 SECONDS = 10.0
 SERVER = ServerWindow(
@@ -56,6 +57,7 @@ def results_of(found: LoadReport | Sweep, **served) -> Results:
     return Results(
         created="2026-01-02T03:04:05+00:00",
         packshot="0.1.0",
+        machine=this_machine(),
         served=msgspec.structs.replace(record, **served),
         images=SentImages(source="generated photographs", count=24, mean_bytes=196_000.0),
         run=found if isinstance(found, LoadReport) else None,

@@ -26,6 +26,7 @@ from packshot.load.results import Results, SentImages, read_results, results_tex
 from packshot.load.senders import State
 from packshot.load.served import served_by
 from packshot.load_plan import LoadPlan
+from packshot.machine import this_machine
 
 MOST_IMAGES = 256  # in the memory of each client process
 GENERATED = 24  # of which each takes a while to draw
@@ -67,6 +68,7 @@ def measured(options: argparse.Namespace) -> Results:
     return Results(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         packshot=__version__,
+        machine=this_machine(),
         served=served,
         images=sent,
         run=None if options.sweep else found,

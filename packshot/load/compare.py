@@ -97,6 +97,7 @@ def _differences(
     for name, old, new in [
         *_fields("", before.served, after.served),
         *_fields("images: ", before.images, after.images),
+        *_fields("client's ", before.machine, after.machine),
         *(each for each in _fields("", first.plan, second.plan) if each[0] != "model"),
         ("version of packshot", before.packshot, after.packshot),
         ("client processes", len(first.client_cores), len(second.client_cores)),

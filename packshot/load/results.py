@@ -10,6 +10,7 @@ from packshot.load.caution import doubts_told
 from packshot.load.report import LoadReport, report_text
 from packshot.load.served import Served
 from packshot.load.sweep import Sweep
+from packshot.machine import Machine
 from packshot.tables import table
 
 FORMAT = 1
@@ -25,11 +26,12 @@ class SentImages(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one command: a run or a sweep. `created`: ISO 8601, UTC."""
+    """Of one command: a run or a sweep. `created`: ISO 8601, UTC. `machine`: the client's."""
 
     format: int = FORMAT
     created: str
     packshot: str
+    machine: Machine
     served: Served
     images: SentImages
     run: LoadReport | None = None

@@ -4,13 +4,10 @@ import itertools
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from packshot.load_plan import Api, LoadPlan
 from packshot.v1 import classifier_pb2 as pb
-
-if TYPE_CHECKING:
-    from packshot.oip import open_inference_pb2 as oip
 
 CROP = 224
 """Side of raw pixels, where the Open Inference Protocol wants a shape."""
@@ -44,16 +41,18 @@ def _classify_errors(reply: bytes) -> Mapping[str, int]:
 
 
 def _infer_request(plan: LoadPlan, images: Sequence[bytes]) -> bytes:
-    oip = _open_inference()
+    # Imported where it is spoken: other libraries register the same names, and then it fails.
+    from packshot.oip.open_inference_pb2 import ModelInferRequest
+
     count = len(images)
     if plan.pixels:
         datatype, shape, raw = "UINT8", [count, CROP, CROP, 3], b"".join(images)
     else:
         datatype, shape = "BYTES", [count]
         raw = b"".join(struct.pack("<I", len(one)) + one for one in images)
-    tensor = oip.ModelInferRequest.InferInputTensor(name="images", datatype=datatype, shape=shape)
-    wanted = oip.ModelInferRequest.InferRequestedOutputTensor(name="logits")
-    request: bytes = oip.ModelInferRequest(
+    tensor = ModelInferRequest.InferInputTensor(name="images", datatype=datatype, shape=shape)
+    wanted = ModelInferRequest.InferRequestedOutputTensor(name="logits")
+    request: bytes = ModelInferRequest(
         model_name=plan.model, inputs=[tensor], outputs=[wanted], raw_input_contents=[raw]
     ).SerializeToString()
     return request
@@ -62,13 +61,6 @@ def _infer_request(plan: LoadPlan, images: Sequence[bytes]) -> bytes:
 def _no_errors(_reply: bytes) -> Mapping[str, int]:
     """The protocol has none: a request with an image that cannot be used fails as a whole."""
     return {}
-
-
-def _open_inference() -> "oip":
-    """Imported where it is spoken: other libraries register the same names, and then it fails."""
-    from packshot.oip import open_inference_pb2
-
-    return open_inference_pb2
 
 
 WIRES: dict[Api, Wire] = {
