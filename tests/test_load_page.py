@@ -11,7 +11,7 @@ from load_records import load_report, results_of, sweep_of
 
 from packshot.chart import COLOURS, HEIGHT, WIDTH, even_ticks, log_ticks
 from packshot.load.caution import latency_interval
-from packshot.load.charts import latency_chart, throughput_chart
+from packshot.load.charts import latency_chart, missed_chart, throughput_chart
 from packshot.load.page import page
 from packshot.load.run_charts import histogram_chart, percentile_chart, recorded
 
@@ -156,6 +156,8 @@ def test_latencies_lie_at_their_rate_and_time():
     assert close([x for x, _ in dots(chart, "p50")], at)
     assert close(dots(chart, "p50")[1][1], height_of(chart, "100"))
     assert close(dots(chart, "p99.9")[2][1], height_of(chart, "500"))
+    fifty, hundred, double = (height_of(chart, tick) for tick in ("50", "100", "200"))
+    assert close(fifty - hundred, hundred - double), "a logarithmic axis"
     slo, within = [line for line in chart.iter("line") if line.get("class") == "dashed"]
     assert close(float(slo.get("y1")), height_of(chart, "200"))
     assert close(float(within.get("x1")), across_of(chart, "20"))
@@ -170,6 +172,13 @@ def test_answers_part_from_what_was_offered_where_requests_were_refused():
     assert close(end, (across_of(chart, "40"), height_of(chart, "40")))
     assert dots(chart, "answered")[2][1] > height_of(chart, "40") + 5, "lower on the picture"
     assert close(dots(chart, "in time")[2][1], height_of(chart, "0"))
+
+
+def test_what_was_refused_and_what_came_late_are_shares_of_what_was_sent():
+    chart = chart_of(missed_chart(RATES))
+    assert close(dots(chart, "not answered")[1][1], height_of(chart, "0%"))
+    assert close(dots(chart, "not answered")[2][1], height_of(chart, "25%"))
+    assert close(dots(chart, "too late")[2][1], height_of(chart, "75%"))
 
 
 def test_the_percentile_curve_is_that_of_the_report():
@@ -241,6 +250,7 @@ def test_percentiles_of_few_answers_have_no_upper_end():
     many = load_report([float(ms % 400 + 1) for ms in range(4000)])
     assert "Too few answers" not in page(results_of(many))
     assert latency_interval(many, "p99.9")[1] < math.inf
+    assert latency_interval(load_report([7.0]), "p50") == (0.0, math.inf)
 
 
 @pytest.mark.parametrize("highest", [0.0, 0.03, 1.0, 7.0, 9.9, 10.0, 183.0, 25_000.0])

@@ -8,7 +8,7 @@ from packshot.load.report import LoadReport
 from packshot.load.sweep import FEWEST_REQUESTS
 
 TAILS = {"p99": 100, "p99.9": 1000}
-"""Of fewer answers the percentile is the slowest of all."""
+"""Of fewer answers the percentile is the slowest of all, or the one before it."""
 
 
 def doubts_told(runs: Sequence[LoadReport]) -> Iterator[str]:
@@ -35,8 +35,8 @@ def shortages(runs: Sequence[LoadReport]) -> Iterator[str]:
     ]
     if told:
         yield (
-            f"too few answers to tell {' and '.join(told)}: it is the slowest answer itself, and "
-            "the true one may be far above; give it more --seconds"
+            f"too few answers to tell {' and '.join(told)}: each is one of the two slowest "
+            "answers, and the true one may be far above; give it more --seconds"
         )
 
 
@@ -45,14 +45,17 @@ def _in(some: Sequence[LoadReport], runs: Sequence[LoadReport]) -> str:
 
 
 def latency_interval(report: LoadReport, name: str) -> Interval | None:
-    """Of a percentile such as "p99", in ms; without an upper end (infinity) where its rank would
-    lie beyond the slowest answer, as all answers may then be faster than the true percentile."""
+    """Of a percentile such as "p99", in ms.
+
+    Without an upper end (infinity) where its rank would lie beyond the slowest answer, as all
+    answers may then be faster than the true percentile; and so from 0, beyond the fastest.
+    """
     found = report.latency_intervals_ms.get(name)
     if found is None:
         return None
     low, high = found
-    _, highest_rank = quantile_interval(float(name[1:]) / 100, report.answered)
-    return (low, math.inf if highest_rank == 1.0 else high)
+    lowest_rank, highest_rank = quantile_interval(float(name[1:]) / 100, report.answered)
+    return (low if lowest_rank else 0.0, high if highest_rank < 1 else math.inf)
 
 
 def interval_text(interval: Interval, digits: int = 1) -> str:

@@ -22,7 +22,7 @@ from packshot.chart import (
 from packshot.intervals import Interval
 from packshot.load.caution import latency_interval
 from packshot.load.observed import STAGES, ServerWindow
-from packshot.load.report import LoadReport
+from packshot.load.report import LATE_MS, LoadReport
 from packshot.load.sweep import Sweep
 
 PERCENTILES = ("p50", "p99", "p99.9")
@@ -125,7 +125,9 @@ def cores_chart(points: Sequence[LoadReport]) -> str:
         _line("client", points, lambda one: sum(one.client_cores)),
         _line("server", points, _of_server(lambda server: server.cpu_cores)),
     ]
-    return _from_zero("CPU, cores", points, [line for line in lines if line.points], "cores")
+    return _from_zero(
+        "CPU, cores", points, [line for line in lines if line.points], "cores", least=1.0
+    )
 
 
 def memory_chart(points: Sequence[LoadReport]) -> str:
@@ -136,7 +138,7 @@ def memory_chart(points: Sequence[LoadReport]) -> str:
 def lag_chart(points: Sequence[LoadReport]) -> str:
     """The load tester's own delay, which is in the latencies."""
     lines = [_line(name, points, _lag(name)) for name in ("p50", "p99")]
-    return _from_zero("client: sent late by, ms", points, lines, "ms")
+    return _from_zero("client: sent late by, ms", points, lines, "ms", least=LATE_MS)
 
 
 def _offered(report: LoadReport) -> float:
@@ -186,10 +188,17 @@ def _frame(
 
 
 def _from_zero(
-    title: str, points: Sequence[LoadReport], lines: Sequence[Line], unit: str, column: int = COLUMN
+    title: str,
+    points: Sequence[LoadReport],
+    lines: Sequence[Line],
+    unit: str,
+    *,
+    column: int = COLUMN,
+    least: float = 0.0,
 ) -> str:
+    """`least`: of what the axis shows, so that next to nothing looks like that."""
     highest = max((y for line in lines for _, y in line.points), default=1.0)
-    return _drawn(_frame(title, points, even_ticks(highest)), lines, [], unit, column)
+    return _drawn(_frame(title, points, even_ticks(max(highest, least))), lines, [], unit, column)
 
 
 def _drawn(

@@ -37,7 +37,7 @@ h1{font-size:1.6rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .5rem}
 .doubt{background:var(--doubt);border-color:#e0a100}
 .note{border-color:var(--faint)}
 .well{background:var(--well);border-color:#3c9a55}
-table{border-collapse:collapse;font-size:.85rem}td,th{padding:.25rem .6rem;text-align:right}
+table{border-collapse:collapse;font-size:.85rem}td,th{padding:.25rem .4rem;text-align:right}
 th{font-weight:600;color:var(--faint);vertical-align:bottom}
 .rows tr{border-top:1px solid var(--rule)}.rows td{white-space:nowrap}
 td:first-child,th:first-child,.words td,.words th{text-align:left}

@@ -94,12 +94,12 @@ def percentile_chart(latencies: Latencies, report: LoadReport) -> str:
 
 
 def _interval(latencies: Latencies, shares: Sequence[float]) -> tuple[list[Point], list[Point]]:
-    """95 %, by rank; up to infinity where that rank is beyond the slowest answer."""
+    """95 %, by rank; from 0 or to infinity where that rank is beyond all answers."""
     lower, upper = [], []
     for share in shares:
         low, high = quantile_interval(share, latencies.total)
-        lower.append((share, latencies.at(low)))
-        upper.append((share, math.inf if high == 1.0 else latencies.at(high)))
+        lower.append((share, latencies.at(low) if low else 0.0))
+        upper.append((share, latencies.at(high) if high < 1 else math.inf))
     return lower, upper
 
 
