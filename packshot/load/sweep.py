@@ -15,7 +15,7 @@ IN_TIME_SHARE = 0.99  # of the requests that were sent: refused and failed ones 
 KEPT_UP_SHARE = 0.95  # of what was offered is answered
 CLOSE_ENOUGH = 1.05  # the lowest rate that fails over the highest that passes
 MOST_BISECTIONS = 6
-FEWEST_REQUESTS = 50  # of fewer, one in a hundred says nothing
+FEWEST_REQUESTS = 50  # of fewer, one that is late says nothing
 
 
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +72,7 @@ async def sweep(senders: Senders, plan: LoadPlan, tell: Callable[[LoadReport], N
 
 def next_rate(points: Sequence[LoadReport]) -> float | None:
     """Between the highest rate that meets the SLO and the lowest that does not; None when done."""
-    failing = min((_rate(one) for one in points if not _met(one)), default=None)
+    failing = min((_rate(one) for one in points if _failed(one)), default=None)
     if failing is None:
         return None  # all met it: there is nothing to look for between them
     passing = max((_rate(one) for one in _below_failures(points)), default=0.0)
@@ -83,12 +83,16 @@ def next_rate(points: Sequence[LoadReport]) -> float | None:
 
 def _below_failures(points: Sequence[LoadReport]) -> Iterator[LoadReport]:
     """Above a rate that failed one may pass by chance: that does not count."""
-    failing = min((_rate(one) for one in points if not _met(one)), default=float("inf"))
+    failing = min((_rate(one) for one in points if _failed(one)), default=float("inf"))
     return (one for one in points if _rate(one) < failing)
 
 
 def _met(report: LoadReport) -> bool:
     return report.in_time >= IN_TIME_SHARE * report.sent > 0
+
+
+def _failed(report: LoadReport) -> bool:
+    return not _met(report) and report.sent >= FEWEST_REQUESTS
 
 
 def _kept_up(report: LoadReport) -> bool:
