@@ -1,0 +1,108 @@
+"""Where the milliseconds of an image go: the server's threads, sampled while it is loaded.
+
+py-spy looks at the Python stacks of the server a hundred times a second, and counts those of
+threads that hold a core. What is left of the process's CPU is in threads that never run Python:
+gRPC's own, which read and write sockets. Writes flame.svg too. py-spy must be allowed to look into
+another process: as root, or with kernel.yama.ptrace_scope at 0.
+
+    python -m benchmarks.flame --models models --model products --out docs
+"""
+
+import argparse
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.driven import drive, steady
+from benchmarks.options import add_options, chosen, cpu_engine
+from benchmarks.photos import photos
+from benchmarks.process import Served, server
+from packshot.tables import table
+
+SAMPLES_A_SECOND = 100
+PLACES = {  # the innermost frame that is one of these says what a sample was spent on
+    "load_pixels": "decode, resize, crop",
+    "stack": "pixels into the batch",
+    "_run": "the engine",
+    "run": "the engine",
+    "_in_thread": "the lane, around decoder and engine",
+    "_form_batch": "scheduling",
+    "let_in": "admission",
+    "classified": "softmax, top-k, labels",
+    "Classify": "protobuf and the rest of the call",
+    "unary": "protobuf and the rest of the call",
+}
+ELSEWHERE = "event loop and gRPC's Python side"
+NATIVE = "gRPC's own threads: sockets, HTTP/2"
+
+
+def record(served: Served, seconds: float, form: str, file: Path) -> None:
+    """Raises SystemExit if py-spy is not there or may not look."""
+    spy = shutil.which("py-spy")
+    if spy is None:
+        raise SystemExit("py-spy is not installed: pip install py-spy")
+    done = subprocess.run(
+        [
+            spy, "record", "--pid", str(served.process), "--format", form, "--output", str(file),
+            "--duration", f"{seconds:.0f}", "--rate", str(SAMPLES_A_SECOND), "--nonblocking",
+        ],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode or not file.exists():
+        raise SystemExit(f"py-spy could not look into the server: {done.stderr.strip()}")
+
+
+def places(folded: str) -> Counter[str]:
+    """Samples by place; `folded`: a line a stack, frames from the outermost, then their number."""
+    found: Counter[str] = Counter()
+    for line in folded.splitlines():
+        stack, _, count = line.rpartition(" ")
+        names = [frame.split(" (")[0] for frame in reversed(stack.split(";"))]
+        place = next((PLACES[name] for name in names if name in PLACES), ELSEWHERE)
+        found[place] += int(count)
+    return found
+
+
+def rows(found: Counter[str], cpu_ms: float, images: float) -> Iterator[tuple[str, str, str]]:
+    """CPU milliseconds of an image by place, and their share."""
+    yield ("WHERE", "CPU MS AN IMAGE", "SHARE")
+    each = {place: count / SAMPLES_A_SECOND * 1000 / images for place, count in found.most_common()}
+    each[NATIVE] = max(0.0, cpu_ms - sum(each.values()))
+    for place, milliseconds in sorted(each.items(), key=lambda one: -one[1]):
+        yield (place, f"{milliseconds:.2f}", f"{milliseconds / cpu_ms:.1%}")
+    yield ("all of it", f"{cpu_ms:.2f}", "100%")
+
+
+def main() -> None:
+    given = _parse()
+    options = chosen(given)
+    engine, images, seconds = cpu_engine(options.open_bundle()), photos(), options.seconds
+    with (
+        server(options.models, options.model, "--engines", engine) as served,
+        tempfile.TemporaryDirectory() as folder,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        plan = steady(served, 2 * seconds + 4)  # both recordings, and py-spy's start
+        drive(served, steady(served, seconds), images)  # warm
+        loading = pool.submit(drive, served, plan, images)
+        folded = Path(folder) / "stacks"
+        record(served, seconds, "raw", folded)
+        record(served, seconds, "flamegraph", given.out / "flame.svg")
+        driven = loading.result()
+        found = places(folded.read_text())
+    print(table(rows(found, driven.cpu_ms, driven.images_per_second * seconds)))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_options(parser)
+    parser.add_argument("--out", type=Path, default=Path(), help="folder of flame.svg")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
