@@ -26,6 +26,7 @@ from packshot.oip import open_inference_pb2 as pb
 from packshot.oip.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from packshot.prediction import probabilities
 from packshot.v1.classifier_pb2 import ClassifyRequest
+from serving.api.answering import MAX_DETAILS
 from serving.api.fields import has_more_fields
 
 SERVICE = "inference.GRPCInferenceService"
@@ -330,7 +331,7 @@ def test_long_words_are_quoted_short(stub):
         pb.ModelInferRequest(model_name="\U0001f9e6" * MEGABYTE),
         pb.ModelInferRequest(model_version="x" * MEGABYTE),
     ):
-        assert len(refusal(stub.ModelInfer, request, CODES.NOT_FOUND)) <= 1000
+        assert len(refusal(stub.ModelInfer, request, CODES.NOT_FOUND)) <= MAX_DETAILS
 
 
 def test_models_and_versions_that_are_not_served(stub):

@@ -17,8 +17,8 @@ from serving.metrics import RpcKind
 
 log = logging.getLogger("packshot.api")
 
-# A message may quote its client, gRPC takes 16 kB of it, and a character can become 12 bytes.
-MAX_DETAILS = 1000
+# A message may quote its client; a character can become 12 bytes, and above 8 kB gRPC drops some.
+MAX_DETAILS = 600
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
@@ -52,7 +52,7 @@ def answering(
             with _calling(self, name, "unary", context) as call:
                 return await method(self, readable(request), call)
         except _Ended as ended:
-            await context.abort(*ended.abort)
+            await _abort(context, ended)
             raise AssertionError("abort raises") from None
 
     return unary
@@ -75,9 +75,19 @@ def answering_stream(
                     async for reply in replies:
                         yield reply
         except _Ended as ended:
-            await context.abort(*ended.abort)
+            await _abort(context, ended)
 
     return stream
+
+
+async def _abort(context: Context, ended: _Ended) -> None:
+    """Raises AbortError, or CancelledError where the caller had gone before it could be told."""
+    try:
+        await context.abort(*ended.abort)
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:  # of no public type; gRPC would log it with three tracebacks
+        raise asyncio.CancelledError from error
 
 
 @contextmanager
