@@ -6,10 +6,10 @@ import msgspec
 import numpy as np
 import pytest
 from fakes import FakeEngine, image_of
-from tiny import tiny_bundle
+from tiny import colour_network, overwrite, tiny_bundle
 
 from packshot.bundle import open_bundle
-from packshot.errors import AnswersDiffer, EngineRefused
+from packshot.errors import AnswersDiffer, DamagedFile, EngineRefused
 from packshot.golden import GoldenSamples
 from serving.engines.open import open_engine
 from serving.engines.prove import every_size, prove
@@ -70,6 +70,22 @@ def test_one_wrong_answer_is_found_wherever_it_is(wrong):
 
 def test_between_the_sizes_that_were_timed_time_grows_evenly():
     assert every_size([4, 1, 1], [5.0, 9.0, 2.0]) == {1: 2.0, 2: 3.0, 3: 4.0, 4: 5.0}
+
+
+def test_an_engines_file_is_checked_before_it_is_opened_and_others_are_not(tmp_path):
+    folder = tiny_bundle(tmp_path, int8=colour_network())
+    overwrite(folder / "model.onnx", b"another")
+    bundle = open_bundle(folder, engines=False)
+    opened = open_engine(bundle, ("int8", "fp32"), lanes=1, max_batch=2)
+    assert opened.engine.name == "int8"
+    opened.engine.close()
+    with pytest.raises(DamagedFile, match=r"model\.onnx has sha256"):
+        open_engine(bundle, ("fp32",), lanes=1, max_batch=2)
+    (folder / "model.onnx").unlink()
+    with pytest.raises(DamagedFile, match=r"model\.onnx is missing"):
+        open_engine(bundle, ("fp32",), lanes=1, max_batch=2)
+    with pytest.raises(DamagedFile):
+        open_bundle(folder)
 
 
 def test_samples_of_another_width_than_the_labels_open_no_engine(tmp_path):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,14 @@ class OnnxRuntimeEngine:
         del self._in_lane, self._alone
 
 
-def open_cuda(path: Path, probe: Probe = probe_gpu) -> OnnxRuntimeEngine:
+def open_cuda(file: Callable[[], Path], probe: Probe = probe_gpu) -> OnnxRuntimeEngine:
     """The engine "cuda": this ONNX file on the GPU, or not at all. Raises EngineRefused.
 
-    Two lanes: one copies while the other computes.
+    The file is asked for where there is a GPU. Two lanes: one copies while the other computes.
     """
     gpu = probe()
     log.info("GPU %s, compute capability %s", gpu.name, gpu.compute_capability)
-    return OnnxRuntimeEngine(path, name="cuda", lanes=2, provider=CUDA)
+    return OnnxRuntimeEngine(file(), name="cuda", lanes=2, provider=CUDA)
 
 
 def _open_session(path: Path, provider: str, *, threads: int) -> Any:

@@ -7,7 +7,7 @@ from typing import NamedTuple, get_args
 
 import msgspec
 
-from packshot.bundle import PLAN, PLAN_KEYS, Bundle, EngineFile, Manifest
+from packshot.bundle import PLAN, PLAN_KEYS, Bundle, EngineFile, Manifest, check_file
 from packshot.errors import AnswersDiffer, EngineReason, EngineRefused
 from packshot.golden import GoldenSamples
 from serving.engines import Engine, Profile
@@ -23,9 +23,15 @@ class Wanted(NamedTuple):
 
     name: str
     path: Path
+    sha256: str
     image_shape: tuple[int, int, int]
     lanes: int  # of an engine on the CPU; one on a GPU knows its own number
     max_batch: int
+
+    def checked(self) -> Path:
+        """The file, for who reads it now. Raises DamagedFile if it is not what was exported."""
+        check_file(self.path, self.sha256)
+        return self.path
 
 
 class Kind(NamedTuple):
@@ -40,14 +46,15 @@ class Kind(NamedTuple):
 
 
 def _open_on_cpu(wanted: Wanted) -> Engine:
-    return OnnxRuntimeEngine(wanted.path, name=wanted.name, lanes=wanted.lanes)
+    return OnnxRuntimeEngine(wanted.checked(), name=wanted.name, lanes=wanted.lanes)
 
 
 def _open_cuda(wanted: Wanted) -> Engine:
-    return open_cuda(wanted.path)
+    return open_cuda(wanted.checked)
 
 
 def _open_tensorrt(wanted: Wanted) -> Engine:
+    """It checks the plan's hash itself, against the sidecar's."""
     return open_plan(wanted.path, max_batch=wanted.max_batch, image_shape=wanted.image_shape)
 
 
@@ -92,7 +99,10 @@ class Proved(NamedTuple):
 
 
 def open_engine(bundle: Bundle, order: Sequence[str], *, lanes: int, max_batch: int) -> Opened:
-    """Tries the engines in order. Raises EngineRefused, with every reason, if none can be used."""
+    """Tries the engines in order. Raises EngineRefused, with every reason, if none can be used.
+
+    Raises DamagedFile if a file that would be used is not what was exported.
+    """
     golden = bundle.golden()
     _check_width(golden, bundle.manifest)
     refusals: list[Refusal] = []
@@ -169,6 +179,7 @@ def _open(bundle: Bundle, name: str, file: EngineFile, lanes: int, max_batch: in
         Wanted(
             name=name,
             path=bundle.folder / file.file,
+            sha256=bundle.manifest.files[file.file],
             image_shape=bundle.manifest.image.shape,
             lanes=lanes,
             max_batch=max_batch,
