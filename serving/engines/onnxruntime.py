@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ def _import_onnxruntime(provider: str) -> Any:
     except ImportError as error:
         log.exception("onnxruntime cannot be imported")
         raise EngineRefused("no_runtime", "onnxruntime cannot be imported") from error
+    _share_memory(ort)
     if provider not in ort.get_available_providers():
         raise EngineRefused(
             "no_runtime",
@@ -99,12 +101,25 @@ def _import_onnxruntime(provider: str) -> Any:
     return ort
 
 
+@cache
+def _share_memory(ort: Any) -> None:
+    """All sessions on the CPU take memory from one pool, which grows by what is asked for."""
+    memory = ort.OrtMemoryInfo(
+        "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
+    )
+    as_requested = ort.OrtArenaCfg({"arena_extend_strategy": 1})
+    ort.create_and_register_allocator(memory, as_requested)
+
+
 def _session_options(ort: Any, provider: str, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Threads that spin while idle would take the CPU from the decoders beside them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # A plan of the memory for each batch size would keep a block for each.
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.use_env_allocators", "1")
     if provider != CPU:
         # Otherwise a session for a GPU whose libraries are missing is quietly one for the CPU.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
