@@ -91,7 +91,6 @@ def _import_onnxruntime(provider: str) -> Any:
     except ImportError as error:
         log.exception("onnxruntime cannot be imported")
         raise EngineRefused("no_runtime", "onnxruntime cannot be imported") from error
-    _share_memory(ort)
     if provider not in ort.get_available_providers():
         raise EngineRefused(
             "no_runtime",
@@ -117,10 +116,12 @@ def _session_options(ort: Any, provider: str, threads: int) -> Any:
     options.inter_op_num_threads = 1
     # Threads that spin while idle would take the CPU from the decoders beside them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # A plan of the memory for each batch size would keep a block for each.
-    options.enable_mem_pattern = False
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    if provider != CPU:
+    if provider == CPU:
+        _share_memory(ort)
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        # A plan of the memory for each batch size would keep a block for each.
+        options.enable_mem_pattern = False
+    else:
         # Otherwise a session for a GPU whose libraries are missing is quietly one for the CPU.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         # CUDA and cuDNN as pip installs them are not where the loader looks.
