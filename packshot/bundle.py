@@ -13,7 +13,7 @@ models/<name>/<version>/
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,7 +124,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Bundle(msgspec.Struct, frozen=True, kw_only=True):
-    """A bundle on disk whose hashes were checked."""
+    """A bundle on disk, as `open_bundle` found it."""
 
     folder: Path
     manifest: Manifest
@@ -136,36 +136,48 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
         return read_golden((self.folder / GOLDEN).read_bytes())
 
 
-def open_bundle(folder: Path) -> Bundle:
+def open_bundle(folder: Path, *, engines: bool = True) -> Bundle:
     """Reads the manifest and checks every file against its hash.
 
+    Without `engines` their files are left to who opens one, by `check_file`: they are nearly all of
+    a bundle, and few of them will be read. A plan's sidecar, which has the plan's hash, is checked.
     Raises NotFound if there is no bundle in `folder`, DamagedFile if it is not what it says.
     """
     manifest = read_manifest(folder)
-    for fault in file_faults(folder, manifest):
+    left_out = set() if engines else {engine.file for engine in manifest.engines.values()}
+    for fault in file_faults(folder, manifest, left_out):
         raise DamagedFile(fault)
     return Bundle(folder=folder, manifest=manifest)
 
 
-def file_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
+def file_faults(folder: Path, manifest: Manifest, left_out: Collection[str] = ()) -> Iterator[str]:
     """What is wrong with the files, one after the other: not listed, missing, changed."""
     if unlisted := sorted(_needed(manifest) - manifest.files.keys()):
         yield f"{folder / MANIFEST} has no hash of {', '.join(unlisted)}: export again"
     for name, expected in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            yield f"{path} is missing: copy the bundle again or export a new version"
-            continue
-        try:
-            actual = sha256_of(path)
-        except OSError as error:
-            yield f"{path} cannot be read: {error.strerror}"
-            continue
-        if actual != expected:
-            yield (
-                f"{path} has sha256 {actual[:12]}, the manifest says {expected[:12]}: "
-                "copy the bundle again or export a new version"
-            )
+        if name not in left_out and (fault := _file_fault(folder / name, expected)):
+            yield fault
+
+
+def check_file(path: Path, sha256: str) -> None:
+    """Raises DamagedFile if the file is missing, unreadable or another one."""
+    if fault := _file_fault(path, sha256):
+        raise DamagedFile(fault)
+
+
+def _file_fault(path: Path, expected: str) -> str | None:
+    if not path.is_file():
+        return f"{path} is missing: copy the bundle again or export a new version"
+    try:
+        actual = sha256_of(path)
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    if actual == expected:
+        return None
+    return (
+        f"{path} has sha256 {actual[:12]}, the manifest says {expected[:12]}: "
+        "copy the bundle again or export a new version"
+    )
 
 
 def _needed(manifest: Manifest) -> set[str]:

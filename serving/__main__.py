@@ -6,9 +6,11 @@ import sys
 
 import uvloop
 
+from packshot.cores import available_cores
 from packshot.errors import PackshotError
 from serving.app import App
 from serving.command_line import parse_settings, to_toml
+from serving.freed_memory import limit_pools
 from serving.logs import close_logs, configure_logging
 from serving.settings import Settings
 
@@ -35,6 +37,7 @@ def _run(settings: Settings) -> int:
     if settings.check:
         print(uvloop.run(_check(settings)))
         return 0
+    limit_pools(available_cores())
     configure_logging(settings.log_format, settings.log_level, in_thread=True)
     log.info("settings: %s", " ".join(map(str, settings.effective())))
     left_behind = uvloop.run(_serve(settings))

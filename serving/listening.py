@@ -1,15 +1,18 @@
 """The gRPC server: its limits, its TLS, who is let in, and its port."""
 
 import logging
+from typing import TYPE_CHECKING
 
 import grpc
 
 from packshot.channel import is_loopback
 from packshot.errors import InvalidInput
-from serving.certificates import Certificates, TlsFiles
 from serving.metrics import Metrics
 from serving.settings import Settings
 from serving.tokens import TokenInterceptor, Tokens
+
+if TYPE_CHECKING:
+    from serving.certificates import Certificates
 
 log = logging.getLogger("packshot.listening")
 
@@ -55,9 +58,11 @@ def add_port(server: grpc.aio.Server, settings: Settings, metrics: Metrics) -> i
         ) from error
 
 
-def _certificates(settings: Settings, metrics: Metrics) -> Certificates | None:
+def _certificates(settings: Settings, metrics: Metrics) -> "Certificates | None":
     if settings.tls_cert is None or settings.tls_key is None:
         return None
+    from serving.certificates import Certificates, TlsFiles  # 9 MB, of use with TLS alone
+
     files = TlsFiles(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
     return Certificates(files, metrics)
 

@@ -65,7 +65,7 @@ class Loader:
             await asyncio.wait(self._replacing)
 
     def _verify(self, folder: Path) -> tuple[Bundle, Opened]:
-        bundle = open_bundle(folder)
+        bundle = open_bundle(folder, engines=False)
         manifest = bundle.manifest
         if (manifest.model, str(manifest.version)) != (folder.parent.name, folder.name):
             raise DamagedFile(
@@ -115,7 +115,7 @@ class Loader:
         log.critical("%s: engine %s %s", model.name, failed.engine, failed.message)
         try:
             opened = await asyncio.to_thread(self._open, model.bundle, rest)
-        except EngineRefused as error:
+        except (EngineRefused, DamagedFile) as error:
             log.critical(
                 "%s: no engine can take over, %s goes on: %s", model.name, model.engine, error
             )  # one message

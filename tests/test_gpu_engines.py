@@ -114,7 +114,7 @@ def no_driver():
 plan = Path({str(plan)!r})
 for action in (
     lambda: open_plan(plan, max_batch=1, image_shape=(224, 224, 3), probe=no_driver),
-    lambda: open_cuda(plan, no_driver),
+    lambda: open_cuda(lambda: plan, no_driver),
 ):
     try:
         action()
@@ -383,7 +383,7 @@ def test_without_a_gpu_the_order_ends_at_fp32_and_says_why(
 ):
     folder = tiny_bundle(tmp_path / "models", plans=plans)
     no_gpu = partial(probe_gpu, FakeDriver(devices=0))
-    replace_opener(monkeypatch, "cuda", lambda wanted: open_cuda(wanted.path, no_gpu))
+    replace_opener(monkeypatch, "cuda", lambda wanted: open_cuda(wanted.checked, no_gpu))
     replace_opener(monkeypatch, "tensorrt", lambda wanted: opened(wanted.path, probe=no_gpu))
     with caplog.at_level(logging.WARNING):
         chosen = opening.open_engine(open_bundle(folder), ORDER, lanes=1, max_batch=2)
@@ -470,7 +470,7 @@ def test_an_onnxruntime_for_the_cpu_is_refused_as_cuda(tmp_path):
         pytest.skip("this onnxruntime is the one for GPUs")
     path = tmp_path / "model.onnx"
     path.write_bytes(colour_network())
-    error = refused(open_cuda, path, HERE)
+    error = refused(open_cuda, lambda: path, HERE)
     assert error.reason == "no_runtime"
     assert "onnxruntime-gpu" in str(error)
 
@@ -485,7 +485,7 @@ def test_cuda_answers_as_numpy_does(tmp_path):
         pytest.skip("this onnxruntime is built without CUDA: install onnxruntime-gpu")
     path = tmp_path / "model.onnx"
     path.write_bytes(colour_network())
-    engine = open_cuda(path)
+    engine = open_cuda(lambda: path)
     for count in (1, 3, 8):
         images = pictures(count)
         assert np.allclose(engine.run(images).logits, reference(images), atol=1e-3)

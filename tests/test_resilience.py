@@ -23,7 +23,7 @@ from fake_server import SECRET
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from processes import FAKE_SERVING, ROOT, TIMEOUT, Server, page, serving, starting, until
 from prometheus_client.parser import text_string_to_metric_families
-from tiny import PURE, colour_network, jpeg, tiny_bundle
+from tiny import PURE, colour_network, jpeg, overwrite, tiny_bundle
 
 from packshot import Client
 from packshot.errors import PackshotError
@@ -286,6 +286,19 @@ def test_failing_without_another_engine_is_told_until_it_works_again(tmp_path):
         assert server.page("/livez") == server.page("/readyz") == (200, "ok\n")
         assert server.metric("packshot_live") == 1
         assert server.stop() == 0
+
+
+def test_a_damaged_engine_does_not_take_over(tmp_path):
+    with troubled(tmp_path, "--engines", "int8,fp32") as (server, stub):
+        (model,) = (tmp_path / "models").glob("*/1/model.onnx")
+        overwrite(model, b"another")
+        (tmp_path / "fail").touch()
+        for _ in range(3):
+            failure(stub)
+        until(lambda: "no engine can take over, int8 goes on" in server.log)
+        assert "model.onnx has sha256" in server.log
+        (tmp_path / "fail").unlink()
+        until(lambda: answered(stub))
 
 
 # Reloads

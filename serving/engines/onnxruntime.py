@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +54,14 @@ class OnnxRuntimeEngine:
         del self._in_lane, self._alone
 
 
-def open_cuda(path: Path, probe: Probe = probe_gpu) -> OnnxRuntimeEngine:
+def open_cuda(file: Callable[[], Path], probe: Probe = probe_gpu) -> OnnxRuntimeEngine:
     """The engine "cuda": this ONNX file on the GPU, or not at all. Raises EngineRefused.
 
-    Two lanes: one copies while the other computes.
+    The file is asked for where there is a GPU. Two lanes: one copies while the other computes.
     """
     gpu = probe()
     log.info("GPU %s, compute capability %s", gpu.name, gpu.compute_capability)
-    return OnnxRuntimeEngine(path, name="cuda", lanes=2, provider=CUDA)
+    return OnnxRuntimeEngine(file(), name="cuda", lanes=2, provider=CUDA)
 
 
 def _open_session(path: Path, provider: str, *, threads: int) -> Any:
@@ -98,13 +100,28 @@ def _import_onnxruntime(provider: str) -> Any:
     return ort
 
 
+@cache
+def _share_memory(ort: Any) -> None:
+    """All sessions on the CPU take memory from one pool, which grows by what is asked for."""
+    memory = ort.OrtMemoryInfo(
+        "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
+    )
+    as_requested = ort.OrtArenaCfg({"arena_extend_strategy": 1})
+    ort.create_and_register_allocator(memory, as_requested)
+
+
 def _session_options(ort: Any, provider: str, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Threads that spin while idle would take the CPU from the decoders beside them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if provider != CPU:
+    if provider == CPU:
+        _share_memory(ort)
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        # A plan of the memory for each batch size would keep a block for each.
+        options.enable_mem_pattern = False
+    else:
         # Otherwise a session for a GPU whose libraries are missing is quietly one for the CPU.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         # CUDA and cuDNN as pip installs them are not where the loader looks.

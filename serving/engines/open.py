@@ -1,22 +1,18 @@
 """Opens the first engine of the order that runs here and answers as the trained network did."""
 
 import logging
-import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, get_args
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
-from packshot.bundle import PLAN, PLAN_KEYS, Bundle, EngineFile, Manifest
+from packshot.bundle import PLAN, PLAN_KEYS, Bundle, EngineFile, Manifest, check_file
 from packshot.errors import AnswersDiffer, EngineReason, EngineRefused
-from packshot.golden import GoldenSamples, check_answers
-from packshot.prediction import Logits
+from packshot.golden import GoldenSamples
 from serving.engines import Engine, Profile
 from serving.engines.onnxruntime import OnnxRuntimeEngine, open_cuda
+from serving.engines.prove import Proof, prove
 from serving.engines.tensorrt import open_plan
 
 log = logging.getLogger("packshot.engines")
@@ -27,9 +23,15 @@ class Wanted(NamedTuple):
 
     name: str
     path: Path
+    sha256: str
     image_shape: tuple[int, int, int]
     lanes: int  # of an engine on the CPU; one on a GPU knows its own number
     max_batch: int
+
+    def checked(self) -> Path:
+        """The file, for who reads it now. Raises DamagedFile if it is not what was exported."""
+        check_file(self.path, self.sha256)
+        return self.path
 
 
 class Kind(NamedTuple):
@@ -44,14 +46,15 @@ class Kind(NamedTuple):
 
 
 def _open_on_cpu(wanted: Wanted) -> Engine:
-    return OnnxRuntimeEngine(wanted.path, name=wanted.name, lanes=wanted.lanes)
+    return OnnxRuntimeEngine(wanted.checked(), name=wanted.name, lanes=wanted.lanes)
 
 
 def _open_cuda(wanted: Wanted) -> Engine:
-    return open_cuda(wanted.path)
+    return open_cuda(wanted.checked)
 
 
 def _open_tensorrt(wanted: Wanted) -> Engine:
+    """It checks the plan's hash itself, against the sidecar's."""
     return open_plan(wanted.path, max_batch=wanted.max_batch, image_shape=wanted.image_shape)
 
 
@@ -96,8 +99,12 @@ class Proved(NamedTuple):
 
 
 def open_engine(bundle: Bundle, order: Sequence[str], *, lanes: int, max_batch: int) -> Opened:
-    """Tries the engines in order. Raises EngineRefused, with every reason, if none can be used."""
+    """Tries the engines in order. Raises EngineRefused, with every reason, if none can be used.
+
+    Raises DamagedFile if a file that would be used is not what was exported.
+    """
     golden = bundle.golden()
+    _check_width(golden, bundle.manifest)
     refusals: list[Refusal] = []
     for name in order:
         try:
@@ -111,6 +118,15 @@ def open_engine(bundle: Bundle, order: Sequence[str], *, lanes: int, max_batch: 
     raise EngineRefused("load_failed", f"none of the engines {list(order)} can be used: {reasons}")
 
 
+def _check_width(golden: GoldenSamples, manifest: Manifest) -> None:
+    """Each engine is then held to the width of the samples."""
+    width, labels = golden.logits.shape[-1], len(manifest.labels)
+    if width != labels:
+        raise EngineRefused(
+            "answers_differ", f"golden samples of {width} logits for {labels} labels: export again"
+        )
+
+
 def _open_proved(
     bundle: Bundle, name: str, golden: GoldenSamples, lanes: int, max_batch: int
 ) -> Proved:
@@ -119,13 +135,13 @@ def _open_proved(
     for file in _files_of(bundle.manifest, name):
         try:
             engine = _open(bundle, name, file, lanes, max_batch)
-            difference, profile = _prove_and_warm_up(engine, bundle, golden, file, max_batch)
+            proof = _prove(engine, golden, file, max_batch)
         except EngineRefused as error:
             refused[file.file] = error
         else:
             for other, why in refused.items():
                 log.info("%s is passed over for %s: %s", other, file.file, why)
-            return Proved(engine, file, difference, profile)
+            return Proved(engine, file, *proof)
     raise _as_one(refused)
 
 
@@ -163,6 +179,7 @@ def _open(bundle: Bundle, name: str, file: EngineFile, lanes: int, max_batch: in
         Wanted(
             name=name,
             path=bundle.folder / file.file,
+            sha256=bundle.manifest.files[file.file],
             image_shape=bundle.manifest.image.shape,
             lanes=lanes,
             max_batch=max_batch,
@@ -170,65 +187,20 @@ def _open(bundle: Bundle, name: str, file: EngineFile, lanes: int, max_batch: in
     )
 
 
-def _prove_and_warm_up(
-    engine: Engine, bundle: Bundle, golden: GoldenSamples, file: EngineFile, max_batch: int
-) -> tuple[float, Profile]:
+def _prove(engine: Engine, golden: GoldenSamples, file: EngineFile, max_batch: int) -> Proof:
+    """Raises EngineRefused, the engine closed, if it cannot run or answers otherwise."""
     try:
-        difference = _prove(engine, bundle, golden, file.tolerance)
-        return difference, _warm_up(engine, golden, max_batch)
-    except EngineRefused:
+        proof = prove(engine, golden, tolerance=file.tolerance, max_batch=max_batch)
+    except AnswersDiffer as error:
         engine.close()
-        raise
+        raise EngineRefused("answers_differ", str(error)) from error
     except Exception as error:  # an engine that opens may still be unable to run
         engine.close()
         log.exception("engine %s cannot run the golden samples", engine.name)
         message = "it cannot run the golden samples: the server's log has the error"
         raise EngineRefused("load_failed", message) from error
-
-
-def _prove(engine: Engine, bundle: Bundle, golden: GoldenSamples, tolerance: float) -> float:
-    """On the very engine and hardware that will serve: labels fit, answers are PyTorch's."""
-    manifest = bundle.manifest
-    width = engine.run(golden.pixels[:1]).logits.shape[-1]
-    if width != len(manifest.labels):
-        raise EngineRefused(
-            "answers_differ", f"{width} logits for {len(manifest.labels)} labels: export again"
-        )
-    ways = (False, True) if engine.largest_alone else (False,)
-    try:
-        difference = max(
-            check_answers(golden, partial(_logits, engine, alone), tolerance) for alone in ways
-        )
-    except AnswersDiffer as error:
-        raise EngineRefused("answers_differ", str(error)) from error
     log.info(
         "engine %s answers %d golden samples as PyTorch did: |logit difference| up to %.2g of %.2g",
-        engine.name, len(golden.encoded), difference, tolerance,
+        engine.name, len(golden.encoded), proof.golden_difference, file.tolerance,
     )  # fmt: skip
-    return difference
-
-
-def _logits(engine: Engine, alone: bool, images: npt.NDArray[np.uint8]) -> Logits:
-    return engine.run(images, alone=alone).logits
-
-
-def _warm_up(engine: Engine, golden: GoldenSamples, max_batch: int) -> Profile:
-    """Two runs of every batch size that will be used: the first of a size allocates its memory.
-
-    The second is timed.
-    """
-    return Profile(
-        lanes={size: _seconds(engine, golden, size) for size in range(1, max_batch + 1)},
-        alone={
-            size: _seconds(engine, golden, size, alone=True)
-            for size in range(1, min(engine.largest_alone, max_batch) + 1)
-        },
-    )
-
-
-def _seconds(engine: Engine, golden: GoldenSamples, size: int, *, alone: bool = False) -> float:
-    images = np.resize(golden.pixels, (size, *golden.pixels.shape[1:]))
-    engine.run(images, alone=alone)
-    started = time.monotonic()
-    engine.run(images, alone=alone)
-    return time.monotonic() - started
+    return proof

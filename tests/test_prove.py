@@ -1,0 +1,96 @@
+"""The golden samples on an engine: what is run, what is found, what is timed."""
+
+from collections import Counter
+
+import msgspec
+import numpy as np
+import pytest
+from fakes import FakeEngine, image_of
+from tiny import colour_network, overwrite, tiny_bundle
+
+from packshot.bundle import open_bundle
+from packshot.errors import AnswersDiffer, DamagedFile, EngineRefused
+from packshot.golden import GoldenSamples
+from serving.engines.open import open_engine
+from serving.engines.prove import every_size, prove
+
+
+def samples(number: int) -> GoldenSamples:
+    """What FakeEngine answers right."""
+    pixels = np.stack([image_of(value) for value in range(number)])
+    return GoldenSamples(
+        encoded=(b"",) * number, pixels=pixels, logits=pixels[:, 0, 0].astype(np.float32)
+    )
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "number", "batches"),
+    [
+        (8, 16, [8, 4, 2, 1, 1]),
+        (6, 40, [6, 4, 2, 1, 6, 6, 6, 6, 3]),
+        (1, 3, [1, 1, 1]),
+        (4, 2, [4, 2, 1]),
+    ],
+)
+def test_on_a_cpu_doubling_sizes_hold_every_sample(max_batch, number, batches):
+    engine = FakeEngine()
+    proof = prove(engine, samples(number), tolerance=0.0, max_batch=max_batch)
+    assert engine.batches == batches
+    assert proof.golden_difference == 0.0
+    assert [*proof.profile.lanes] == [*range(1, max_batch + 1)]
+    assert proof.profile.alone == {}
+
+
+def test_a_device_runs_every_size_and_is_timed_at_the_second_run():
+    engine = FakeEngine(lanes=2, lanes_share=True)
+    proof = prove(engine, samples(2), tolerance=0.0, max_batch=3)
+    assert engine.batches == [3, 3, 2, 2, 1, 1]
+    assert [*proof.profile.lanes] == [1, 2, 3]
+
+
+def test_runs_over_all_cores_are_proved_too_and_no_larger_than_they_will_be():
+    engine = FakeEngine(lanes=4, largest_alone=2)
+    proof = prove(engine, samples(4), tolerance=0.0, max_batch=8)
+    runs = Counter(zip(engine.alone, engine.batches, strict=True))
+    in_lanes = {(False, size): 1 for size in (8, 4, 2, 1)}
+    assert runs == in_lanes | {(True, 2): 1, (True, 1): 2}
+    assert [*proof.profile.alone] == [1, 2]
+
+
+@pytest.mark.parametrize("wrong", range(5))
+def test_one_wrong_answer_is_found_wherever_it_is(wrong):
+    golden = samples(5)
+    logits = golden.logits.copy()
+    logits[wrong] += 0.5
+    golden = msgspec.structs.replace(golden, logits=logits)
+    assert prove(FakeEngine(), golden, tolerance=0.6, max_batch=2).golden_difference == 0.5
+    with pytest.raises(AnswersDiffer, match=r"differ by 0\.5"):
+        prove(FakeEngine(), golden, tolerance=0.4, max_batch=2)
+
+
+def test_between_the_sizes_that_were_timed_time_grows_evenly():
+    assert every_size([4, 1, 1], [5.0, 9.0, 2.0]) == {1: 2.0, 2: 3.0, 3: 4.0, 4: 5.0}
+
+
+def test_an_engines_file_is_checked_before_it_is_opened_and_others_are_not(tmp_path):
+    folder = tiny_bundle(tmp_path, int8=colour_network())
+    overwrite(folder / "model.onnx", b"another")
+    bundle = open_bundle(folder, engines=False)
+    opened = open_engine(bundle, ("int8", "fp32"), lanes=1, max_batch=2)
+    assert opened.engine.name == "int8"
+    opened.engine.close()
+    with pytest.raises(DamagedFile, match=r"model\.onnx has sha256"):
+        open_engine(bundle, ("fp32",), lanes=1, max_batch=2)
+    (folder / "model.onnx").unlink()
+    with pytest.raises(DamagedFile, match=r"model\.onnx is missing"):
+        open_engine(bundle, ("fp32",), lanes=1, max_batch=2)
+    with pytest.raises(DamagedFile):
+        open_bundle(folder)
+
+
+def test_samples_of_another_width_than_the_labels_open_no_engine(tmp_path):
+    bundle = open_bundle(tiny_bundle(tmp_path))
+    manifest = msgspec.structs.replace(bundle.manifest, labels=("red", "green"))
+    bundle = msgspec.structs.replace(bundle, manifest=manifest)
+    with pytest.raises(EngineRefused, match="3 logits for 2 labels"):
+        open_engine(bundle, ("fp32",), lanes=1, max_batch=2)
