@@ -11,11 +11,13 @@ import resource
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from benchmarks.alone import run_alone
+from benchmarks.calm import calm_rounds
 from benchmarks.driven import Driven, drive, steady
 from benchmarks.figures import Figure, Findings
 from benchmarks.options import Options, cpu_engine
@@ -50,20 +52,17 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
 def measure(options: Options) -> Findings:
     bundle, images = options.open_bundle(), photos()
-    engine, rounds = cpu_engine(bundle), []
+    engine = cpu_engine(bundle)
     least_start(bundle.engine_path(engine))  # puts the files into the page cache
-    for _ in range(options.rounds):
+
+    def take() -> Round:
         least = least_start(bundle.engine_path(engine))
         with server(options.models, options.model, "--engines", engine) as served:
             ready = Start(seconds=served.start_seconds, cpu_seconds=served.cpu_seconds())
             loaded = drive(served, steady(served, options.seconds), images)
-        rounds.append(Round(ready=ready, least=least, loaded=loaded))
-        print(
-            f"{engine}: ready after {ready.seconds:.2f} s, {ready.cpu_seconds:.2f} of CPU; the "
-            f"least process takes {least.seconds:.2f} s, {least.cpu_seconds:.2f} of CPU; "
-            f"{loaded.megabytes:.0f} MB under load",
-            flush=True,
-        )
+        return Round(ready=ready, least=least, loaded=loaded)
+
+    rounds = calm_rounds(options.rounds, take, partial(_line, engine))
     return Findings(figures=_figures(rounds), rounds=tuple(rounds))
 
 
@@ -78,6 +77,15 @@ def _cpu_seconds_of_children() -> float:
     """Of those that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
+
+
+def _line(engine: str, found: Round) -> str:
+    ready, least = found.ready, found.least
+    return (
+        f"{engine}: ready after {ready.seconds:.2f} s, {ready.cpu_seconds:.2f} of CPU; the least "
+        f"process takes {least.seconds:.2f} s, {least.cpu_seconds:.2f} of CPU; "
+        f"{found.loaded.megabytes:.0f} MB under load"
+    )
 
 
 def _figures(rounds: list[Round]) -> tuple[Figure, ...]:

@@ -10,6 +10,7 @@ constant.
 import msgspec
 
 from benchmarks.alone import run_alone
+from benchmarks.calm import calm_rounds
 from benchmarks.driven import Driven, drive, steady
 from benchmarks.figures import Figure, Findings
 from benchmarks.measured import cpu
@@ -32,16 +33,16 @@ def measure(options: Options) -> Findings:
     null = server(
         options.models, options.model, "--engines", "fp32", module="benchmarks.null_server"
     )
-    rounds = []
     with null as ours, started("benchmarks.bare_server") as bare:
         for one in (ours, bare):
             _driven(one, options.seconds / 4)  # warm
-        for _ in range(options.rounds):
-            found = Round(
+
+        def take() -> Round:
+            return Round(
                 packshot=_driven(ours, options.seconds / 2), bare=_driven(bare, options.seconds / 2)
             )
-            rounds.append(found)
-            print(_line(found), flush=True)
+
+        rounds = calm_rounds(options.rounds, take, _line)
     return Findings(
         figures=(
             _cost(f"a request, {FILE}: CPU without the engine", rounds, FILE, bar=BAR_MS),

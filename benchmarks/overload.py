@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from benchmarks.alone import run_alone
+from benchmarks.calm import calm_rounds
 from benchmarks.driven import CONCURRENCY, Driven, drive, steady
 from benchmarks.figures import Figure, Findings
 from benchmarks.options import Options, cpu_engine
@@ -55,13 +56,13 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
 def measure(options: Options) -> Findings:
     engine, images = cpu_engine(options.open_bundle()), photos()
-    rounds = []
     with server(options.models, options.model, "--engines", engine) as served:
         drive(served, steady(served, options.seconds), images)  # warm
-        for number in range(1, options.rounds + 1):
-            found = _round(served, options.seconds, images)
-            rounds.append(found)
-            print(f"round {number}, {engine}: {_lines(found)}", flush=True)
+        rounds = calm_rounds(
+            options.rounds,
+            lambda: _round(served, options.seconds, images),
+            lambda found: f"{engine}: {_lines(found)}",
+        )
     peak = rounds[-1].peak.images_per_second
     left = {
         times: cores_left((times - 1) * peak, images, options.seconds)

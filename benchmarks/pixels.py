@@ -11,6 +11,7 @@ from functools import partial
 import msgspec
 
 from benchmarks.alone import run_alone
+from benchmarks.calm import calm_rounds
 from benchmarks.driven import Driven, drive, steady
 from benchmarks.figures import Findings
 from benchmarks.loops import batches, in_lanes
@@ -32,7 +33,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure(options: Options) -> Findings:
-    bundle, cores, rounds = options.open_bundle(), available_cores(), []
+    bundle, cores = options.open_bundle(), available_cores()
     engine_name, spec = cpu_engine(bundle), bundle.manifest.image
     images = [load_pixels(photo, spec).tobytes() for photo in photos(PICTURES)]
     engine = OnnxRuntimeEngine(bundle.engine_path(engine_name), name=engine_name, lanes=cores)
@@ -40,18 +41,14 @@ def measure(options: Options) -> Findings:
     with server(options.models, options.model, "--engines", engine_name) as served:
         plan = steady(served, options.seconds, pixels=True)
         drive(served, plan, images)  # warm
-        for _ in range(options.rounds):
-            found = Round(
+
+        def take() -> Round:
+            return Round(
                 served=drive(served, plan, images),
                 lanes=in_lanes(engine.run, of_lanes, options.seconds),
             )
-            rounds.append(found)
-            print(
-                f"{engine_name}, pixels served {found.served.images_per_second:.1f} images/s at "
-                f"{found.served.cpu_ms:.1f} CPU ms an image; lanes "
-                f"{found.lanes.images_per_second:.1f} at {found.lanes.cpu_ms:.1f}",
-                flush=True,
-            )
+
+        rounds = calm_rounds(options.rounds, take, partial(_line, engine_name))
     pairs = [(one.served, one.lanes) for one in rounds]
     return Findings(
         figures=(
@@ -59,6 +56,14 @@ def measure(options: Options) -> Findings:
             cpu("pixels served / lanes without a server", pairs),
         ),
         rounds=tuple(rounds),
+    )
+
+
+def _line(engine: str, found: Round) -> str:
+    return (
+        f"{engine}, pixels served {found.served.images_per_second:.1f} images/s at "
+        f"{found.served.cpu_ms:.1f} CPU ms an image; lanes "
+        f"{found.lanes.images_per_second:.1f} at {found.lanes.cpu_ms:.1f}"
     )
 
 

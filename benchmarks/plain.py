@@ -14,6 +14,7 @@ from contextlib import ExitStack
 import msgspec
 
 from benchmarks.alone import run_alone
+from benchmarks.calm import calm_rounds
 from benchmarks.driven import Driven, drive, steady
 from benchmarks.figures import Figure, Findings
 from benchmarks.measured import cpu, throughput
@@ -45,10 +46,11 @@ def measure(options: Options) -> Findings:
         plain = plain_servers(bundle, stack)
         for one in (served, *plain.values()):
             drive(one, steady(one, options.seconds / 2), images)  # warm
-        rounds = []
-        for _ in range(options.rounds):
-            rounds.append(_round(served, plain, engine, options.seconds, images))
-            print(_line(engine, rounds[-1]), flush=True)
+        rounds = calm_rounds(
+            options.rounds,
+            lambda: _round(served, plain, engine, options.seconds, images),
+            lambda found: _line(engine, found),
+        )
     return Findings(figures=tuple(_figures(engine, rounds)), rounds=tuple(rounds))
 
 

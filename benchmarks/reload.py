@@ -13,11 +13,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from benchmarks.alone import run_alone
+from benchmarks.calm import calm_rounds
 from benchmarks.driven import Driven, drive, steady
 from benchmarks.figures import Figure, Findings
 from benchmarks.options import Options, cpu_engine
@@ -44,7 +46,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure(options: Options) -> Findings:
-    bundle, images, rounds = options.open_bundle(), photos(), []
+    bundle, images = options.open_bundle(), photos()
     engine, model = cpu_engine(bundle), bundle.manifest.model
     look = ("--reload-seconds", str(LOOK_SECONDS))
     with tempfile.TemporaryDirectory() as folder:
@@ -54,13 +56,14 @@ def measure(options: Options) -> Findings:
         with server(store, model, "--engines", engine, *look) as served:
             plan = steady(served, TIMES_AS_LONG * options.seconds)
             drive(served, plan, images)  # warm
-            for _ in range(options.rounds):
+
+            def take() -> Round:
                 quiet = drive(served, plan, images)
                 with swapping(served, store / model, to_release) as swap_seconds:
                     loaded = drive(served, plan, images)
-                found = Round(quiet=quiet, swapping=loaded, swap_seconds=tuple(swap_seconds))
-                rounds.append(found)
-                print(_line(engine, found), flush=True)
+                return Round(quiet=quiet, swapping=loaded, swap_seconds=tuple(swap_seconds))
+
+            rounds = calm_rounds(options.rounds, take, partial(_line, engine))
     return Findings(figures=_figures(rounds), rounds=tuple(rounds))
 
 

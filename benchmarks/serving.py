@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.alone import run_alone
+from benchmarks.calm import calm_rounds
 from benchmarks.driven import Driven, drive, steady
 from benchmarks.figures import Findings
 from benchmarks.loops import batches, in_lanes
@@ -76,20 +77,21 @@ class Loops:
 
 def measure(options: Options) -> Findings:
     bundle, images = options.open_bundle(), photos()
-    engine, rounds = cpu_engine(bundle), []
+    engine = cpu_engine(bundle)
     loops = Loops(bundle, engine, images, options.seconds)
     with server(options.models, options.model, "--engines", engine) as served:
         plan = steady(served, options.seconds)
         drive(served, plan, images)  # warm
-        for _ in range(options.rounds):
-            found = Round(
+
+        def take() -> Round:
+            return Round(
                 served=drive(served, plan, images),
                 lanes=loops.ceiling(),
                 serial=loops.serial(loops.plain_decoder),
                 serial_packshot_decoder=loops.serial(loops.packshot_decoder),
             )
-            rounds.append(found)
-            print(_line(engine, found), flush=True)
+
+        rounds = calm_rounds(options.rounds, take, partial(_line, engine))
     to_lanes = [(one.served, one.lanes) for one in rounds]
     to_serial = [(one.served, one.serial) for one in rounds]
     to_ours = [(one.served, one.serial_packshot_decoder) for one in rounds]
