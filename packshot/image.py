@@ -74,7 +74,8 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     antialias: Literal[True] = True
     # JPEGs are decoded at 1/2, 1/4 or 1/8 scale as long as the short side keeps this many pixels
     # (with pad that of the padded square, which is the picture's long side): a third of the time
-    # on large photographs, a grey level or two away (PIL.Image.Image.draft).
+    # on large photographs, a grey level or two away (PIL.Image.Image.draft). 256 in the place of
+    # 512 saves two fifths also of 600 to 1000 pixels, and is further away.
     draft_short_side: int | None = 512
     # Constants of the ONNX graph, recorded for readers; nothing outside the graph applies them.
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -83,6 +84,11 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def __post_init__(self) -> None:
         if not 1 <= self.crop <= self.resize_short_side:
             raise ValueError(f"crop {self.crop} of a short side of {self.resize_short_side} pixels")
+        if self.draft_short_side is not None and self.draft_short_side < self.resize_short_side:
+            raise ValueError(
+                f"draft_short_side {self.draft_short_side} is below resize_short_side "
+                f"{self.resize_short_side}: pictures would be enlarged"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:

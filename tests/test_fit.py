@@ -19,7 +19,7 @@ from trainer.cache import SIDE, open_cache
 from trainer.command_line import parse_options
 from trainer.hardware import Hardware
 from trainer.model import new_network
-from trainer.prepare import fit_of, prepare_network
+from trainer.prepare import prepare_network, view_of
 from trainer.recipes import FROM_SCRATCH, changed
 from trainer.review import reviewed
 from trainer.square import square_view
@@ -88,7 +88,7 @@ def test_the_readme_for_triton_says_what_the_client_must_do(tmp_path):
 def test_the_option_goes_into_the_view_that_training_uses(belts):
     for fit, expected in ((None, "crop"), ("crop", "crop"), ("pad", "pad")):
         asked = options(belts, fit=fit)
-        assert fit_of(asked) == expected
+        assert view_of(asked, ImageSpec()) == ImageSpec(fit=expected)
         _, _, start = prepare_network(asked, Hardware(), split_of(belts))
         assert start.spec == ImageSpec(fit=expected)
     assert parse_options(["--data", "x", "--fit", "pad"]).fit == "pad"
@@ -99,8 +99,10 @@ def test_an_earlier_run_brings_its_fit_unless_another_is_asked_for(tmp_path):
     image = ImageSpec(fit="pad", resize_short_side=240)
     save_run(tmp_path / "earlier", new_network("resnet18", 4, image), image)
     earlier = options(tmp_path, weights=str(tmp_path / "earlier"))
-    assert fit_of(earlier) == "pad"
-    assert fit_of(msgspec.structs.replace(earlier, fit="crop")) == "crop"
+    assert view_of(earlier, ImageSpec()).fit == "pad"
+    assert view_of(msgspec.structs.replace(earlier, fit="crop"), ImageSpec()).fit == "crop"
+    cheaper = msgspec.structs.replace(earlier, draft_short_side=256)
+    assert view_of(cheaper, ImageSpec()) == ImageSpec(fit="pad", draft_short_side=256)
 
 
 def test_the_warning_about_crops_names_the_remedy_which_silences_it(belts):

@@ -104,6 +104,14 @@ def test_reduced_scale_keeps_the_side_that_is_resized():
     assert decoded_size((1000, 1023), PAD) == (1000, 1023)
 
 
+def test_a_smaller_draft_halves_smaller_pictures_and_never_enlarges():
+    cheap = ImageSpec(draft_short_side=256)
+    assert decoded_size((511, 700), cheap) == (511, 700)
+    assert decoded_size((512, 700), cheap) == (256, 350)
+    with pytest.raises(ValueError, match="draft_short_side 200 is below resize_short_side 256"):
+        ImageSpec(draft_short_side=200)
+
+
 def test_padding_shows_the_whole_picture_whatever_its_shape():
     assert picture_box((300, 300), PAD) == (0, 0, 224, 224)
     assert picture_box((400, 300), PAD) == (0, 28, 224, 196)

@@ -172,11 +172,16 @@ def _write(
                 bar.update()
 
 
+def _draft(spec: ImageSpec) -> int | None:
+    """Not below `SIDE`: what is kept is not enlarged."""
+    return None if spec.draft_short_side is None else max(SIDE, spec.draft_short_side)
+
+
 def _decoded(split: Split, example: Example, spec: ImageSpec, size: tuple[int, int]) -> Image.Image:
     """One image, decoded as for evaluation, in (width, height) pixels. Raises DamagedFile."""
     try:
         with open_image(split.read(example), LIMITS) as image:
-            rgb, _ = decode_rgb(image, spec, spec.draft_short_side)
+            rgb, _ = decode_rgb(image, spec, _draft(spec))
     except ImageError as error:
         raise DamagedFile(f"{example.file}: {error}") from error
     return rgb.resize(size, Image.Resampling.BILINEAR)

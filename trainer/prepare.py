@@ -7,7 +7,7 @@ import msgspec
 import torch
 
 from packshot.errors import InvalidInput
-from packshot.image import Fit, ImageSpec
+from packshot.image import ImageSpec
 from trainer.architectures import architecture
 from trainer.budget import budget_warnings, check_from_scratch, cpu_warning
 from trainer.cache import open_cache, read_inspected, write_inspected
@@ -33,7 +33,7 @@ FALLBACK_WARNING = (
 def prepare(options: Options, hardware: Hardware) -> tuple[Training, PixelNetwork]:
     """Data, weights, recipe and cache; the first of several processes goes ahead."""
     processes = hardware.processes
-    spec = ImageSpec(fit=fit_of(options))
+    spec = view_of(options, ImageSpec())
     content = processes.from_first(lambda: msgspec.json.encode(prepare_data(options, spec)))
     split = msgspec.json.decode(content, type=Split)
     network, recipe, start = prepare_network(options, hardware, split)
@@ -65,12 +65,18 @@ def prepare_data(options: Options, spec: ImageSpec) -> Split:
     return split
 
 
-def fit_of(options: Options) -> Fit:
-    """As `--fit` says; without it as in the run that `--weights` names, or crop."""
-    weights = Path(options.weights)
-    if options.fit is None and (weights / RECORD).is_file():
-        return read_record(weights).image.fit
-    return options.fit or "crop"
+def view_of(options: Options, spec: ImageSpec) -> ImageSpec:
+    """`spec` with `--fit` and `--draft-short-side`.
+
+    Where one is not given it is that of the run that `--weights` names, or the default.
+    """
+    record = Path(options.weights) / RECORD
+    earlier = read_record(record.parent).image if record.is_file() else ImageSpec()
+    return msgspec.structs.replace(
+        spec,
+        fit=options.fit or earlier.fit,
+        draft_short_side=options.draft_short_side or earlier.draft_short_side,
+    )
 
 
 def describe(split: Split, folder: Path) -> None:
@@ -98,7 +104,7 @@ def prepare_network(
     kind = architecture(options.arch)
     images = len(split.examples)
     start = hardware.processes.in_turn(lambda: starting_point(options, images, gpu=hardware.gpu))
-    start = start._replace(spec=msgspec.structs.replace(start.spec, fit=fit_of(options)))
+    start = start._replace(spec=view_of(options, start.spec))
     recipe = recipe_for(
         options, kind, images=images, pretrained=start.weights.pretrained, gpu=hardware.gpu
     )

@@ -280,6 +280,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     sampler: Sampler | None = None
     flip: bool | None = None
     fit: Fit | None = None
+    draft_short_side: int | None = None
     cache: Path | None = None
     max_minutes: float | None = None
     save_minutes: float = 5.0
