@@ -27,10 +27,11 @@ def main() -> int:
     figures = [figure for findings in series.found.values() for figure in findings.figures]
     barred = [figure for figure in figures if figure.bar is not None]
     print(f"\n{figures_table(figures)}\n")
+    minutes = (time.perf_counter() - began) / 60
     print(
-        f"{len(missed(figures))} of {len(barred)} bars missed; "
-        f"{(time.perf_counter() - began) / 60:.1f} minutes, load {written.load_before[0]:.1f} "
-        f"before and {written.load_after[0]:.1f} after; every round: {given.out / 'bench.json'}"
+        f"{len(missed(figures))} of {len(barred)} bars missed; {minutes:.1f} minutes, load "
+        f"{written.load_before[0]:.1f} before and {written.load_after[0]:.1f} after, "
+        f"{written.stolen:.0%} of the CPU stolen; every round: {given.out / 'bench.json'}"
     )
     return 1 if series.failed else 0
 

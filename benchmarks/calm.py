@@ -20,9 +20,9 @@ def calm_rounds(count: int, take: Callable[[], T], told: Callable[[T], str]) -> 
     """What `take` found in `count` rounds, in the order in which they were taken."""
     taken: list[tuple[float, T]] = []
     while len(_calm(taken)) < count and len(taken) < TRIES * count:
-        before = _ticks()
+        before = ticks()
         found = take()
-        share = stolen(before, _ticks())
+        share = stolen(before, ticks())
         taken.append((share, found))
         aside = "; set aside" if share > MOST_STOLEN else ""
         print(f"{told(found)} [{share:.0%} of the CPU stolen{aside}]", flush=True)
@@ -40,7 +40,7 @@ def _calm(taken: list[tuple[float, T]]) -> list[T]:
     return [found for share, found in taken if share <= MOST_STOLEN]
 
 
-def _ticks() -> list[int]:
+def ticks() -> list[int]:
     """Of all cores together since the start of the machine, by kind."""
     try:
         return [int(field) for field in STAT.read_text().split("\n", 1)[0].split()[1:9]]

@@ -15,7 +15,7 @@ CONCURRENCY = 16
 
 
 class Driven(Measured, frozen=True, kw_only=True):
-    """Of a round of load. `errors`: requests without an answer, by status.
+    """Of a round of load. `errors`: requests without an answer, by status. `doubts`: the client's.
 
     `generator_cpu_ms`: an image. `megabytes`: resident in the server, right after the load.
     """
@@ -23,6 +23,7 @@ class Driven(Measured, frozen=True, kw_only=True):
     generator_cpu_ms: float
     answered: int
     errors: dict[str, int]
+    doubts: tuple[str, ...]
     latency_ms: dict[str, float]
     refusal_ms: dict[str, float]
     megabytes: float
@@ -47,6 +48,8 @@ def drive(served: Served, plan: LoadPlan, images: Sequence[bytes]) -> Driven:
     server_cpu = served.cpu_seconds() - before
     if not report.answered and plan.rate is None:
         raise SystemExit(f"no request to {plan.target} was answered: {report.errors}")
+    for doubt in report.doubts:
+        print(f"at {plan.mode}: {doubt.text}", flush=True)
     rate = max(report.images_per_second, 1 / plan.seconds)
     return Driven(
         images_per_second=report.images_per_second,
@@ -54,6 +57,7 @@ def drive(served: Served, plan: LoadPlan, images: Sequence[bytes]) -> Driven:
         generator_cpu_ms=sum(report.client_cores) / rate * 1000,
         answered=report.answered,
         errors=report.errors,
+        doubts=tuple(doubt.text for doubt in report.doubts),
         latency_ms=report.latency_ms,
         refusal_ms=report.refusal_ms,
         megabytes=served.resident_megabytes(),

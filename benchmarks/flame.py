@@ -24,17 +24,22 @@ from benchmarks.process import Served, server
 from packshot.tables import table
 
 SAMPLES_A_SECOND = 100
-PLACES = {  # the innermost frame that is one of these says what a sample was spent on
-    "load_pixels": "decode, resize, crop",
-    "stack": "pixels into the batch",
-    "_run": "the engine",
-    "run": "the engine",
-    "_in_thread": "the lane, around decoder and engine",
-    "_form_batch": "scheduling",
-    "let_in": "admission",
-    "classified": "softmax, top-k, labels",
-    "Classify": "protobuf and the rest of the call",
-    "unary": "protobuf and the rest of the call",
+PLACES = {  # the innermost frame from one of these files says what a sample was spent on
+    "onnxruntime/": "the engine",
+    "packshot/image.py": "decode, resize, crop",
+    "prometheus_client/": "metrics",
+    "logging/": "log",
+    "serving/log": "log",
+    "serving/access_log.py": "log",
+    "serving/lanes.py": "lanes, around decoder and engine",
+    "serving/threads.py": "lanes, around decoder and engine",
+    "serving/engines/": "lanes, around decoder and engine",
+    "serving/scheduler.py": "admission, queue, batches",
+    "serving/admission.py": "admission, queue, batches",
+    "serving/latency.py": "admission, queue, batches",
+    "packshot/prediction.py": "softmax, top-k, labels",
+    "serving/pipeline.py": "the way between them",
+    "serving/api/": "gRPC's adapters, protobuf",
 }
 ELSEWHERE = "event loop and gRPC's Python side"
 NATIVE = "gRPC's own threads: sockets, HTTP/2"
@@ -61,8 +66,11 @@ def places(folded: str) -> Counter[str]:
     found: Counter[str] = Counter()
     for line in folded.splitlines():
         stack, _, count = line.rpartition(" ")
-        names = [frame.split(" (")[0] for frame in reversed(stack.split(";"))]
-        place = next((PLACES[name] for name in names if name in PLACES), ELSEWHERE)
+        files = (frame.rpartition("(")[2] for frame in reversed(stack.split(";")))
+        named = (
+            place for file in files for start, place in PLACES.items() if file.startswith(start)
+        )
+        place = next(named, ELSEWHERE)
         found[place] += int(count)
     return found
 

@@ -46,8 +46,8 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
         return p99 / self.alone.latency_ms["p50"]
 
     def refusal_ms(self, times: float, percentile: str = "p99") -> float:
-        """0 if nothing was refused."""
-        return self.offered[times].refusal_ms.get(percentile, 0.0)
+        """That of the deadline if nothing was refused: what was too much came late."""
+        return self.offered[times].refusal_ms.get(percentile, DEADLINE_SECONDS * 1000)
 
     def memory(self) -> float:
         """After the worst, over that at the peak."""

@@ -54,7 +54,10 @@ def measure(options: Options) -> Findings:
         to_release = itertools.cycle([write_copy(bundle, store / model, engine) for _ in range(2)])
         release(store / model, next(to_release))
         with server(store, model, "--engines", engine, *look) as served:
-            plan = steady(served, TIMES_AS_LONG * options.seconds)
+            # No warm-up that does not count: not one request may fail.
+            plan = msgspec.structs.replace(
+                steady(served, TIMES_AS_LONG * options.seconds), warmup_seconds=0.0
+            )
             drive(served, plan, images)  # warm
 
             def take() -> Round:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.calm import stolen, ticks
 from benchmarks.options import Options
 from benchmarks.series import Series
 from packshot import __version__
@@ -23,7 +24,8 @@ Load = tuple[float, float, float]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """`load_before` tells how alone the run was; in `load_after` its own is counted too.
+    """`load_before` tells how alone the run was; in `load_after` its own is counted too. `stolen`:
+    share of the cores' time that other guests of the hardware had, from begin to end.
 
     `benchmarks`: by name, the figures and what was measured in each round. `failed`: those
     that came to no end, and why. `commit`: None outside of a checkout.
@@ -34,6 +36,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
     load_before: Load
     load_after: Load
+    stolen: float
     packshot: str
     commit: str | None
     packages: dict[str, str]
@@ -47,10 +50,11 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
     began: str
     load: Load
+    ticks: list[int]
 
 
 def start() -> Start:
-    return Start(began=_now(), load=os.getloadavg())
+    return Start(began=_now(), load=os.getloadavg(), ticks=ticks())
 
 
 def report(started: Start, options: Options, series: Series) -> Report:
@@ -60,6 +64,7 @@ def report(started: Start, options: Options, series: Series) -> Report:
         machine=this_machine(),
         load_before=started.load,
         load_after=os.getloadavg(),
+        stolen=stolen(started.ticks, ticks()),
         packshot=__version__,
         commit=_commit(),
         packages={name: version for name in PACKAGES if (version := _version_of(name))},

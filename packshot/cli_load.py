@@ -7,9 +7,10 @@ from typing import Any, get_args
 
 from packshot.cli_connection import connected_verb
 from packshot.errors import InvalidInput
-from packshot.load_plan import Api, Arrivals
+from packshot.load_plan import Api, Arrivals, LoadPlan
 
 NEEDED = ("hdrh", "prometheus_client")
+DEFAULTS = LoadPlan(target="")
 
 
 def load(options: argparse.Namespace) -> int:
@@ -35,30 +36,50 @@ def add_load_verb(verbs: Any) -> None:
     what = verb.add_argument_group("how much")
     what.add_argument("--rate", type=float, help="requests a second, however slow the answers are")
     what.add_argument(
-        "--arrivals", choices=get_args(Arrivals), default="poisson", help="default: %(default)s"
+        "--arrivals",
+        choices=get_args(Arrivals),
+        default=DEFAULTS.arrivals,
+        help="default: %(default)s",
     )
     what.add_argument(
-        "--concurrency", type=int, default=16, help="without --rate: requests kept in flight"
+        "--concurrency",
+        type=int,
+        default=DEFAULTS.concurrency,
+        help="without --rate: requests kept in flight",
     )
     what.add_argument(
         "--sweep", action="store_true", help="find where it saturates, and its rate within the SLO"
     )
     what.add_argument("--slo-ms", type=float, help="an answer later than this is not in time")
     what.add_argument(
-        "--seconds", type=float, default=10.0, help="counted, of each rate (default: %(default)s)"
+        "--seconds",
+        type=float,
+        default=DEFAULTS.seconds,
+        help="counted, of each rate (default: %(default)s)",
     )
     what.add_argument(
-        "--warmup", type=float, default=2.0, help="seconds before, not counted (%(default)s)"
+        "--warmup",
+        type=float,
+        default=DEFAULTS.warmup_seconds,
+        help="seconds before, not counted (%(default)s)",
     )
     what.add_argument(
-        "--processes", type=int, default=0, help="that send (default: half the cores, at most 8)"
+        "--processes",
+        type=int,
+        default=DEFAULTS.processes,
+        help="that send (default: half the cores, at most 8)",
     )
-    what.add_argument("--seed", type=int, default=0, help="of Poisson arrivals")
+    what.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of Poisson arrivals")
     sent = verb.add_argument_group("what is sent")
-    sent.add_argument("--images-per-request", type=int, default=1, help="default: %(default)s")
+    sent.add_argument(
+        "--images-per-request",
+        type=int,
+        default=DEFAULTS.images_per_request,
+        help="default: %(default)s",
+    )
     sent.add_argument("--pixels", action="store_true", help="raw pixels in the place of files")
     sent.add_argument(
-        "--api", choices=get_args(Api), default="packshot", help="default: %(default)s"
+        "--api", choices=get_args(Api), default=DEFAULTS.api, help="default: %(default)s"
     )
     told = verb.add_argument_group("what is told")
     told.add_argument(

@@ -11,6 +11,7 @@ Api = Literal["packshot", "open-inference"]
 Arrivals = Literal["poisson", "constant"]
 
 MOST_PROCESSES = 8  # chosen by itself; more may be asked for
+MOST_IN_FLIGHT = 2048  # of all processes; gRPC holds each one's bytes until it is answered
 ABOVE_ZERO = ("rate", "concurrency", "seconds", "images_per_request", "timeout_seconds", "slo_ms")
 NOT_BELOW_ZERO = ("warmup_seconds", "processes", "seed")
 
@@ -22,8 +23,8 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     constant, evenly spaced. `warmup_seconds` are loaded like the `seconds` after them, but not
     counted. `timeout_seconds` is the deadline of each request, from the moment when it was due.
     An answer counts as goodput if it came within `slo_ms`, or without that within the deadline.
-    `pixels`: the images are raw pixels, not encoded files. `processes` 0: half the cores.
-    Raises InvalidInput.
+    `pixels`: the images are raw pixels, not encoded files. `processes` 0: half the cores, at most
+    8. Raises InvalidInput.
     """
 
     target: str
@@ -49,6 +50,11 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
         for name in NOT_BELOW_ZERO:
             if not getattr(self, name) >= 0:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.concurrency > MOST_IN_FLIGHT:
+            raise InvalidInput(
+                f"concurrency is {self.concurrency}; it must be {MOST_IN_FLIGHT} or less: send "
+                "from more machines"
+            )
         if self.api == "open-inference" and not self.model:
             raise InvalidInput("the Open Inference Protocol knows no default model: name one")
 

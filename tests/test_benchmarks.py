@@ -14,6 +14,7 @@ from tiny import PURE, colour_network, jpeg, tiny_bundle
 
 from benchmarks import calm
 from benchmarks.figures import Figure, figures_table, missed
+from benchmarks.flame import places
 from benchmarks.loops import batches, in_lanes
 from benchmarks.operations import operations_per_image
 from benchmarks.plain_server import plain_pixels
@@ -168,16 +169,32 @@ def test_a_copy_to_swap_with_is_a_version_of_its_own(tmp_path):
 
 def test_disturbed_rounds_are_taken_again_and_the_least_disturbed_fill_up(monkeypatch, capsys):
     stolen_ticks, numbers = iter((50, 0, 30, 0, 90, 80, 70, 10, 0)), itertools.count()
-    ticks = [0] * 8
+    passed = [0] * 8
 
     def take() -> int:
-        ticks[0] += 100
-        ticks[calm.STEAL] += next(stolen_ticks)
+        passed[0] += 100
+        passed[calm.STEAL] += next(stolen_ticks)
         return next(numbers)
 
-    monkeypatch.setattr(calm, "_ticks", lambda: list(ticks))
+    monkeypatch.setattr(calm, "ticks", lambda: list(passed))
     assert calm.calm_rounds(2, take, str) == [1, 3]
     assert capsys.readouterr().out.startswith("0 [33% of the CPU stolen; set aside]\n1 [0% of")
     # Three are wanted and none of nine is calm: the three least disturbed.
     stolen_ticks, numbers = iter((50, 40, 30, 20, 10, 90, 80, 70, 60)), itertools.count()
     assert calm.calm_rounds(3, take, str) == [2, 3, 4]
+
+
+def test_a_sample_is_spent_where_its_innermost_known_file_is():
+    server = "_run (serving/__main__.py:43);run (uvloop/__init__.py:92);Runner.run (asyncio/x.py:1)"
+    folded = f"""\
+{server};Pipeline._run (serving/pipeline.py:1);Scheduler.admit (serving/scheduler.py:2) 3
+Thread.run (threading.py:9);Lanes._in_thread (serving/lanes.py:8);load_pixels (packshot/image.py:4);draft (PIL/I.py:1) 5
+Thread.run (threading.py:9);Lanes._in_thread (serving/lanes.py:8);Session.run (onnxruntime/capi/x.py:3) 7
+{server} 2
+"""  # noqa: E501
+    assert places(folded) == {
+        "admission, queue, batches": 3,
+        "decode, resize, crop": 5,
+        "the engine": 7,
+        "event loop and gRPC's Python side": 2,
+    }

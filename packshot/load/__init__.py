@@ -7,6 +7,8 @@ slow answer cannot hide by holding back the requests behind it (coordinated omis
 import asyncio
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from packshot.channel import Connection, Tls
 from packshot.load.report import LoadReport
 from packshot.load.senders import Source, Watcher, senders
@@ -53,7 +55,10 @@ def run_sweep(
 
     async def run() -> Sweep:
         connection = Connection(target=plan.target, tls=tls, token=token)
-        async with senders(plan, images, connection, source=source, watch=watch) as clients:
+        count = msgspec.structs.replace(plan, rate=1.0).client_processes  # of its open loops
+        async with senders(
+            plan, images, connection, count=count, source=source, watch=watch
+        ) as clients:
             return await sweep(clients, plan, tell)
 
     return asyncio.run(run())

@@ -8,7 +8,7 @@ import msgspec
 from packshot.intervals import Interval, mean_interval, quantile_interval
 from packshot.load.observed import ServerWindow
 from packshot.load.tally import SLICES, Tally, decoded
-from packshot.load_plan import LoadPlan
+from packshot.load_plan import MOST_IN_FLIGHT, LoadPlan
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 100.0)
 BUSY_CORES = 0.85  # of the one core that a client process can use
@@ -26,12 +26,13 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
 class Doubt(msgspec.Struct, frozen=True, kw_only=True):
     """Why the client, not the server, may be what was measured."""
 
-    kind: Literal["client_busy", "sent_late", "not_sent"]
+    kind: Literal["client_busy", "sent_late", "not_sent", "too_many", "server_unseen"]
     text: str
 
 
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the requests that were due while the window was open.
+    """Of the requests that were due while the window was open; `sent` counts all of them, also
+    those that the errors NOT_SENT and TOO_MANY_IN_FLIGHT tell of.
 
     `images_in_all`: answered from the first request on, warm-up included; else the window counts.
     `answers`: images a second that were answered and could be used; `goodput`: those in time, which
@@ -76,7 +77,8 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.errors.values())
 
 
-def report_of(plan: LoadPlan, tally: Tally, server: ServerWindow | None) -> LoadReport:
+def report_of(plan: LoadPlan, tally: Tally, server: ServerWindow | Doubt | None) -> LoadReport:
+    """`server`: its figures, or why there are none, if there should be."""
     latency_ms, lag_ms = _percentiles(tally.latency), _percentiles(tally.lag)
     client_cores = [seconds / plan.seconds for seconds in tally.cpu_seconds]
     return LoadReport(
@@ -95,8 +97,11 @@ def report_of(plan: LoadPlan, tally: Tally, server: ServerWindow | None) -> Load
         lag_ms=lag_ms,
         latency_histogram=tally.latency,
         client_cores=client_cores,
-        server=server,
-        doubts=tuple(_doubts(client_cores, latency_ms, lag_ms, tally)),
+        server=None if isinstance(server, Doubt) else server,
+        doubts=(
+            *_doubts(client_cores, latency_ms, lag_ms, tally),
+            *([server] if isinstance(server, Doubt) else []),
+        ),
     )
 
 
@@ -152,8 +157,14 @@ def _doubts(
     if not_sent := tally.errors.get("NOT_SENT"):
         yield Doubt(
             kind="not_sent",
-            text=f"{not_sent} requests were never sent, as too many were unanswered or their "
-            "deadline had passed: the client cannot offer this rate",
+            text=f"{not_sent} requests were never sent, as their deadline had passed by then: "
+            "the client cannot offer this rate",
+        )
+    if too_many := tally.errors.get("TOO_MANY_IN_FLIGHT"):
+        yield Doubt(
+            kind="too_many",
+            text=f"{too_many} requests were never sent, as {MOST_IN_FLIGHT} were unanswered: the "
+            "server does not keep up, and the rate was lower than asked for",
         )
 
 
@@ -165,7 +176,7 @@ def report_text(report: LoadReport) -> str:
         f"{plan.mode} of {plan.images_per_request} image(s) for {plan.seconds:g} s "
         f"to {plan.target}",
         f"  answered    {report.answered} of {report.sent} requests; {report.answers.mean:.1f} "
-        f"images/s ({low:.1f} to {high:.1f})",
+        f"images/s ({max(0.0, low):.1f} to {high:.1f})",
     ]
     if plan.slo_ms is not None:
         lines.append(f"  goodput     {report.goodput.mean:.1f} images/s within {plan.slo_ms:g} ms")

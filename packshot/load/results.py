@@ -1,12 +1,13 @@
 """A load test on disk: load.json for programs, load.html for people."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from packshot.atomic import write_whole
 from packshot.errors import DamagedFile, NotFound
-from packshot.load.caution import doubts_told
+from packshot.load.caution import doubts_told, shortages
 from packshot.load.report import LoadReport, report_text
 from packshot.load.served import Served
 from packshot.load.sweep import Sweep
@@ -71,7 +72,7 @@ def results_text(results: Results) -> str:
     served = results.served
     head = f"{served.model} version {served.version}, engine {served.engine}"
     if results.sweep is None:
-        return "\n".join([head, *map(report_text, results.runs)])
+        return "\n".join([head, *map(report_text, results.runs), *_notes(results.runs)])
     return "\n".join([head, *_sweep_lines(results.sweep)])
 
 
@@ -87,7 +88,15 @@ def _sweep_lines(sweep: Sweep) -> list[str]:
         within = sweep.within_slo
         rate = "no rate that was tried" if within is None else f"up to {within:.1f} images/s"
         lines.append(f"within {slo_ms:g} ms for 99 % of the requests: {rate}")
-    return [*lines, *(f"WARNING {text}" for text in doubts_told(sweep.runs))]
+    return [
+        *lines,
+        *(f"WARNING {text}" for text in doubts_told(sweep.runs)),
+        *_notes(sweep.runs),
+    ]
+
+
+def _notes(runs: Sequence[LoadReport]) -> Iterator[str]:
+    return (f"note: {text}" for text in shortages(runs))
 
 
 def _row(report: LoadReport) -> tuple[str, ...]:

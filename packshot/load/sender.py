@@ -18,10 +18,10 @@ from packshot.load.arrivals import due_times
 from packshot.load.messages import Done, Message, Order, Progress, Ready, Setup, encoded, read
 from packshot.load.tally import Recorder, Tally, Window
 from packshot.load.wire import WIRES
+from packshot.load_plan import MOST_IN_FLIGHT
 
 TELL_SECONDS = 0.5
 PAUSE_SECONDS = 0.01  # of a closed loop after an error: a refused client does not storm the server
-MOST_IN_FLIGHT = 2048  # of all senders; each holds a request of its own in memory
 
 OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -60,7 +60,7 @@ class Run:
         self._recorder = Recorder(self._window, (order.plan.slo_ms or float("inf")) / 1000)
         self._sender = sender
         self._order = order
-        self._most_in_flight = max(1, MOST_IN_FLIGHT // order.senders)
+        self._most_in_flight = -(-MOST_IN_FLIGHT // order.senders)
         self._in_flight = 0
 
     async def tally(self, tell: Callable[[Message], None]) -> Tally:
@@ -91,8 +91,11 @@ class Run:
         sent = time.monotonic()
         self._recorder.sent(due, sent)
         left = due + self._order.plan.timeout_seconds - sent
-        if left <= 0 or self._in_flight >= self._most_in_flight:
+        if left <= 0:
             self._recorder.not_answered(due, "NOT_SENT")
+            return False
+        if self._in_flight >= self._most_in_flight:
+            self._recorder.not_answered(due, "TOO_MANY_IN_FLIGHT")
             return False
         self._in_flight += 1
         try:
@@ -152,7 +155,8 @@ def _tell_parent(message: Message) -> None:
 
 def main() -> None:
     setup = read(sys.stdin.buffer)
-    assert isinstance(setup, Setup)
+    if not isinstance(setup, Setup):  # whoever started this is gone
+        return
     with asyncio.Runner() as runner:
         sender = runner.run(_opened(setup))
         _tell_parent(Ready())

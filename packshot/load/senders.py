@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 from packshot.channel import Connection, Tls
-from packshot.errors import ServiceFailed
+from packshot.errors import InvalidInput, ServiceFailed
 from packshot.load.messages import (
     LENGTH,
     Done,
@@ -21,7 +21,7 @@ from packshot.load.messages import (
     encoded,
 )
 from packshot.load.observed import ServerWindow, between, read_metrics
-from packshot.load.report import LoadReport, report_of
+from packshot.load.report import Doubt, LoadReport, report_of
 from packshot.load.tally import Tally, merged
 from packshot.load.wire import requests_of
 from packshot.load_plan import LoadPlan
@@ -61,8 +61,7 @@ class Senders:
         self._watch = watch
 
     async def run(self, plan: LoadPlan) -> LoadReport:
-        """Raises ServiceFailed if a client process ends before its time, InvalidInput if the
-        server's metrics cannot be read."""
+        """Raises ServiceFailed if a client process ends before its time."""
         begin = time.monotonic() + HEAD_START_SECONDS
         latest: dict[int, Progress] = {}
 
@@ -86,15 +85,21 @@ class Senders:
             raise group_of_one.exceptions[0] from None
         return report_of(plan, merged(task.result() for task in running), observing.result())
 
-    async def _observe(self, plan: LoadPlan, begin: float) -> ServerWindow | None:
+    async def _observe(self, plan: LoadPlan, begin: float) -> ServerWindow | Doubt | None:
+        """A server too busy to answer, or gone, must not cost what the clients have counted."""
         if self._source is None:
             return None
         opens = begin + plan.warmup_seconds
         await asyncio.sleep(max(0.0, opens - time.monotonic()))
-        before = await asyncio.to_thread(read_metrics, self._source.url)
-        await asyncio.sleep(max(0.0, opens + plan.seconds - time.monotonic()))
-        after = await asyncio.to_thread(read_metrics, self._source.url)
-        return between(before, after, self._source.model)
+        try:
+            before = await asyncio.to_thread(read_metrics, self._source.url)
+            await asyncio.sleep(max(0.0, opens + plan.seconds - time.monotonic()))
+            after = await asyncio.to_thread(read_metrics, self._source.url)
+            return between(before, after, self._source.model)
+        except InvalidInput as error:
+            return Doubt(
+                kind="server_unseen", text=f"the server's own figures are missing: {error}"
+            )
 
 
 @asynccontextmanager
@@ -103,10 +108,11 @@ async def senders(
     images: Sequence[bytes],
     connection: Connection,
     *,
+    count: int | None = None,
     source: Source | None = None,
     watch: Watcher = lambda _: None,
 ) -> AsyncIterator[Senders]:
-    """As many as the plan wants; `images` are what they send."""
+    """`count` of them, or as many as the plan wants; `images` are what they send."""
     setup = Setup(
         target=connection.target,
         tls=_tls(connection.tls),
@@ -115,9 +121,11 @@ async def senders(
         requests=requests_of(plan, images),
         images_per_request=plan.images_per_request,
     )
-    processes = [await _started() for _ in range(plan.client_processes)]
+    message, processes = encoded(setup), []
     try:
-        await asyncio.gather(*(_set_up(process, setup) for process in processes))
+        for _ in range(count or plan.client_processes):
+            processes.append(await _started())
+        await asyncio.gather(*(_set_up(process, message) for process in processes))
         yield Senders(processes, source, watch)
     except BaseException:  # some may be sending: nobody wants to know any more
         for process in processes:
@@ -130,12 +138,13 @@ async def senders(
 
 async def _started() -> "asyncio.subprocess.Process":
     pipe = asyncio.subprocess.PIPE
+    # -P: what lies in the current folder, such as somebody's grpc.py, is not imported.
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "packshot.load.sender", stdin=pipe, stdout=pipe
+        sys.executable, "-P", "-m", "packshot.load.sender", stdin=pipe, stdout=pipe
     )
 
 
-async def _set_up(process: "asyncio.subprocess.Process", setup: Setup) -> None:
+async def _set_up(process: "asyncio.subprocess.Process", setup: bytes) -> None:
     await _say(process, setup)
     ready = await _hear(process)
     assert isinstance(ready, Ready)
@@ -146,7 +155,7 @@ async def _ordered(
     order: Order,
     heard: Callable[[int, Progress], None],
 ) -> Tally:
-    await _say(process, order)
+    await _say(process, encoded(order))
     while True:
         match await _hear(process):
             case Progress() as progress:
@@ -155,10 +164,10 @@ async def _ordered(
                 return tally
 
 
-async def _say(process: "asyncio.subprocess.Process", message: Message) -> None:
+async def _say(process: "asyncio.subprocess.Process", message: bytes) -> None:
     assert process.stdin is not None
     try:
-        process.stdin.write(encoded(message))
+        process.stdin.write(message)
         await process.stdin.drain()
     except ConnectionError:
         raise _gone(process) from None

@@ -5,7 +5,7 @@ import msgspec
 
 from packshot.channel import Connection
 from packshot.client import Client
-from packshot.load.wire import CROP
+from packshot.image import ImageSpec
 from packshot.load_plan import LoadPlan
 from packshot.status import error_from_status
 
@@ -55,10 +55,11 @@ def _asked_by_open_inference(plan: LoadPlan, connection: Connection) -> Served:
             reply = ask(request, timeout=ASK_SECONDS, metadata=connection.metadata)
         except grpc.RpcError as error:
             raise error_from_status(error.code(), error.details() or "") from None
-    sides = [tensor.shape[1] for tensor in reply.inputs if tensor.datatype == "UINT8"]
+    pixels = (one.shape for one in reply.inputs if one.datatype == "UINT8" and len(one.shape) == 4)
+    sides = [shape[1] for shape in pixels if shape[1] > 0]
     return Served(
         model=reply.name,
         version=",".join(reply.versions),
         engine=reply.platform,
-        crop=sides[0] if sides else CROP,
+        crop=sides[0] if sides else ImageSpec().crop,
     )

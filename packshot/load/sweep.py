@@ -15,7 +15,7 @@ IN_TIME_SHARE = 0.99  # of the requests that were sent: refused and failed ones 
 KEPT_UP_SHARE = 0.95  # of what was offered is answered
 CLOSE_ENOUGH = 1.05  # the lowest rate that fails over the highest that passes
 MOST_BISECTIONS = 6
-FEWEST_REQUESTS = 50  # of fewer, one that is late says nothing
+FEWEST_REQUESTS = 100  # of fewer, a single one that is late would decide
 
 
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,11 +63,20 @@ async def sweep(senders: Senders, plan: LoadPlan, tell: Callable[[LoadReport], N
     closed = await run(rate=None)
     peak = closed.answers.mean / plan.images_per_request
     points = [await run(rate=peak * share) for share in LADDER] if peak else []
-    for _ in range(MOST_BISECTIONS if plan.slo_ms is not None else 0):
-        if (rate := next_rate(points)) is None:
-            break
-        points.append(await run(rate=rate))
+    if plan.slo_ms is not None:
+        for point in doubtful(points):
+            points[points.index(point)] = await run(rate=_rate(point))
+        for _ in range(MOST_BISECTIONS):
+            if (rate := next_rate(points)) is None:
+                break
+            points.append(await run(rate=rate))
     return Sweep(alone=alone, closed=closed, points=tuple(sorted(points, key=_rate)))
+
+
+def doubtful(points: Sequence[LoadReport]) -> list[LoadReport]:
+    """Rates that failed though a higher one met the SLO: they fail only if they do so twice."""
+    passing = max((_rate(one) for one in points if _met(one)), default=0.0)
+    return [one for one in points if _failed(one) and _rate(one) < passing]
 
 
 def next_rate(points: Sequence[LoadReport]) -> float | None:

@@ -34,7 +34,8 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
 
     The rate of answers is counted by when they came, as work in progress when the window opens and
     closes is then balanced; all else by when a request was due, so that slow ones are not lost.
-    `in_time`: requests answered within the SLO, or without one within their deadline.
+    `sent`: all that were due. `in_time`: requests answered within the SLO, or without one within
+    their deadline.
     `images_in_all`: answered from the first request on, warm-up included.
     `errors`: requests by status; `image_errors`: images in answered requests, by reason. `latency`
     from due to answered, `refusal` from sent to refused for overload, `lag` from due to sent.

@@ -1,6 +1,7 @@
 """Requests as bytes, made before the clock runs, and what their answers say of the images."""
 
 import itertools
+import math
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -8,9 +9,6 @@ from typing import NamedTuple
 
 from packshot.load_plan import Api, LoadPlan
 from packshot.v1 import classifier_pb2 as pb
-
-CROP = 224
-"""Side of raw pixels, where the Open Inference Protocol wants a shape."""
 
 
 class Wire(NamedTuple):
@@ -46,14 +44,14 @@ def _infer_request(plan: LoadPlan, images: Sequence[bytes]) -> bytes:
 
     count = len(images)
     if plan.pixels:
-        datatype, shape, raw = "UINT8", [count, CROP, CROP, 3], b"".join(images)
+        side = math.isqrt(len(images[0]) // 3)
+        datatype, shape, raw = "UINT8", [count, side, side, 3], b"".join(images)
     else:
         datatype, shape = "BYTES", [count]
         raw = b"".join(struct.pack("<I", len(one)) + one for one in images)
     tensor = ModelInferRequest.InferInputTensor(name="images", datatype=datatype, shape=shape)
-    wanted = ModelInferRequest.InferRequestedOutputTensor(name="logits")
     request: bytes = ModelInferRequest(
-        model_name=plan.model, inputs=[tensor], outputs=[wanted], raw_input_contents=[raw]
+        model_name=plan.model, inputs=[tensor], raw_input_contents=[raw]
     ).SerializeToString()
     return request
 
