@@ -182,6 +182,7 @@ def test_a_wrong_address_and_a_wrong_metrics_page_are_told_at_once(server):
         (("--warmup", -1), "warmup_seconds is -1.0; it must be 0 or more"),
         (("--rate", "nan"), "rate is nan"),
         (("--api", "open-inference"), "name one"),
+        (("--concurrency", 3000), "concurrency is 3000; it must be 2048 or less"),
         (("nothing-there/*.jpg",), "no such file"),
     ],
 )
@@ -211,6 +212,14 @@ def test_a_server_that_was_restarted_is_no_window(server, store):
         between(read_metrics(server.metrics_url), read_metrics(fresh.metrics_url), "colours")
     window = between(before, read_metrics(server.metrics_url), "colours")
     assert (window.images, window.dropped, window.refused) == (3, {}, {})
+
+
+def test_a_server_whose_metrics_cannot_be_read_costs_no_result(server):
+    gone = Source("http://127.0.0.1:1/metrics", "colours")
+    plan = LoadPlan(target=server.target, rate=10, seconds=0.5, **AT_ONCE)
+    report = run_load(plan, [RED], source=gone)
+    assert (report.answered, report.server) == (5, None)
+    assert [doubt.kind for doubt in report.doubts] == ["server_unseen"]
 
 
 def plan_of(**changes: object) -> LoadPlan:
@@ -285,8 +294,11 @@ def test_a_client_that_is_the_bottleneck_is_told():
         recorder.sent(due, due + 0.2)
         recorder.answered(due, due + 0.3, images=1, image_errors={})
     recorder.not_answered(1.0, "NOT_SENT")
+    recorder.not_answered(1.0, "TOO_MANY_IN_FLIGHT")
     busy = report_of(plan_of(), recorder.tally(cpu_seconds=9.5), None)
-    assert [doubt.kind for doubt in busy.doubts] == ["client_busy", "sent_late", "not_sent"]
+    assert [doubt.kind for doubt in busy.doubts] == [
+        "client_busy", "sent_late", "not_sent", "too_many",
+    ]  # fmt: skip
     assert "95%" in busy.doubts[0].text
     assert "200 ms" in busy.doubts[1].text
     assert report_of(plan_of(), tally_of([0.01] * 100), None).doubts == ()
@@ -354,6 +366,20 @@ def test_a_sweep_finds_saturation_and_the_highest_rate_within_the_slo():
     assert len(told) == len(found.runs) > 10
 
 
+def test_a_rate_that_fails_below_one_that_passes_is_measured_again():
+    class Disturbed(Queue):
+        async def run(self, plan: LoadPlan) -> LoadReport:
+            report = await super().run(plan)
+            if len(self.plans) != 4:  # the second step of the ladder, the first time
+                return report
+            return msgspec.structs.replace(report, in_time=report.in_time // 2)
+
+    queue = Disturbed()
+    found = asyncio.run(sweep(queue, plan_of(rate=None, slo_ms=100), lambda _: None))
+    assert queue.plans[3] in queue.plans[4:]
+    assert found.within_slo == pytest.approx(80, rel=0.05)
+
+
 def test_a_sweep_without_an_slo_climbs_the_ladder_only():
     found, _ = swept()
     assert (len(found.points), found.within_slo) == (8, None)
@@ -379,11 +405,18 @@ def test_senders_stay_for_the_next_plan(server):
     assert children() == []
 
 
-def test_pixels_are_sent_as_the_model_takes_them(server, tmp_path):
+@pytest.mark.parametrize(
+    "spoken", [("--pixels",), ("--api", "open-inference"), ("--api", "open-inference", "--pixels")]
+)
+def test_files_and_pixels_over_both_apis(server, tmp_path, spoken):
     (tmp_path / "red.jpg").write_bytes(RED)
     done = load_command(
-        tmp_path, "--target", server.target, "--pixels", "--rate", 10, "--seconds", 0.5,
-        "--warmup", 0, "--arrivals", "constant", "--json",
+        tmp_path, "--target", server.target, "--model", "colours", *spoken, "--rate", 10,
+        "--seconds", 0.5, "--warmup", 0, "--arrivals", "constant", "--json",
+        "--images-per-request", 2,
     )  # fmt: skip
-    run = json.loads(done.stdout)["run"]
-    assert (run["answered"], run["image_errors"]) == (5, {}), done.stderr
+    results = json.loads(done.stdout)
+    run = results["run"]
+    assert (run["answered"], run["errors"], run["image_errors"]) == (5, {}, {}), done.stderr
+    assert (results["served"]["version"], results["served"]["crop"]) == ("1", 224)
+    assert run["images_in_all"] == 10
