@@ -19,7 +19,7 @@ from tiny import PURE, encoded, jpeg, tiny_bundle
 from packshot.channel import Connection
 from packshot.errors import InvalidInput, ServiceFailed
 from packshot.intervals import mean_interval, quantile_interval
-from packshot.load import LoadPlan, LoadReport, run_load
+from packshot.load import LoadPlan, LoadReport, Source, run_load
 from packshot.load.arrivals import due_times
 from packshot.load.observed import between, read_metrics
 from packshot.load.report import report_of
