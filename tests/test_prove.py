@@ -118,6 +118,19 @@ def test_an_engines_file_is_checked_before_it_is_opened_and_others_are_not(tmp_p
         open_bundle(folder)
 
 
+def test_a_damaged_engine_is_passed_over_where_that_is_asked_for(tmp_path):
+    folder = tiny_bundle(tmp_path, int8=colour_network())
+    overwrite(folder / "model.int8.onnx", b"another")
+    bundle = open_bundle(folder, engines=False)
+    order = ("int8", "fp32")
+    with pytest.raises(DamagedFile, match=r"model\.int8\.onnx has sha256"):
+        open_engine(bundle, order, lanes=1, max_batch=2)
+    opened = open_engine(bundle, order, lanes=1, max_batch=2, pass_over_damaged=True)
+    (refusal,) = opened.refusals
+    assert (opened.engine.name, refusal.engine, refusal.reason) == ("fp32", "int8", "damaged")
+    opened.engine.close()
+
+
 def test_samples_of_another_width_than_the_labels_open_no_engine(tmp_path):
     bundle = open_bundle(tiny_bundle(tmp_path))
     manifest = msgspec.structs.replace(bundle.manifest, labels=("red", "green"))

@@ -8,7 +8,7 @@ from typing import NamedTuple, get_args
 import msgspec
 
 from packshot.bundle import PLAN, PLAN_KEYS, Bundle, EngineFile, Manifest, check_file
-from packshot.errors import AnswersDiffer, EngineReason, EngineRefused
+from packshot.errors import AnswersDiffer, DamagedFile, EngineReason, EngineRefused
 from packshot.golden import GoldenSamples
 from serving.engines import Engine, Profile
 from serving.engines.onnxruntime import OnnxRuntimeEngine, open_cuda
@@ -98,10 +98,18 @@ class Proved(NamedTuple):
     profile: Profile
 
 
-def open_engine(bundle: Bundle, order: Sequence[str], *, lanes: int, max_batch: int) -> Opened:
+def open_engine(
+    bundle: Bundle,
+    order: Sequence[str],
+    *,
+    lanes: int,
+    max_batch: int,
+    pass_over_damaged: bool = False,
+) -> Opened:
     """Tries the engines in order. Raises EngineRefused, with every reason, if none can be used.
 
-    Raises DamagedFile if a file that would be used is not what was exported.
+    Raises DamagedFile if a file that would be used is not what was exported, unless such an engine
+    is to be passed over for the next.
     """
     golden = bundle.golden()
     _check_width(golden, bundle.manifest)
@@ -109,9 +117,12 @@ def open_engine(bundle: Bundle, order: Sequence[str], *, lanes: int, max_batch: 
     for name in order:
         try:
             proved = _open_proved(bundle, name, golden, lanes, max_batch)
-        except EngineRefused as error:
-            log.warning("engine %s refused (%s): %s", name, error.reason, error)
-            refusals.append(Refusal(engine=name, reason=error.reason, message=str(error)))
+        except (EngineRefused, DamagedFile) as error:
+            if isinstance(error, DamagedFile) and not pass_over_damaged:
+                raise
+            reason = error.reason if isinstance(error, EngineRefused) else "damaged"
+            log.warning("engine %s refused (%s): %s", name, reason, error)
+            refusals.append(Refusal(engine=name, reason=reason, message=str(error)))
         else:
             return Opened(**proved._asdict(), refusals=tuple(refusals))
     reasons = "; ".join(f"{r.engine}: {r.message}" for r in refusals)
