@@ -7,7 +7,7 @@ from typing import NamedTuple, get_args
 
 import msgspec
 
-from packshot.bundle import PLAN, PLAN_KEYS, Bundle, EngineFile, Manifest, check_file
+from packshot.bundle import PLAN, PLAN_KEYS, SIDECAR, Bundle, EngineFile, Manifest, check_file
 from packshot.errors import AnswersDiffer, DamagedFile, EngineReason, EngineRefused
 from packshot.golden import GoldenSamples
 from serving.engines import Engine, Profile
@@ -24,6 +24,7 @@ class Wanted(NamedTuple):
     name: str
     path: Path
     sha256: str
+    sidecar_sha256: str | None  # a plan's
     image_shape: tuple[int, int, int]
     lanes: int  # of an engine on the CPU; one on a GPU knows its own number
     max_batch: int
@@ -54,8 +55,13 @@ def _open_cuda(wanted: Wanted) -> Engine:
 
 
 def _open_tensorrt(wanted: Wanted) -> Engine:
-    """It checks the plan's hash itself, against the sidecar's."""
-    return open_plan(wanted.path, max_batch=wanted.max_batch, image_shape=wanted.image_shape)
+    """It checks the hashes itself: the sidecar's, and the plan's, which is in the sidecar."""
+    return open_plan(
+        wanted.path,
+        max_batch=wanted.max_batch,
+        image_shape=wanted.image_shape,
+        sidecar_sha256=wanted.sidecar_sha256,
+    )
 
 
 ENGINES = {
@@ -191,6 +197,7 @@ def _open(bundle: Bundle, name: str, file: EngineFile, lanes: int, max_batch: in
             name=name,
             path=bundle.folder / file.file,
             sha256=bundle.manifest.files[file.file],
+            sidecar_sha256=bundle.manifest.files.get(file.file + SIDECAR),
             image_shape=bundle.manifest.image.shape,
             lanes=lanes,
             max_batch=max_batch,
