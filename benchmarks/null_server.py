@@ -5,40 +5,52 @@ python -m benchmarks.null_server --models models --port 0
 
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
+from packshot.bundle import Bundle
 from packshot.image import ImageLimits, ImageSpec, Pixels
-from serving import pipeline
+from serving import loading, pipeline
 from serving.__main__ import main
-from serving.engines import Answer, Images
-from serving.engines.onnxruntime import OnnxRuntimeEngine
-from serving.engines.open import ENGINES, Kind, Wanted
+from serving.engines import Answer, Engine, Images, Profile
+from serving.engines.open import Opened, open_engine
 
 
 class NullEngine:
-    """Proves itself with the real model; from then on every answer is the first one it gave."""
+    """In the place of a proved engine, in as many lanes: every answer is its to a black image."""
 
     lanes_share = False
     largest_alone = 0
 
-    def __init__(self, wanted: Wanted) -> None:
-        self.name = wanted.name
-        self.lanes = wanted.lanes
-        self._real = OnnxRuntimeEngine(wanted.path, name=wanted.name, lanes=1)
-        self._first: Answer | None = None
-        self._proofs = 2  # the server asks for the width, then for the golden samples
+    def __init__(self, proved: Engine, spec: ImageSpec) -> None:
+        self.name = proved.name
+        self.lanes = proved.lanes
+        self._answer = proved.run(np.zeros((1, *spec.shape), np.uint8))
 
     def run(self, images: Images, *, alone: bool = False) -> Answer:
-        if self._proofs:
-            self._proofs -= 1
-            self._first = self._real.run(images)
-            return self._first
-        assert self._first is not None
         rows: Sequence[int] = [0] * len(images)
-        return Answer(*(np.take(array, rows, axis=0) for array in self._first))
+        return Answer(*(np.take(array, rows, axis=0) for array in self._answer))
 
     def close(self) -> None:
-        self._real.close()
+        """It holds nothing."""
+
+
+def open_null(
+    bundle: Bundle,
+    order: Sequence[str],
+    *,
+    lanes: int,
+    max_batch: int,
+    pass_over_damaged: bool = False,
+) -> Opened:
+    """As `open_engine`; the engine is proved as ever, and only then replaced."""
+    opened = open_engine(
+        bundle, order, lanes=lanes, max_batch=max_batch, pass_over_damaged=pass_over_damaged
+    )
+    null = NullEngine(opened.engine, bundle.manifest.image)
+    opened.engine.close()
+    at_once = Profile(lanes=dict.fromkeys(opened.profile.lanes, 0.0))
+    return msgspec.structs.replace(opened, engine=null, profile=at_once)
 
 
 def null_decode(_encoded: bytes, spec: ImageSpec, _limits: ImageLimits) -> Pixels:
@@ -47,5 +59,5 @@ def null_decode(_encoded: bytes, spec: ImageSpec, _limits: ImageLimits) -> Pixel
 
 if __name__ == "__main__":
     pipeline.load_pixels = null_decode
-    ENGINES["fp32"] = Kind("fp32", NullEngine)
+    loading.open_engine = open_null
     raise SystemExit(main())

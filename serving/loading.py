@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from packshot.bundle import Bundle, open_bundle
-from packshot.errors import DamagedFile, EngineRefused, NotFound
+from packshot.errors import DamagedFile, EngineRefused, NotFound, PackshotError
 from packshot.golden import check_pixels
 from packshot.store import current_version, model_names
 from serving.engines.open import Opened, Refusal, open_engine
@@ -75,10 +75,15 @@ class Loader:
         check_pixels(bundle.golden(), manifest.image)
         return bundle, self._open(bundle, self._choice.order)
 
-    def _open(self, bundle: Bundle, order: Sequence[str]) -> Opened:
+    def _open(
+        self, bundle: Bundle, order: Sequence[str], *, pass_over_damaged: bool = False
+    ) -> Opened:
         choice = self._choice
         try:
-            return open_engine(bundle, order, lanes=choice.lanes, max_batch=choice.max_batch)
+            return open_engine(
+                bundle, order, lanes=choice.lanes, max_batch=choice.max_batch,
+                pass_over_damaged=pass_over_damaged,
+            )  # fmt: skip
         except EngineRefused as error:
             if choice.required:
                 message = f"{error}; by --require nothing may take its place"
@@ -114,11 +119,13 @@ class Loader:
         rest = order[order.index(model.engine) + 1 :] if model.engine in order else ()
         log.critical("%s: engine %s %s", model.name, failed.engine, failed.message)
         try:
-            opened = await asyncio.to_thread(self._open, model.bundle, rest)
-        except (EngineRefused, DamagedFile) as error:
+            # No request is answered meanwhile: any engine that is intact will do.
+            opened = await asyncio.to_thread(self._open, model.bundle, rest, pass_over_damaged=True)
+        except Exception as error:  # whatever it is: until told, the scheduler answers nobody
             log.critical(
-                "%s: no engine can take over, %s goes on: %s", model.name, model.engine, error
-            )  # one message
+                "%s: no engine can take over, %s goes on: %s", model.name, model.engine, error,
+                exc_info=None if isinstance(error, PackshotError) else error,
+            )  # fmt: skip
             model.scheduler.carry_on()
             return
         log.critical("%s: engine %s takes over", model.name, opened.engine.name)

@@ -244,7 +244,9 @@ class Scheduler:
 
     def _runs_alone(self, images: int) -> bool:
         """On all cores at once: too little to keep the lanes busy, and nothing else runs."""
-        return not self.lanes.running and images <= self.engine.largest_alone
+        # Never more than a batch holds: on many cores the engine's bound is the larger one.
+        largest = min(self.engine.largest_alone, self._latency.largest)
+        return not self.lanes.running and images <= largest
 
     def _drop_dead(self) -> None:
         """Takes out what nobody waits for, and what would be late even if it ran at once."""

@@ -77,6 +77,17 @@ def test_the_plain_server_answers_as_packshot_does(tmp_path):
         assert plain_probability == pytest.approx(probability, abs=1e-4)
 
 
+def test_the_null_server_answers_whatever_it_is_sent_at_once_and_alike(tmp_path):
+    tiny_bundle(tmp_path)
+    sent = [pb.Image(encoded=content) for content in (jpeg(PURE["red"]), b"no image", bytes(5_000))]
+    with server(
+        tmp_path, "colours", "--engines", "fp32", module="benchmarks.null_server"
+    ) as served:
+        answers = _answers(served.target, pb.ClassifyRequest(images=sent))
+        assert served.engine == "fp32"
+    assert [probability for _, probability in answers] == pytest.approx([1 / 3] * 3)
+
+
 def _answers(target: str, request: pb.ClassifyRequest) -> list[tuple[str, float]]:
     with grpc.insecure_channel(target) as channel:
         results = ClassifierStub(channel).Classify(request, timeout=10).results

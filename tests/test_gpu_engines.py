@@ -51,10 +51,12 @@ def trt(cudart):
 def opened(trt, cudart):
     """Opens a plan on the double, with what differs from DESCRIBED."""
 
-    def opened(path, *, flavour="tensorrt", max_batch=MAX_BATCH, probe=HERE):
+    def opened(
+        path, *, flavour="tensorrt", max_batch=MAX_BATCH, image_shape=SHAPE, probe=HERE, **options
+    ):
         return open_plan(
-            path, max_batch=max_batch, image_shape=SHAPE, probe=probe,
-            load=lambda _: Runtime(flavour, trt, cudart),
+            path, max_batch=max_batch, image_shape=image_shape, probe=probe,
+            load=lambda _: Runtime(flavour, trt, cudart), **options,
         )  # fmt: skip
 
     return opened
@@ -406,6 +408,24 @@ def test_a_plan_of_the_bundle_serves_where_it_fits(tmp_path, opened, cudart, mon
     assert chosen.profile.lanes.keys() == {1, 2}
     chosen.engine.close()
     assert cudart.alive == {}
+
+
+def test_a_plan_that_was_replaced_since_the_manifest_was_read_is_damaged(
+    tmp_path, opened, monkeypatch, trt
+):
+    folder = tiny_bundle(tmp_path / "models", plans={"trt-fp16.sm90": (PLAN, DESCRIBED)})
+    bundle = open_bundle(folder, engines=False)
+    path = folder / "model.trt-fp16.sm90.plan"
+    path.unlink()
+    sidecar_path(path).unlink()
+    other = b"ftrt: another plan"
+    write_plan(path, other, sidecar(sha256=hashlib.sha256(other).hexdigest()))
+    monkeypatch.setattr(opening, "open_plan", opened)
+    chosen = opening.open_engine(bundle, ("tensorrt", "fp32"), lanes=1, max_batch=2)
+    (refusal,) = chosen.refusals
+    assert (chosen.engine.name, refusal.reason) == ("fp32", "damaged")
+    assert "model.trt-fp16.sm90.plan.json has sha256" in refusal.message
+    assert trt.contexts == []
 
 
 def test_of_several_plans_the_first_that_fits_serves(tmp_path, opened, monkeypatch, caplog):

@@ -28,6 +28,7 @@ from packshot.prediction import probabilities
 from packshot.v1.classifier_pb2 import ClassifyRequest
 from serving.api.answering import MAX_DETAILS
 from serving.api.fields import has_more_fields
+from serving.api.tensors import images_of
 
 SERVICE = "inference.GRPCInferenceService"
 FILES = [jpeg(colour) for colour in PURE.values()]
@@ -163,6 +164,13 @@ def test_every_form_of_input_gets_the_answers_of_classify(server, stub, form):
         shares = {p.index: p.probability for p in result.predictions}
         assert row.tolist() == pytest.approx([shares[index] for index in range(3)])
     assert np.allclose(found["probabilities"], probabilities(found["logits"], TEMPERATURE))
+
+
+def test_a_length_that_looks_like_the_start_of_a_jpeg_is_a_length():
+    file = bytes(int.from_bytes(b"\xff\xd8\xff\x00", "little"))
+    request = asking(tensor("BYTES", (1,)), prefixed([file]))
+    (image,) = images_of(request, ImageSpec(), lambda _: None)
+    assert len(image.content) == len(file)
 
 
 def test_an_answer_says_what_gave_it(stub):

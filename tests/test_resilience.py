@@ -5,6 +5,7 @@ Counts and states are asserted, never how long something took.
 
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -288,15 +289,21 @@ def test_failing_without_another_engine_is_told_until_it_works_again(tmp_path):
         assert server.stop() == 0
 
 
-def test_a_damaged_engine_does_not_take_over(tmp_path):
-    with troubled(tmp_path, "--engines", "int8,fp32") as (server, stub):
-        (model,) = (tmp_path / "models").glob("*/1/model.onnx")
-        overwrite(model, b"another")
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: overwrite(folder / "model.onnx", b"another"), "model.onnx has sha256"),
+        (shutil.rmtree, "FileNotFoundError"),  # pruned
+    ],
+)
+def test_where_no_other_engine_can_be_opened_the_failing_one_goes_on(tmp_path, spoil, said):
+    with troubled(tmp_path, "--engines", "int8,fp32", "--reload-seconds", 0) as (server, stub):
+        spoil(tmp_path / "models" / "colours" / "1")
         (tmp_path / "fail").touch()
         for _ in range(3):
             failure(stub)
         until(lambda: "no engine can take over, int8 goes on" in server.log)
-        assert "model.onnx has sha256" in server.log
+        until(lambda: said in server.log)
         (tmp_path / "fail").unlink()
         until(lambda: answered(stub))
 

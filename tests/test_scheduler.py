@@ -505,6 +505,22 @@ def test_a_prediction_for_an_idle_moment_is_that_of_all_cores():
     run(test)
 
 
+def test_on_many_cores_more_than_a_batch_does_not_run_alone():
+    async def test():
+        engine = FakeEngine(lanes=32, largest_alone=16)
+        runs = dict.fromkeys(range(1, 9), 0.0)
+        latency = LatencyModel(Profile(lanes=runs, alone=runs))
+        scheduler = scheduler_of(engine, latency)
+        with scheduler.admit(images=12, deadline=LATER) as ticket:
+            waiting = [scheduler.submit(ticket, image_of(value)) for value in range(12)]
+            answers = await asyncio.gather(*waiting)
+        assert [answer.logits[0] for answer in answers] == list(range(12))
+        assert not any(engine.alone)
+        await scheduler.close()
+
+    run(test)
+
+
 def test_after_three_failures_in_a_row_another_engine_answers_what_waits():
     async def test():
         failing, failed = FakeEngine(name="first"), asyncio.Event()

@@ -16,7 +16,7 @@ CheckCount = Callable[[int], None]
 """Raises InvalidInput for a number of images that is not taken."""
 
 LENGTH_BYTES = 4  # in front of each element of BYTES, little-endian
-JPEG_START = b"\xff\xd8\xff"  # no length: that would be of gigabytes
+JPEG_START = b"\xff\xd8\xff"
 MAX_DIMENSIONS = 4
 MAX_NAMED = 4  # tensors that an error message lists
 
@@ -88,9 +88,16 @@ def _files(
     if raw is None:
         _check_length("bytes_contents", len(tensor.contents.bytes_contents), count)
         return tensor.contents.bytes_contents
-    if count == 1 and raw.startswith(JPEG_START):
-        return [raw]  # without its length: some tools send files as they are
+    if count == 1 and _is_bare_jpeg(raw):
+        return [raw]
     return _elements(raw, count)
+
+
+def _is_bare_jpeg(raw: bytes) -> bool:
+    """Without its length: some tools send files as they are."""
+    # The start may also be a length, of 16 MB or more: then so much follows.
+    length = int.from_bytes(raw[:LENGTH_BYTES], "little")
+    return raw.startswith(JPEG_START) and length + LENGTH_BYTES != len(raw)
 
 
 def _elements(raw: bytes, count: int) -> list[bytes]:

@@ -7,8 +7,8 @@ from typing import NamedTuple, get_args
 
 import msgspec
 
-from packshot.bundle import PLAN, PLAN_KEYS, Bundle, EngineFile, Manifest, check_file
-from packshot.errors import AnswersDiffer, EngineReason, EngineRefused
+from packshot.bundle import PLAN, PLAN_KEYS, SIDECAR, Bundle, EngineFile, Manifest, check_file
+from packshot.errors import AnswersDiffer, DamagedFile, EngineReason, EngineRefused
 from packshot.golden import GoldenSamples
 from serving.engines import Engine, Profile
 from serving.engines.onnxruntime import OnnxRuntimeEngine, open_cuda
@@ -24,6 +24,7 @@ class Wanted(NamedTuple):
     name: str
     path: Path
     sha256: str
+    sidecar_sha256: str | None  # a plan's
     image_shape: tuple[int, int, int]
     lanes: int  # of an engine on the CPU; one on a GPU knows its own number
     max_batch: int
@@ -54,8 +55,13 @@ def _open_cuda(wanted: Wanted) -> Engine:
 
 
 def _open_tensorrt(wanted: Wanted) -> Engine:
-    """It checks the plan's hash itself, against the sidecar's."""
-    return open_plan(wanted.path, max_batch=wanted.max_batch, image_shape=wanted.image_shape)
+    """It checks the hashes itself: the sidecar's, and the plan's, which is in the sidecar."""
+    return open_plan(
+        wanted.path,
+        max_batch=wanted.max_batch,
+        image_shape=wanted.image_shape,
+        sidecar_sha256=wanted.sidecar_sha256,
+    )
 
 
 ENGINES = {
@@ -98,10 +104,18 @@ class Proved(NamedTuple):
     profile: Profile
 
 
-def open_engine(bundle: Bundle, order: Sequence[str], *, lanes: int, max_batch: int) -> Opened:
+def open_engine(
+    bundle: Bundle,
+    order: Sequence[str],
+    *,
+    lanes: int,
+    max_batch: int,
+    pass_over_damaged: bool = False,
+) -> Opened:
     """Tries the engines in order. Raises EngineRefused, with every reason, if none can be used.
 
-    Raises DamagedFile if a file that would be used is not what was exported.
+    Raises DamagedFile if a file that would be used is not what was exported, unless such an engine
+    is to be passed over for the next.
     """
     golden = bundle.golden()
     _check_width(golden, bundle.manifest)
@@ -109,9 +123,12 @@ def open_engine(bundle: Bundle, order: Sequence[str], *, lanes: int, max_batch: 
     for name in order:
         try:
             proved = _open_proved(bundle, name, golden, lanes, max_batch)
-        except EngineRefused as error:
-            log.warning("engine %s refused (%s): %s", name, error.reason, error)
-            refusals.append(Refusal(engine=name, reason=error.reason, message=str(error)))
+        except (EngineRefused, DamagedFile) as error:
+            if isinstance(error, DamagedFile) and not pass_over_damaged:
+                raise
+            reason = error.reason if isinstance(error, EngineRefused) else "damaged"
+            log.warning("engine %s refused (%s): %s", name, reason, error)
+            refusals.append(Refusal(engine=name, reason=reason, message=str(error)))
         else:
             return Opened(**proved._asdict(), refusals=tuple(refusals))
     reasons = "; ".join(f"{r.engine}: {r.message}" for r in refusals)
@@ -180,6 +197,7 @@ def _open(bundle: Bundle, name: str, file: EngineFile, lanes: int, max_batch: in
             name=name,
             path=bundle.folder / file.file,
             sha256=bundle.manifest.files[file.file],
+            sidecar_sha256=bundle.manifest.files.get(file.file + SIDECAR),
             image_shape=bundle.manifest.image.shape,
             lanes=lanes,
             max_batch=max_batch,

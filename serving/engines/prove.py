@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ import numpy.typing as npt
 from packshot.golden import GoldenSamples, check_answers
 from packshot.prediction import Logits
 from serving.engines import Engine, Profile
+
+Rows: TypeAlias = npt.NDArray[np.intp]
+"""Numbers of samples."""
 
 
 class Proof(NamedTuple):
@@ -38,35 +41,47 @@ def _try(
     engine: Engine, golden: GoldenSamples, tolerance: float, largest: int, *, alone: bool
 ) -> tuple[float, dict[int, float]]:
     """The largest difference, and seconds by batch size, for every size up to `largest`."""
-    sizes = _sizes(engine, largest, samples=len(golden.pixels))
-    order = np.resize(np.arange(len(golden.pixels)), sum(sizes))
-    batches = np.split(golden.pixels[order], np.cumsum(sizes)[:-1])
     # A core's lane is timed as it will run under load: beside the others.
     threads = 1 if alone or engine.lanes_share else engine.lanes
+    batches = _batches(engine, largest, threads, samples=len(golden.pixels))
     with ThreadPoolExecutor(threads) as pool:
-        runs = list(pool.map(partial(_timed, engine, alone), batches))
+        runs = list(pool.map(partial(_timed, engine, alone, golden.pixels), batches))
     logits = np.concatenate([logits for logits, _ in runs])
-    difference = check_answers(logits, golden.logits[order], tolerance)
-    return difference, every_size(sizes, [seconds for _, seconds in runs])
+    difference = check_answers(logits, golden.logits[np.concatenate(batches)], tolerance)
+    return difference, every_size(map(len, batches), [seconds for _, seconds in runs])
 
 
-def _sizes(engine: Engine, largest: int, *, samples: int) -> list[int]:
-    """Of batches that time the engine and hold each sample once or more.
-
-    A device plans anew for each size, so each is run. On a CPU time grows evenly with the size.
-    The largest comes first: it allocates what the others use again.
-    """
-    every = range(1, largest + 1)
-    doubling = {largest, *(1 << power for power in range(largest.bit_length()))}
-    sizes = sorted(every if engine.lanes_share else doubling, reverse=True)
+def _batches(engine: Engine, largest: int, threads: int, *, samples: int) -> list[Rows]:
+    """Which samples run together, each of them once or more; a size's last run is its time."""
+    sizes = _device_sizes(largest) if engine.lanes_share else _core_sizes(largest, threads)
     while (left := samples - sum(sizes)) > 0:
         sizes.append(min(left, largest))
-    return sizes
+    batches = np.split(np.resize(np.arange(samples), sum(sizes)), np.cumsum(sizes)[:-1])
+    if engine.lanes_share:
+        # Lanes take turns: each runs every sample. A size's first run plans and allocates.
+        return [batch for batch in batches for _ in range(engine.lanes)]
+    return batches
 
 
-def _timed(engine: Engine, alone: bool, images: npt.NDArray[np.uint8]) -> tuple[Logits, float]:
-    if engine.lanes_share:  # the first run of a size on a device plans and allocates
-        engine.run(images, alone=alone)
+def _device_sizes(largest: int) -> list[int]:
+    """Every one: a device plans anew for each."""
+    return list(range(largest, 0, -1))
+
+
+def _core_sizes(largest: int, threads: int) -> list[int]:
+    """Doubling: on a core time grows evenly with the size. As many batches as keep all busy.
+
+    First the largest for each thread: it allocates what the others use again.
+    """
+    doubling = sorted({largest, *(1 << power for power in range(largest.bit_length()))})
+    times = -(-threads // len(doubling))
+    return [largest] * threads + [size for size in reversed(doubling) for _ in range(times)]
+
+
+def _timed(
+    engine: Engine, alone: bool, pixels: npt.NDArray[np.uint8], rows: Rows
+) -> tuple[Logits, float]:
+    images = pixels[rows]
     started = time.monotonic()
     logits = engine.run(images, alone=alone).logits
     return logits, time.monotonic() - started

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from packshot.bundle import check_file
 from packshot.errors import DamagedFile, EngineRefused
 from packshot.plan import (
     Flavour,
@@ -130,16 +131,20 @@ def open_plan(
     *,
     max_batch: int,
     image_shape: tuple[int, int, int],
+    sidecar_sha256: str | None = None,
     probe: Probe = probe_gpu,
     load: Callable[[Flavour], Runtime] = import_runtime,
 ) -> TensorRTEngine:
     """The engine for the plan at `path`, described by its sidecar. Raises EngineRefused.
 
+    `sidecar_sha256`: the manifest's, where there is one; the files may have changed since it was
+    read.
+
     In this order: TensorRT ends the process where there is no driver, and says of a plan that does
     not fit only that it is null.
     """
     gpu = probe()
-    sidecar, plan = _read(path)
+    sidecar, plan = _read(path, sidecar_sha256)
     check_plan(
         sidecar,
         plan,
@@ -161,8 +166,10 @@ def open_plan(
     return engine
 
 
-def _read(path: Path) -> tuple[PlanSidecar, bytes]:
+def _read(path: Path, sidecar_sha256: str | None) -> tuple[PlanSidecar, bytes]:
     try:
+        if sidecar_sha256 is not None:
+            check_file(sidecar_path(path), sidecar_sha256)
         return read_sidecar(sidecar_path(path)), path.read_bytes()
     except DamagedFile as error:
         raise EngineRefused("damaged", str(error)) from error
