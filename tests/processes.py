@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TIMEOUT = 60
+TIMEOUT = 180  # of what takes a second on a machine that is not busy
 SERVING = ("-m", "serving")
 FAKE_SERVING = ("tests/fake_server.py",)  # its engine misbehaves as the test wants
 READY = re.compile(r"on ([\d.]+:\d+), metrics on (http://[\w.:/]+)")

@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 from PIL import Image
-from processes import ROOT, TIMEOUT, environment, program, serving
+from processes import ROOT, TIMEOUT, environment, program, serving, until
 
 from exporters.gates import GATES
 from exporters.source import golden_examples, load_source
@@ -163,6 +162,9 @@ def test_what_is_served_is_what_was_trained(run, store, engine):
     )
 
 
+HALF = "m/.unfinished-1-*/golden.npz"
+
+
 def exporter(run: Path, store: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "exporters", "--run", run, "--models", store, "--model", "m"]
     return subprocess.Popen(
@@ -173,12 +175,11 @@ def exporter(run: Path, store: Path) -> subprocess.Popen[str]:
 
 def test_an_exporter_killed_while_writing_leaves_no_version(run, tmp_path):
     exporting = exporter(run, tmp_path)
-    until = time.monotonic() + TIMEOUT
-    while not list(tmp_path.glob("m/.unfinished-1-*/golden.npz")) and time.monotonic() < until:
-        assert exporting.poll() is None, exporting.stderr.read()
+    until(lambda: exporting.poll() is not None or list(tmp_path.glob(HALF)))
+    assert exporting.poll() is None, exporting.stderr.read()
     exporting.kill()
     exporting.communicate()
-    assert list(tmp_path.glob("m/.unfinished-1-*/golden.npz"))
+    assert list(tmp_path.glob(HALF))
     assert versions(tmp_path / "m") == []
 
 

@@ -79,6 +79,16 @@ def shop(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def finished(shop, tmp_path_factory) -> Path:
+    """A run of COMMAND that nothing interrupted."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    done = program("trainer", "--data", shop, "--run", run, *COMMAND, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "there is no unfinished run" in done.stdout
+    return run
+
+
 def evaluations(run: Path) -> list[dict]:
     lines = map(json.loads, (run / "log.jsonl").read_text().splitlines())
     found = [line for line in lines if line["event"] == "evaluation"]
@@ -99,11 +109,13 @@ def final_weights(run: Path) -> dict[str, torch.Tensor]:
     ],
 )
 def test_a_run_ended_in_mid_epoch_ends_as_if_it_had_not_been(
-    shop, tmp_path, command, number, status, steps
+    shop, finished, tmp_path, command, number, status, steps
 ):
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    uninterrupted = program("trainer", "--data", shop, "--run", whole, *command)
-    assert uninterrupted.returncode == 0, uninterrupted.stderr
+    whole, run = finished, tmp_path / "run"
+    if command is not COMMAND:
+        whole = tmp_path / "whole"
+        uninterrupted = program("trainer", "--data", shop, "--run", whole, *command)
+        assert uninterrupted.returncode == 0, uninterrupted.stderr
     assert not (whole / STATE).exists()
     arguments = [*map(str, ("--data", shop, "--run", run, *command)), "--save-minutes", "0"]
     script = [sys.executable, "-c", SIGNALLED, str(int(number))]
@@ -120,19 +132,16 @@ def test_a_run_ended_in_mid_epoch_ends_as_if_it_had_not_been(
     assert not (run / STATE).exists()
 
 
-def test_a_run_that_has_finished_is_not_begun_again(shop, tmp_path):
-    command = ("--data", shop, "--run", tmp_path, *COMMAND, "--epochs", 1, "--resume")
-    first = program("trainer", *command)
-    assert first.returncode == 0, first.stderr
-    assert "there is no unfinished run" in first.stdout
-    written = (tmp_path / "checkpoint.json").read_bytes()
+def test_a_run_that_has_finished_is_not_begun_again(shop, finished):
+    command = ("--data", shop, "--run", finished, *COMMAND, "--resume")
+    written = (finished / "checkpoint.json").read_bytes()
     again = program("trainer", *command)
     assert again.returncode == 0, again.stderr
     assert "has finished: there is nothing left to do" in again.stdout
     other = program("trainer", *command, "--seed", 7)
     assert other.returncode == 1
     assert "--resume: seed is 7 now and was 0 when the run" in other.stderr
-    assert (tmp_path / "checkpoint.json").read_bytes() == written
+    assert (finished / "checkpoint.json").read_bytes() == written
 
 
 def training(shop: Path, run: Path, recipe, **asked: object) -> Training:
