@@ -220,7 +220,7 @@ def test_a_server_whose_metrics_cannot_be_read_costs_no_result(server):
     plan = LoadPlan(target=server.target, rate=10, seconds=0.5, **AT_ONCE)
     report = run_load(plan, [RED], source=gone)
     assert (report.answered, report.server) == (5, None)
-    assert [doubt.kind for doubt in report.doubts] == ["server_unseen"]
+    assert "server_unseen" in [doubt.kind for doubt in report.doubts]
 
 
 def plan_of(**changes: object) -> LoadPlan:

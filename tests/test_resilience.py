@@ -125,7 +125,7 @@ def test_overload_is_answered_in_time_or_refused(tmp_path, times, bound, reason)
             codes = Counter(call.code().name for call in calls)
         assert codes.keys() <= {"OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}, codes
         assert codes.total() == len(calls)
-        assert codes["OK"] and codes["RESOURCE_EXHAUSTED"], codes
+        assert min(codes["OK"], codes["RESOURCE_EXHAUSTED"]) > 0, codes
         assert watch.read > 1
         assert 0 < watch.highest <= bound
         assert server.metric(
