@@ -82,8 +82,8 @@ load: $(READY) ## load-test the server on PORT with LOAD=--sweep ... or a rate; 
 	@$(BIN)/packshot load --target 127.0.0.1:$(PORT) --metrics-url http://127.0.0.1:$(HTTP_PORT)/metrics \
 	  --out runs/load $(LOAD) $(if $(wildcard $(DATA)),"$(DATA)")
 
-test: $(READY) ## run the tests
-	$(BIN)/python -m pytest
+test: $(READY) ## run the tests, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY) ## check style, types and generated code
 	$(BIN)/ruff check .

@@ -277,7 +277,7 @@ def test_connections_that_fall_silent_hold_up_nobody_and_are_closed(store, tmp_p
 
 def test_half_sent_requests_of_a_client_that_is_gone_do_not_keep_the_others_out(store, tmp_path):
     """As many as the server takes at a time."""
-    patience = ("--control", tmp_path, "--patience-ms", 1500)
+    patience = ("--control", tmp_path, "--patience-ms", 3000)
     with (
         serving("--models", store, *patience, program=FAKE_SERVING) as server,
         connect(server.target) as gone,
@@ -292,7 +292,10 @@ def test_half_sent_requests_of_a_client_that_is_gone_do_not_keep_the_others_out(
         still_right(server)
 
 
+PROBE_SECONDS = 1.0  # a probe is repeated; one that came as its connection was closed is no answer
+
+
 def is_full(server: Server) -> bool:
     with grpc.insecure_channel(server.target) as channel:
-        asked = channel.unary_unary(SERVICE + "GetModel").future(b"", timeout=TIMEOUT)
+        asked = channel.unary_unary(SERVICE + "GetModel").future(b"", timeout=PROBE_SECONDS)
         return asked.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 import torch
-from processes import ROOT, environment, program
+from processes import ROOT, TIMEOUT, environment, program
 from safetensors.torch import load_file
 from test_data import fill, options
 from test_schedule import Clock
@@ -313,11 +314,25 @@ def test_one_program_at_a_time_works_on_a_run(tmp_path):
     with (
         locked(tmp_path),
         pytest.raises(InvalidInput, match="another program is at work"),
-        locked(tmp_path),
+        locked(tmp_path, patience_seconds=0),
     ):
         pass
     with locked(tmp_path):
         pass
+
+
+def test_a_lock_that_is_about_to_be_let_go_is_waited_for(tmp_path):
+    """As that of a killed run, whose loader processes notice a little later."""
+
+    def take() -> None:
+        with locked(tmp_path):
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path):
+            waiting = pool.submit(take)
+            assert not waiting.done()
+        waiting.result(TIMEOUT)
 
 
 def test_an_earlier_run_is_set_aside_finished_or_not(tmp_path):
