@@ -33,7 +33,12 @@ def add_load_verb(verbs: Any) -> None:
         metavar="FILE|DIR|GLOB",
         help="images to send in turn (default: generated photographs of about 200 kB)",
     )
-    what = verb.add_argument_group("how much")
+    _add_amount(verb.add_argument_group("how much"))
+    _add_content(verb.add_argument_group("what is sent"))
+    _add_output(verb.add_argument_group("what is told"))
+
+
+def _add_amount(what: Any) -> None:
     what.add_argument("--rate", type=float, help="requests a second, however slow the answers are")
     what.add_argument(
         "--arrivals",
@@ -70,7 +75,9 @@ def add_load_verb(verbs: Any) -> None:
         help="that send (default: half the cores, at most 8)",
     )
     what.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of Poisson arrivals")
-    sent = verb.add_argument_group("what is sent")
+
+
+def _add_content(sent: Any) -> None:
     sent.add_argument(
         "--images-per-request",
         type=int,
@@ -81,7 +88,9 @@ def add_load_verb(verbs: Any) -> None:
     sent.add_argument(
         "--api", choices=get_args(Api), default=DEFAULTS.api, help="default: %(default)s"
     )
-    told = verb.add_argument_group("what is told")
+
+
+def _add_output(told: Any) -> None:
     told.add_argument(
         "--metrics-url", metavar="URL", help="the server's http://host:8002/metrics, to add its CPU"
     )

@@ -1,6 +1,7 @@
 """The load tester: against real servers, and its arithmetic alone."""
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from packshot.errors import InvalidInput, ServiceFailed
 from packshot.intervals import mean_interval, quantile_interval
 from packshot.load import LoadPlan, LoadReport, Source, run_load
 from packshot.load.arrivals import due_times
+from packshot.load.command import Live
 from packshot.load.observed import between, read_metrics
 from packshot.load.report import report_of
 from packshot.load.results import Results
@@ -75,6 +77,22 @@ def test_a_closed_loop_keeps_its_number_in_flight(server):
     assert report.answered >= 4
     assert report.images_per_second > 0
     assert {state.in_flight for state in seen} == {4}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_how_it_goes(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", "120")
+    plan = LoadPlan(target="127.0.0.1:1", rate=50, warmup_seconds=1, seconds=9)
+    with Live() as live:
+        live.watch(State(plan, seconds=5.0, images=200, failed=3, in_flight=7))
+        shown = sys.stderr.getvalue()
+    assert " 50% |" in shown
+    assert "50 requests/s (poisson): 40.0 images/s, 7 in flight, 3 not answered" in shown
 
 
 def test_what_the_server_refuses_is_counted_by_status(server):

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -321,8 +322,15 @@ def test_one_program_at_a_time_works_on_a_run(tmp_path):
         pass
 
 
-def test_a_lock_that_is_about_to_be_let_go_is_waited_for(tmp_path):
+def test_a_lock_that_is_about_to_be_let_go_is_waited_for(tmp_path, monkeypatch):
     """As that of a killed run, whose loader processes notice a little later."""
+    refused, pause = threading.Event(), time.sleep
+
+    def seen(seconds: float) -> None:
+        refused.set()
+        pause(seconds)
+
+    monkeypatch.setattr(time, "sleep", seen)
 
     def take() -> None:
         with locked(tmp_path):
@@ -331,7 +339,7 @@ def test_a_lock_that_is_about_to_be_let_go_is_waited_for(tmp_path):
     with ThreadPoolExecutor(1) as pool:
         with locked(tmp_path):
             waiting = pool.submit(take)
-            assert not waiting.done()
+            assert refused.wait(TIMEOUT)
         waiting.result(TIMEOUT)
 
 

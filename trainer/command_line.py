@@ -95,8 +95,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=(256, 512),
         help="JPEGs are decoded at 1/2, 1/4 or 1/8 scale while the short side keeps so many "
-        "pixels: 256 makes serving photographs of 600 to 1000 pixels a tenth cheaper, by pixels "
-        "further from torchvision's (default: 512, or as the earlier run of --weights)",
+        "pixels: 256 makes decoding photographs of 600 to 1000 pixels cheaper, by pixels further "
+        "from torchvision's (default: 512, or as the earlier run of --weights)",
     )
     add(
         "--val-share",

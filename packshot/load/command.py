@@ -134,7 +134,7 @@ class Live:
         self._bar = tqdm(
             disable=None,  # if standard error is no terminal
             leave=False,
-            bar_format="{desc} {percentage:3.0f}% |{bar:20}| {postfix}",
+            bar_format="{percentage:3.0f}% |{bar:20}| {desc}",
         )
 
     def __enter__(self) -> "Live":
@@ -147,10 +147,9 @@ class Live:
         plan = state.plan
         total = plan.warmup_seconds + plan.seconds
         self._bar.total, self._bar.n = total, min(state.seconds, total)
-        self._bar.set_description_str(plan.mode, refresh=False)
-        self._bar.set_postfix_str(
-            f"{state.images / max(state.seconds, 0.001):.1f} images/s, {state.in_flight} in "
-            f"flight, {state.failed} not answered"
+        self._bar.set_description_str(
+            f"{plan.mode}: {state.images / max(state.seconds, 0.001):.1f} images/s, "
+            f"{state.in_flight} in flight, {state.failed} not answered"
         )
 
     def tell(self, report: LoadReport) -> None:

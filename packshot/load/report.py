@@ -68,7 +68,7 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def offered_images_per_second(self) -> float:
-        """What was sent, a second."""
+        """What was due, a second."""
         return self.sent * self.plan.images_per_request / self.plan.seconds
 
     @property

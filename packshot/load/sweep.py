@@ -1,6 +1,6 @@
 """Many rates, one after the other: where the server saturates, and what it does within an SLO."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -20,7 +20,7 @@ FEWEST_REQUESTS = 100  # of fewer, a single one that is late would decide
 
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     """`alone`: one request in flight; `closed`: the plan's concurrency; `points`: open loops, by
-    rate. All rates in images a second, of what was really sent.
+    rate. All rates in images a second, of what was due.
     """
 
     alone: LoadReport
@@ -39,7 +39,7 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def kept_up_with(self) -> float | None:
         """The highest rate of which 95 % were answered; None if there is none."""
-        return _highest(self.points, _kept_up)
+        return _highest(one for one in self.points if _kept_up(one))
 
     @property
     def within_slo(self) -> float | None:
@@ -47,8 +47,7 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         at which that failed; None if there is none, or no SLO."""
         if self.closed.plan.slo_ms is None:
             return None
-        passing = [one for one in _below_failures(self.points) if _met(one)]
-        return max((one.offered_images_per_second for one in passing), default=None)
+        return _highest(_passing(self.points))
 
 
 async def sweep(senders: Senders, plan: LoadPlan, tell: Callable[[LoadReport], None]) -> Sweep:
@@ -84,16 +83,16 @@ def next_rate(points: Sequence[LoadReport]) -> float | None:
     failing = min((_rate(one) for one in points if _failed(one)), default=None)
     if failing is None:
         return None  # all met it: there is nothing to look for between them
-    passing = max((_rate(one) for one in _below_failures(points)), default=0.0)
+    passing = max(map(_rate, _passing(points)), default=0.0)
     rate = (passing + failing) / 2
     too_few = rate * points[0].plan.seconds < FEWEST_REQUESTS
     return None if too_few or failing <= passing * CLOSE_ENOUGH else rate
 
 
-def _below_failures(points: Sequence[LoadReport]) -> Iterator[LoadReport]:
+def _passing(points: Sequence[LoadReport]) -> Iterator[LoadReport]:
     """Above a rate that failed one may pass by chance: that does not count."""
     failing = min((_rate(one) for one in points if _failed(one)), default=float("inf"))
-    return (one for one in points if _rate(one) < failing)
+    return (one for one in points if _met(one) and _rate(one) < failing)
 
 
 def _met(report: LoadReport) -> bool:
@@ -108,8 +107,8 @@ def _kept_up(report: LoadReport) -> bool:
     return report.answers.mean >= KEPT_UP_SHARE * report.offered_images_per_second
 
 
-def _highest(points: Sequence[LoadReport], good: Callable[[LoadReport], bool]) -> float | None:
-    return max((one.offered_images_per_second for one in points if good(one)), default=None)
+def _highest(points: Iterable[LoadReport]) -> float | None:
+    return max((one.offered_images_per_second for one in points), default=None)
 
 
 def _rate(report: LoadReport) -> float:
