@@ -1,4 +1,4 @@
-"""The `packshot` command: classify or embed files, load-test a server, tend the bundle store."""
+"""The `packshot` command: classify or embed files, probe or load-test a server, tend the store."""
 
 import argparse
 import csv
@@ -16,6 +16,7 @@ from packshot.atomic import write_whole
 from packshot.cli_connection import connected_verb, tls_of, token_of
 from packshot.cli_load import add_load_verb
 from packshot.cli_models import add_models_verb
+from packshot.cli_probe import add_probe_verb
 from packshot.client import Client
 from packshot.errors import InvalidInput, PackshotError
 from packshot.image_names import image_names
@@ -258,6 +259,7 @@ def _parser() -> argparse.ArgumentParser:
 
     connected_verb(verbs, "model", model, "show what is being served, by which engine")
 
+    add_probe_verb(verbs)
     add_load_verb(verbs)
     add_models_verb(verbs)
     return parser

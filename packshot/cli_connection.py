@@ -14,11 +14,22 @@ TOKEN = "PACKSHOT_TOKEN"  # noqa: S105  # the variable's name
 def connected_verb(
     verbs: Any, name: str, run: Any, text: str, *, timeout_seconds: float = 30.0
 ) -> argparse.ArgumentParser:
-    """A command with these options."""
+    """A command that asks a server for its models."""
+    verb = reaching_verb(verbs, name, run, text, timeout_seconds=timeout_seconds)
+    verb.add_argument("--model", default="", help="name of the model (default: the server's)")
+    verb.add_argument(
+        "--token-file", type=Path, metavar="FILE", help=f"bearer token (default: ${TOKEN}, if set)"
+    )
+    return verb
+
+
+def reaching_verb(
+    verbs: Any, name: str, run: Any, text: str, *, timeout_seconds: float
+) -> argparse.ArgumentParser:
+    """A command that reaches a server, by TLS if need be."""
     verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
     verb.set_defaults(run=run)
     verb.add_argument("--target", default=DEFAULT_TARGET, help="host:port (default: %(default)s)")
-    verb.add_argument("--model", default="", help="name of the model (default: the server's)")
     verb.add_argument(
         "--timeout",
         type=float,
@@ -29,9 +40,6 @@ def connected_verb(
     verb.add_argument("--ca", metavar="FILE", help="PEM file of authorities (default: the usual)")
     verb.add_argument("--cert", metavar="FILE", help="PEM file of this client's certificate")
     verb.add_argument("--key", metavar="FILE", help="PEM file of its private key")
-    verb.add_argument(
-        "--token-file", type=Path, metavar="FILE", help=f"bearer token (default: ${TOKEN}, if set)"
-    )
     return verb
 
 

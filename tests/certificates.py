@@ -23,7 +23,7 @@ def named(name: str) -> x509.Name:
 
 
 class Authority:
-    """Signs certificates for 127.0.0.1."""
+    """Signs certificates, for 127.0.0.1 unless told otherwise."""
 
     def __init__(self, name: str = "authority", days: float = 9) -> None:
         self._name = named(name)
@@ -35,18 +35,31 @@ class Authority:
         return file
 
     def issue(
-        self, cert: Path, key: Path, *, name: str = "server", days: float = 1, password: bytes = b""
+        self,
+        cert: Path,
+        key: Path,
+        *,
+        name: str = "server",
+        host: str | None = None,
+        days: float = 1,
+        password: bytes = b"",
     ) -> x509.Certificate:
         """Writes a pair of files; with `days` below 0 it has expired already."""
         secret = ec.generate_private_key(ec.SECP256R1())
-        issued = self._signed(name, secret, NOW + timedelta(days=days))
+        issued = self._signed(name, secret, NOW + timedelta(days=days), host=host)
         secrecy = BestAvailableEncryption(password) if password else NoEncryption()
         key.write_bytes(secret.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, secrecy))
         cert.write_bytes(issued.public_bytes(Encoding.PEM))
         return issued
 
     def _signed(
-        self, name: str, key: ec.EllipticCurvePrivateKey, end: datetime, *, is_ca: bool = False
+        self,
+        name: str,
+        key: ec.EllipticCurvePrivateKey,
+        end: datetime,
+        *,
+        is_ca: bool = False,
+        host: str | None = None,
     ) -> x509.Certificate:
         builder = (
             x509.CertificateBuilder()
@@ -59,6 +72,6 @@ class Authority:
             .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
         )
         if not is_ca:
-            address = x509.IPAddress(ip_address("127.0.0.1"))
-            builder = builder.add_extension(x509.SubjectAlternativeName([address]), critical=False)
+            known_as = x509.DNSName(host) if host else x509.IPAddress(ip_address("127.0.0.1"))
+            builder = builder.add_extension(x509.SubjectAlternativeName([known_as]), critical=False)
         return builder.sign(self._key, hashes.SHA256())

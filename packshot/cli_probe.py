@@ -1,0 +1,75 @@
+"""`packshot probe`: is a server alive, or ready? For health checks of containers."""
+
+import argparse
+import sys
+from typing import Any
+
+import grpc
+
+from packshot.channel import Connection
+from packshot.cli_connection import reaching_verb, tls_of
+from packshot.errors import PackshotError
+from packshot.status import error_from_status
+
+READY = "packshot.v1.Classifier"
+# grpc.health.v1 by hand: one string there, one number back. Its package would be a dependency of
+# every client. https://github.com/grpc/grpc/blob/master/doc/health-checking.md
+CHECK = "/grpc.health.v1.Health/Check"
+STATES = {
+    b"": "UNKNOWN",
+    b"\x08\x00": "UNKNOWN",
+    b"\x08\x01": "SERVING",
+    b"\x08\x02": "NOT_SERVING",
+}
+
+
+def state(
+    connection: Connection, service: str, timeout_seconds: float, server_name: str | None = None
+) -> str:
+    """What the server says of one of its services: SERVING or NOT_SERVING.
+
+    `server_name` is whose certificate to expect, if not the target's. Raises Unavailable,
+    DeadlineExceeded, or NotFound if it has no such service.
+    """
+    name = service.encode()
+    options = [("grpc.ssl_target_name_override", server_name)] if server_name else []
+    with connection.channel(options) as channel:
+        check = channel.unary_unary(CHECK)
+        try:
+            answer = check(b"\x0a" + _varint(len(name)) + name, timeout=timeout_seconds)
+        except grpc.RpcError as error:
+            raise error_from_status(error.code(), error.details() or "") from error
+    return STATES.get(answer, f"not known to this probe ({answer.hex()})")
+
+
+def probe(options: argparse.Namespace) -> int:
+    """0 or 1: Docker keeps the other exit statuses of a health check for itself."""
+    connection = Connection(target=options.target, tls=tls_of(options))
+    what = f"{options.target}: {options.service or 'the server'}"
+    try:
+        found = state(connection, options.service, options.timeout, options.server_name)
+    except PackshotError as error:
+        print(f"{what} did not tell: {error}", file=sys.stderr)
+        return 1
+    print(f"{what} is {found}", file=sys.stderr if found != "SERVING" else sys.stdout)
+    return int(found != "SERVING")
+
+
+def add_probe_verb(verbs: Any) -> None:
+    text = "ask a server's health service once; exit status 0 if SERVING, else 1"
+    verb = reaching_verb(verbs, "probe", probe, text, timeout_seconds=1.0)
+    verb.add_argument(
+        "--service",
+        default=READY,
+        help='"" asks whether it is alive; the default whether it is ready (%(default)s)',
+    )
+    verb.add_argument(
+        "--server-name",
+        metavar="NAME",
+        help="name in its certificate, where --target has another, such as 127.0.0.1",
+    )
+
+
+def _varint(number: int) -> bytes:
+    low, rest = number & 0x7F, number >> 7
+    return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])

@@ -1,0 +1,47 @@
+"""`packshot probe`, as the health check of a container."""
+
+from certificates import Authority
+from processes import program, serving, until
+
+READY = "packshot.v1.Classifier"
+
+
+def probe(target: str, *options: object):
+    return program("packshot.cli", "probe", "--target", target, "--timeout", 60, *options)
+
+
+def test_ready_alive_and_neither(server):
+    ready = probe(server.target)
+    assert (ready.returncode, ready.stdout) == (0, f"{server.target}: {READY} is SERVING\n")
+    alive = probe(server.target, "--service", "")
+    assert (alive.returncode, alive.stdout) == (0, f"{server.target}: the server is SERVING\n")
+    unknown = probe(server.target, "--service", "x" * 300)  # whose length takes two bytes
+    assert unknown.returncode == 1
+    assert "did not tell" in unknown.stderr
+
+
+def test_a_draining_server_is_alive_and_not_ready(store):
+    with serving("--models", store, "--drain-delay-seconds", 600) as server:
+        server.process.terminate()
+        until(lambda: probe(server.target).returncode == 1)
+        assert probe(server.target).stderr == f"{server.target}: {READY} is NOT_SERVING\n"
+        assert probe(server.target, "--service", "").returncode == 0
+        server.process.terminate()
+
+
+def test_nobody_there():
+    found = probe("127.0.0.1:1")
+    assert found.returncode == 1
+    assert found.stderr.startswith(f"127.0.0.1:1: {READY} did not tell: ")
+    assert "Traceback" not in found.stderr
+
+
+def test_by_tls_with_a_certificate_for_another_name(store, tmp_path):
+    authority = Authority()
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    authority.issue(cert, key, name="packshot.shop", host="packshot.shop")
+    ca = authority.pem(tmp_path / "ca.crt")
+    with serving("--models", store, "--tls-cert", cert, "--tls-key", key) as server:
+        assert probe(server.target).returncode == 1
+        assert probe(server.target, "--ca", ca).returncode == 1
+        assert probe(server.target, "--ca", ca, "--server-name", "packshot.shop").returncode == 0
