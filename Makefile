@@ -18,6 +18,10 @@ PORT      ?= 8001
 HTTP_PORT ?= 8002
 IMAGE     ?= data/sample/test/mug/mug-074.jpg
 LOAD      ?=
+TARGET    ?= serve-cpu
+BASE      ?= python:3.11-slim-bookworm
+BUILD     ?=
+CONTAINERS ?= $(if $(shell command -v docker),docker,podman)
 
 UV_VERSION           := 0.13.8
 GRPCIO_TOOLS_VERSION := 1.71.2
@@ -30,22 +34,24 @@ READY  := .venv/.installed
 # uv does not read pip's configuration: hand a company's own index over.
 UV     = index=$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null)}; \
          $${index:+env UV_DEFAULT_INDEX="$$index"} $(BIN)/uv
+VERSION := $(shell sed -n 's/__version__ = "\(.*\)"/\1/p' packshot/__init__.py)
 PROTOS := packshot/v1/classifier.proto packshot/oip/open_inference.proto
 SAMPLE := data/sample
 
 export ORT_DISABLE_TELEMETRY = 1
 
 .NOTPARALLEL: # `make train export serve` is an order, not a set
-.PHONY: help setup sample train export serve classify load test lint proto lock bench clean
+.PHONY: help setup sample train export serve classify load test image image-test lint proto lock bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  DATA=$(DATA) RUN=$(RUN) MODEL=$(MODEL) ARCH=$(ARCH) EPOCHS=$(or $(EPOCHS),<the recipe's>)"
 	@echo "  RECIPE=$(or $(RECIPE),auto) WEIGHTS=$(or $(WEIGHTS),imagenet) FIT=$(or $(FIT),crop)"
 	@echo "  ENGINES=$(ENGINES) TARGETS=$(TARGETS)"
 	@echo "  PORT=$(PORT) HTTP_PORT=$(HTTP_PORT) IMAGE=$(IMAGE) LOAD=$(LOAD)"
+	@echo "  TARGET=$(TARGET) BASE=$(BASE) CONTAINERS=$(CONTAINERS) BUILD=$(BUILD)"
 
 setup: $(READY) ## create .venv and install the locked packages (other verbs do it when needed)
 
@@ -85,7 +91,20 @@ load: $(READY) ## load-test the server on PORT with LOAD=--sweep ... or a rate; 
 test: $(READY) ## run the tests, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: $(READY) ## check style, types and generated code
+# The base by the digest that its name has today: what was built can be told, and built again.
+image: ## build the image packshot-TARGET (serve-cpu, serve-gpu, train) on BASE, by docker or podman
+	@$(CONTAINERS) image inspect $(BASE) >/dev/null 2>&1 || $(CONTAINERS) pull --quiet $(BASE)
+	@base=$$($(CONTAINERS) image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' $(BASE) | head -1); \
+	echo "packshot-$(TARGET):$(VERSION) on $${base:-$(BASE)}"; \
+	$(CONTAINERS) build --file deploy/Dockerfile --target $(TARGET) --build-arg BASE=$${base:-$(BASE)} \
+	  --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
+	  --tag packshot-$(TARGET):$(VERSION) $(BUILD) .
+
+image-test: $(READY) ## build the image serve-cpu on Debian's packages by podman, run it and test it
+	$(BIN)/python -m pytest -m image
+
+lint: $(READY) ## check style, types, generated code and the Dockerfile
+	$(BIN)/hadolint deploy/Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -103,10 +122,21 @@ define protoc
 	  python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) --pyi_out=$(1) $(addprefix proto/,$(PROTOS))
 endef
 
-lock: ## renew requirements.lock from pyproject.toml
-	$(UV) pip compile pyproject.toml --extra train --extra export --extra serve --extra dev --universal \
-	  --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url --upgrade \
-	  --custom-compile-command "make lock" --quiet --output-file requirements.lock
+lock: ## renew requirements.lock, and those of the images, from pyproject.toml
+	$(call compile,pyproject.toml --extra train --extra export --extra serve --extra dev,requirements.lock)
+	$(call compile,pyproject.toml --extra serve --extra otel,deploy/locks/serve-cpu.lock)
+	$(call compile,$(GPU) --extra tensorrt,deploy/locks/serve-gpu-tensorrt.lock)
+	$(call compile,$(GPU) --extra tensorrt-rtx,deploy/locks/serve-gpu-tensorrt-rtx.lock)
+	$(call compile,pyproject.toml --extra train --extra export --extra serve --extra timm,deploy/locks/train.lock)
+	$(call compile,deploy/locks/build.in,deploy/locks/build.lock)
+
+# The first lock binds the others: what was tested is what an image holds.
+GPU = pyproject.toml --extra serve-gpu --extra otel --extra export
+define compile
+	$(UV) pip compile $(1) $(if $(filter requirements.lock,$(2)),--upgrade,--constraint requirements.lock) --universal \
+	  --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
+	  --custom-compile-command "make lock" --quiet --output-file $(2)
+endef
 
 bench: $(READY) ## measure speed against the bars: a table, and all rounds in runs/bench/bench.json
 	$(BIN)/python -m benchmarks --models models --model $(MODEL)

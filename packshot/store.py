@@ -5,6 +5,7 @@ models/<name>/history    versions that were released, one a line, the latest las
 """
 
 import itertools
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,25 +22,35 @@ WRITABLE = 0o222
 READ_ONLY = 0o444
 WHOLE_NUMBER = re.compile("[1-9][0-9]*")
 """Not "01", which would be looked for as 1."""
+OF_ROOT = "lost+found"
+"""In the root of a volume; nobody else may read it."""
 
 
 def model_names(store: Path) -> list[str]:
-    """Names of the models that have at least one version. Raises NotFound without a store."""
+    """Names of the models that have at least one version.
+
+    Raises NotFound without a store, DamagedFile if it may not be read.
+    """
     if not store.is_dir():
         raise NotFound(f"no model store at {store}: run `make export`, or name another folder")
-    folders = (path for path in sorted(store.iterdir()) if path.is_dir())
-    return [path.name for path in folders if versions(path)]
+    return [path.name for path in _folders(store) if path.name != OF_ROOT and versions(path)]
 
 
 def versions(model: Path) -> list[int]:
     """Versions of one model's folder, ascending; hidden and half-written ones do not count."""
     if not model.is_dir():
         return []
-    return sorted(
-        int(path.name)
-        for path in model.iterdir()
-        if WHOLE_NUMBER.fullmatch(path.name) and path.is_dir()
-    )
+    return sorted(int(path.name) for path in _folders(model) if WHOLE_NUMBER.fullmatch(path.name))
+
+
+def _folders(parent: Path) -> list[Path]:
+    try:
+        return sorted(path for path in parent.iterdir() if path.is_dir())
+    except PermissionError as error:
+        raise DamagedFile(
+            f"{parent} cannot be read by user {os.getuid()}: let that user read the store, "
+            "or serve as one who may"
+        ) from error
 
 
 def current_version(model: Path) -> int:

@@ -79,6 +79,10 @@ def test_versions_count_up_and_the_highest_is_served(store):
     tiny_bundle(store)
     assert versions(store / "colours") == [1, 2]
     assert current_version(store / "colours") == 2
+
+
+def test_the_root_of_a_volume_is_a_store(store):
+    (store / "lost+found" / "1").mkdir(parents=True)
     assert model_names(store) == ["colours"]
 
 
