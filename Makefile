@@ -41,7 +41,7 @@ SAMPLE := data/sample
 export ORT_DISABLE_TELEMETRY = 1
 
 .NOTPARALLEL: # `make train export serve` is an order, not a set
-.PHONY: help setup sample train export serve classify load test image image-test lint proto lock bench clean
+.PHONY: help setup sample train export serve classify load test image image-test lint proto lock bench bench-gpu clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -140,6 +140,9 @@ endef
 
 bench: $(READY) ## measure speed against the bars: a table, and all rounds in runs/bench/bench.json
 	$(BIN)/python -m benchmarks --models models --model $(MODEL)
+
+bench-gpu: $(READY) ## measure a GPU's engine served against its own loop, and what limits it
+	$(BIN)/python -m benchmarks.gpu --models models --model $(MODEL)
 
 clean: ## remove .venv, the drawn sample and caches; runs and models stay
 	rm -rf .venv $(SAMPLE) data/.unfinished-* dist .mypy_cache .pytest_cache .ruff_cache

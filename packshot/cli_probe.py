@@ -34,7 +34,7 @@ def state(
     name = service.encode()
     options = [("grpc.ssl_target_name_override", server_name)] if server_name else []
     with connection.channel(options) as channel:
-        check = channel.unary_unary(CHECK)
+        check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CHECK)
         try:
             answer = check(b"\x0a" + _varint(len(name)) + name, timeout=timeout_seconds)
         except grpc.RpcError as error:

@@ -42,6 +42,20 @@ def test_every_engine_that_runs_here_is_measured_at_every_batch(tmp_path):
     assert rows == [(name, str(1 << n)) for name in ("fp32", "int8") for n in range(6)]
 
 
+def test_a_gpu_engine_is_held_against_its_own_loop(tmp_path):
+    """On the engine of a CPU, where the same is measured and said."""
+    tiny_bundle(tmp_path, int8=colour_network())
+    where = ("--models", tmp_path, "--model", "colours", "--rounds", 1, "--seconds", 0.5)
+    done = program("benchmarks.gpu", *where, "--engine", "int8")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"as JPEGs \d+, limited by .+", done.stdout)
+    assert "JPEGs served / the engine's loop: throughput" in done.stdout
+    refused = program("benchmarks.gpu", *where, "--engine", "tensorrt")
+    assert refused.returncode == 1
+    assert "nothing to measure: " in refused.stderr
+    assert "tensorrt: not in the bundle" in refused.stderr
+
+
 def test_the_digits_are_written_as_they_are_and_none_is_a_copy(tmp_path):
     pytest.importorskip("sklearn", reason="scikit-learn is in the extra dev")
     from benchmarks.digits import write_digits

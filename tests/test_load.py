@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import msgspec
@@ -26,9 +26,9 @@ from packshot.load.arrivals import due_times
 from packshot.load.command import Live
 from packshot.load.observed import between, read_metrics
 from packshot.load.report import report_of
-from packshot.load.results import Results
+from packshot.load.results import Results, read_results
 from packshot.load.senders import State, senders
-from packshot.load.sweep import sweep
+from packshot.load.sweep import sweep, sweep_of
 from packshot.load.tally import Recorder, Tally, Window, decoded, merged
 from packshot.load.wire import requests_of
 from packshot.v1 import classifier_pb2 as pb
@@ -165,6 +165,33 @@ def test_client_processes_do_not_outlive_who_started_them(held, tmp_path):
     loading.kill()
     loading.wait()
     until(lambda: not any(map(command_of, senders)))
+
+
+def test_a_sweep_that_is_interrupted_keeps_the_rates_it_finished(server, tmp_path):
+    command = (sys.executable, "-m", "packshot.cli", "load", "--target", server.target, "--sweep")
+    (tmp_path / "red.jpg").write_bytes(RED)
+    sweeping = subprocess.Popen(
+        [*command, "--seconds", "0.5", "--warmup", "0.1", "--out", tmp_path, tmp_path / "red.jpg"],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,
+    )  # fmt: skip
+    told = list(islice(sweeping.stderr, 3))
+    os.killpg(sweeping.pid, signal.SIGINT)  # as a terminal does
+    shown, rest = sweeping.communicate(timeout=TIMEOUT)
+    assert sweeping.returncode == 130
+    assert "Traceback" not in rest
+    assert "WARNING the sweep did not come to its end" in shown
+    kept = read_results(tmp_path)
+    assert len(kept.sweep.runs) >= len(told)
+    assert kept.sweep.cut_short == "it was interrupted"
+    assert "the sweep did not come to its end" in (tmp_path / "load.html").read_text().lower()
+
+
+def test_of_a_rate_that_was_measured_twice_the_second_one_counts():
+    closed = report_of(plan_of(rate=None), tally_of([0.02] * 9), None)
+    rate = report_of(plan_of(rate=50.0), tally_of([0.02] * 9), None)
+    again = msgspec.structs.replace(rate, in_time=3)
+    found = sweep_of([closed, closed, rate, again], "why")
+    assert (found.points, found.cut_short) == ((again,), "why")
 
 
 def children(parent: int | str = "self") -> list[int]:

@@ -5,10 +5,15 @@ from collections.abc import Iterator, Sequence
 
 from packshot.intervals import Interval, quantile_interval
 from packshot.load.report import LoadReport
-from packshot.load.sweep import FEWEST_REQUESTS
+from packshot.load.sweep import FEWEST_REQUESTS, Sweep
 
 TAILS = {"p99": 100, "p99.9": 1000}
 """Of fewer answers the percentile is the slowest of all, or the one before it."""
+
+
+def cut_short(sweep: Sweep | None) -> Iterator[str]:
+    if sweep is not None and sweep.cut_short is not None:
+        yield (f"the sweep did not come to its end, higher rates are missing: {sweep.cut_short}")
 
 
 def doubts_told(runs: Sequence[LoadReport]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from packshot import __version__
 from packshot.channel import Connection
 from packshot.cli_connection import tls_of, token_of
-from packshot.errors import InvalidInput
+from packshot.errors import InvalidInput, PackshotError
 from packshot.image import ImageSpec, load_pixels
 from packshot.image_names import image_names
 from packshot.load import LoadReport, Source, run_load, run_sweep
@@ -25,31 +25,39 @@ from packshot.load.pictures import photos
 from packshot.load.results import Results, SentImages, read_results, results_text, write_results
 from packshot.load.senders import State
 from packshot.load.served import served_by
+from packshot.load.sweep import sweep_of
 from packshot.load_plan import LoadPlan
 from packshot.machine import this_machine
 
 MOST_IMAGES, MOST_BYTES = 256, 64_000_000  # in the memory of each client process
 GENERATED = 24  # of which each takes a while to draw
+FEWEST_OF_A_SWEEP = 3  # runs: both closed loops, which all else goes by, and a rate
 
 
 def load(options: argparse.Namespace) -> int:
-    """Exit status: 0 all well, 1 some request or image failed; a sweep fails some on purpose."""
+    """Exit status: 0 all well, 1 some request or image failed; a sweep fails some on purpose.
+
+    What ends a sweep early is raised once the rates that it finished are reported.
+    """
     if options.compare:
         before, after = map(read_results, options.compare)
         print(comparison_text(before, after))
         return 0
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)  # what cannot be is told before the load
-    results = measured(options)
+    results, ended = measured(options)
     print(msgspec.json.encode(results).decode() if options.json else results_text(results))
     if options.out is not None:
         write_results(options.out, results, page(results))
         print(f"results in {options.out}", file=sys.stderr)
+    if ended is not None:
+        raise ended
     first = results.runs[0]
     return 1 if first.failed or first.image_errors else 0
 
 
-def measured(options: argparse.Namespace) -> Results:
+def measured(options: argparse.Namespace) -> tuple[Results, BaseException | None]:
+    """With the results of a sweep that did not come to its end, what ended it."""
     plan = _plan(options)
     tls, token = tls_of(options), token_of(options)
     served = served_by(plan, Connection(target=plan.target, tls=tls, token=token))
@@ -64,11 +72,17 @@ def measured(options: argparse.Namespace) -> Results:
     if options.pixels:
         images = [_pixels(image, served.crop) for image in images]
     source = Source(options.metrics_url, served.model) if options.metrics_url else None
+    ended: BaseException | None = None
     with Live() as live:
         run: Any = run_sweep if options.sweep else run_load
-        told = {"tell": live.tell} if options.sweep else {}
-        found = run(plan, images, tls=tls, token=token, source=source, watch=live.watch, **told)
-    return Results(
+        tell = {"tell": live.tell} if options.sweep else {}
+        try:
+            found = run(plan, images, tls=tls, token=token, source=source, watch=live.watch, **tell)
+        except (KeyboardInterrupt, PackshotError) as error:
+            if len(live.told) < FEWEST_OF_A_SWEEP:
+                raise
+            found, ended = sweep_of(live.told, str(error) or "it was interrupted"), error
+    results = Results(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         packshot=__version__,
         machine=this_machine(),
@@ -77,6 +91,7 @@ def measured(options: argparse.Namespace) -> Results:
         run=None if options.sweep else found,
         sweep=found if options.sweep else None,
     )
+    return results, ended
 
 
 def _plan(options: argparse.Namespace) -> LoadPlan:
@@ -128,9 +143,10 @@ def _pixels(image: bytes, crop: int) -> bytes:
 
 
 class Live:
-    """How it goes, on a terminal; elsewhere a line a run of a sweep."""
+    """How it goes, on a terminal; elsewhere a line a run of a sweep. `told`: those runs."""
 
     def __init__(self) -> None:
+        self.told: list[LoadReport] = []
         self._bar = tqdm(
             disable=None,  # if standard error is no terminal
             leave=False,
@@ -153,6 +169,7 @@ class Live:
         )
 
     def tell(self, report: LoadReport) -> None:
+        self.told.append(report)
         with tqdm.external_write_mode(sys.stderr):
             print(_line(report), file=sys.stderr, flush=True)
 

@@ -7,7 +7,7 @@ import msgspec
 
 from packshot.errors import InvalidInput
 from packshot.intervals import Interval
-from packshot.load.caution import doubts_told, interval_text, latency_interval
+from packshot.load.caution import cut_short, doubts_told, interval_text, latency_interval
 from packshot.load.observed import ServerWindow
 from packshot.load.report import LoadReport
 from packshot.load.results import Results
@@ -57,14 +57,19 @@ def comparison_text(before: Results, after: Results) -> str:
         f"BEFORE  {_named(before)}",
         f"AFTER   {_named(after)}",
         *(f"WARNING different {line}" for line in _differences(before, after, *pairs[-1])),
-        *(f"WARNING before, {text}" for text in doubts_told(before.runs)),
-        *(f"WARNING after, {text}" for text in doubts_told(after.runs)),
+        *(f"WARNING before, {text}" for text in _doubts(before)),
+        *(f"WARNING after, {text}" for text in _doubts(after)),
     ]
     if before.sweep is not None and after.sweep is not None:
         parts += ["", _sweep_table(before.sweep, after.sweep)]
     for pair in pairs:
         parts += ["", _modes(*pair), _run_table(*pair)]
     return "\n".join([*parts, "", FOOT])
+
+
+def _doubts(results: Results) -> Iterator[str]:
+    yield from cut_short(results.sweep)
+    yield from doubts_told(results.runs)
 
 
 def _pairs(before: Results, after: Results) -> list[tuple[LoadReport, LoadReport]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from html import escape
 
 from packshot import chart
-from packshot.load.caution import doubts_told, shortages
+from packshot.load.caution import cut_short, doubts_told, shortages
 from packshot.load.charts import sweep_charts
 from packshot.load.headline import headline
 from packshot.load.listing import (
@@ -113,7 +113,7 @@ def _head(results: Results) -> str:
 
 def _doubts(results: Results) -> Iterator[str]:
     """Above all figures: whoever reads those has read these."""
-    doubts = list(doubts_told(results.runs))
+    doubts = [*cut_short(results.sweep), *doubts_told(results.runs)]
     for text in doubts:
         yield f'<div class="doubt">{escape(_sentence(text))}</div>'
     if not doubts:

@@ -7,7 +7,7 @@ import msgspec
 
 from packshot.atomic import write_whole
 from packshot.errors import DamagedFile, NotFound
-from packshot.load.caution import doubts_told, shortages
+from packshot.load.caution import cut_short, doubts_told, shortages
 from packshot.load.report import LoadReport, report_text
 from packshot.load.served import Served
 from packshot.load.sweep import Sweep
@@ -90,7 +90,7 @@ def _sweep_lines(sweep: Sweep) -> list[str]:
         lines.append(f"within {slo_ms:g} ms for 99 % of the requests: {rate}")
     return [
         *lines,
-        *(f"WARNING {text}" for text in doubts_told(sweep.runs)),
+        *(f"WARNING {text}" for text in (*cut_short(sweep), *doubts_told(sweep.runs))),
         *_notes(sweep.runs),
     ]
 

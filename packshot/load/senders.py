@@ -139,8 +139,9 @@ async def senders(
 async def _started() -> "asyncio.subprocess.Process":
     pipe = asyncio.subprocess.PIPE
     # -P: what lies in the current folder, such as somebody's grpc.py, is not imported.
+    # A process group of its own: Ctrl-C is for who started it, and ends it in good order.
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", "packshot.load.sender", stdin=pipe, stdout=pipe
+        sys.executable, "-P", "-m", "packshot.load.sender", stdin=pipe, stdout=pipe, process_group=0
     )
 
 

@@ -20,12 +20,13 @@ FEWEST_REQUESTS = 100  # of fewer, a single one that is late would decide
 
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     """`alone`: one request in flight; `closed`: the plan's concurrency; `points`: open loops, by
-    rate. All rates in images a second, of what was due.
+    rate. All rates in images a second, of what was due. `cut_short`: why some are missing, if so.
     """
 
     alone: LoadReport
     closed: LoadReport
     points: tuple[LoadReport, ...]
+    cut_short: str | None = None
 
     @property
     def runs(self) -> tuple[LoadReport, ...]:
@@ -51,14 +52,19 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def sweep(senders: Senders, plan: LoadPlan, tell: Callable[[LoadReport], None]) -> Sweep:
-    """Two closed loops, a ladder of open ones, and between its steps a bisection to the SLO."""
+    """Two closed loops, a ladder of open ones, and between its steps a bisection to the SLO.
+
+    What was told until an error ends it makes a Sweep too: see `sweep_of`.
+    """
+    told: list[LoadReport] = []
 
     async def run(**changes: object) -> LoadReport:
         report = await senders.run(msgspec.structs.replace(plan, **changes))
+        told.append(report)
         tell(report)
         return report
 
-    alone = await run(rate=None, concurrency=1)
+    await run(rate=None, concurrency=1)
     closed = await run(rate=None)
     peak = closed.answers.mean / plan.images_per_request
     points = [await run(rate=peak * share) for share in LADDER] if peak else []
@@ -69,7 +75,22 @@ async def sweep(senders: Senders, plan: LoadPlan, tell: Callable[[LoadReport], N
             if (rate := next_rate(points)) is None:
                 break
             points.append(await run(rate=rate))
-    return Sweep(alone=alone, closed=closed, points=tuple(sorted(points, key=_rate)))
+    return sweep_of(told)
+
+
+def sweep_of(told: Sequence[LoadReport], cut_short: str | None = None) -> Sweep:
+    """Of reports in the order in which they were told, at least the two closed loops'.
+
+    Of a rate that was measured twice the second one counts.
+    """
+    alone, closed, *points = told
+    by_rate = {_rate(one): one for one in points}
+    return Sweep(
+        alone=alone,
+        closed=closed,
+        points=tuple(by_rate[rate] for rate in sorted(by_rate)),
+        cut_short=cut_short,
+    )
 
 
 def doubtful(points: Sequence[LoadReport]) -> list[LoadReport]:
