@@ -101,7 +101,7 @@ def _collect(prepared: Path, images: Pixels, folder: Path) -> Any:
         extra_options={"percentile": PERCENTILE, "num_bins": BINS, "symmetric": False},
     )
     chunks = range(0, len(images), CHUNK_IMAGES)
-    for start in tqdm(chunks, desc="calibrating INT8", unit="chunk"):
+    for start in tqdm(chunks, desc="calibrating INT8", unit="chunk", disable=None):
         with _silence():
             calibrator.collect_data(PixelReader(images[start : start + CHUNK_IMAGES]))
     return calibrator.collector

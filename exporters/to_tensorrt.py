@@ -200,7 +200,7 @@ def _build(task: Task, messages: Any, cancelled: Event) -> Built:
     for one in options.profiles:
         config.add_optimization_profile(_profile(builder, one, inputs[0]))
     timings = _timings(config, options.timing_cache)
-    with tqdm(desc="building the plan", unit="step", leave=False) as bar:
+    with tqdm(desc="building the plan", unit="step", leave=False, disable=None) as bar:
         monitor = _watch(trt, config, bar, cancelled)
         plan = builder.build_serialized_network(network, config)
         del monitor  # the configuration does not own it

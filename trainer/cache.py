@@ -164,7 +164,7 @@ def _write(
     with (
         path.open("wb") as file,
         ThreadPoolExecutor(available_cores()) as pool,
-        tqdm(total=len(order), desc="writing the cache", unit="image") as bar,
+        tqdm(total=len(order), desc="writing the cache", unit="image", disable=None) as bar,
     ):
         for start in range(0, len(order), AT_ONCE):
             for content in pool.map(pixels, order[start : start + AT_ONCE]):

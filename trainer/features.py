@@ -124,7 +124,9 @@ def _computed(
     Pixels of two batches are held, however many images there are.
     """
     batches = [examples[i : i + BATCH] for i in range(0, len(examples), BATCH)]
-    bar = tqdm(total=total, initial=total - len(examples), desc="features", unit="image")
+    bar = tqdm(
+        total=total, initial=total - len(examples), desc="features", unit="image", disable=None
+    )
     network.eval()
     with bar, ThreadPoolExecutor(1) as ahead, torch.inference_mode():
         coming = ahead.submit(served_views, split, batches[0], spec) if batches else None

@@ -148,5 +148,6 @@ def _bar(training: Training, schedule: Schedule, done: int) -> "tqdm[Any]":
         unit="px",
         unit_scale=True,
         desc=f"training {training.options.arch}",
-        disable=not training.hardware.processes.first,
+        # None: shown on a terminal. A log has a line an evaluation.
+        disable=None if training.hardware.processes.first else True,
     )

@@ -89,7 +89,7 @@ def fit_probe(
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     best: Probe | None = None
-    for strength in tqdm(STRENGTHS, desc="fitting the head", unit="fit"):
+    for strength in tqdm(STRENGTHS, desc="fitting the head", unit="fit", disable=None):
         _minimise(head, images, truth, weight.to(device), strength)
         probe = _folded(head, shift, scale, strength, val, labels, size)
         if best is None or rank(probe.validation) > rank(best.validation):

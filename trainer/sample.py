@@ -340,7 +340,9 @@ def draw_catalogue(
                 (unfinished / split / category).mkdir(parents=True)
         drawn = pool.map(partial(save_picture, unfinished, seed), todo, chunksize=8)
         try:
-            for _ in tqdm(drawn, total=len(todo), desc="drawing the sample", unit="image"):
+            for _ in tqdm(
+                drawn, total=len(todo), desc="drawing the sample", unit="image", disable=None
+            ):
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)  # or it would draw the rest before it ends

@@ -52,7 +52,7 @@ def scan(folder: Path) -> Found:
     if not folder.is_dir():
         raise NotFound(f"--data {folder}: no such folder; it must hold one sub-folder a class")
     roots = _roots(folder)
-    with tqdm(desc=f"scanning {folder}", unit=" images") as bar:
+    with tqdm(desc=f"scanning {folder}", unit=" images", disable=None) as bar:
         parts = {
             part: {sub.name: _image_names(sub, folder, bar) for sub in _folders(root)}
             for part, root in roots.items()
