@@ -75,10 +75,78 @@ SCALED_OBJECT = record(
     advanced=record({}, horizontalPodAutoscalerConfig=record({}, behavior=BEHAVIOR)),
 )
 
+# KServe 0.17, serving.kserve.io: containers and their fields are Kubernetes' own
+CONTAINERS = several({"type": "object", "required": ["name", "image"]})
+SERVING_RUNTIME = record(
+    {"containers": CONTAINERS, "supportedModelFormats": several(
+        record({"name": TEXT}, version=TEXT, autoSelect={"type": "boolean"})
+    )},
+    annotations=TEXTS,
+    protocolVersions=several(one_of("v1", "v2", "grpc-v1", "grpc-v2")),
+)  # fmt: skip
+INFERENCE_SERVICE = record(
+    {
+        "predictor": record(
+            {
+                "model": record(
+                    {"modelFormat": record({"name": TEXT}, version=TEXT), "storageUri": TEXT},
+                    runtime=TEXT,
+                    protocolVersion=one_of("v1", "v2", "grpc-v1", "grpc-v2"),
+                )
+            },
+            minReplicas=COUNT,
+            maxReplicas=COUNT,
+            scaleTarget=COUNT,
+            scaleMetric=one_of("cpu", "memory", "concurrency", "rps"),
+            canaryTrafficPercent=COUNT,
+        )
+    }
+)
+
+# Kubeflow Trainer 2.0 to 2.2, trainer.kubeflow.org/v1alpha1: pods and their fields are Kubernetes'
+POD_TEMPLATE = record({"metadata": record({"labels": TEXTS}), "spec": {"type": "object"}})
+TRAINING_RUNTIME = record(
+    {
+        "mlPolicy": record({"numNodes": COUNT, "torch": record({})}),
+        "template": record(
+            {
+                "spec": record(
+                    {
+                        "replicatedJobs": several(
+                            record(
+                                {
+                                    "name": TEXT,
+                                    "template": record(
+                                        {
+                                            "metadata": record({"labels": TEXTS}),
+                                            "spec": record({"template": POD_TEMPLATE}),
+                                        }
+                                    ),
+                                }
+                            )
+                        )
+                    },
+                    failurePolicy=record({"maxRestarts": COUNT}),
+                )
+            }
+        ),
+    }
+)
+TRAIN_JOB = record(
+    {
+        "runtimeRef": record({"name": TEXT}, apiGroup=TEXT, kind=TEXT),
+        "trainer": record({"numNodes": COUNT}, args={"type": "array", "items": TEXT}),
+    }
+)
+
 SCHEMAS = {
     "PodMonitor": ("monitoring.coreos.com/v1", POD_MONITOR),
     "PrometheusRule": ("monitoring.coreos.com/v1", PROMETHEUS_RULE),
     "ScaledObject": ("keda.sh/v1alpha1", SCALED_OBJECT),
+    "ServingRuntime": ("serving.kserve.io/v1alpha1", SERVING_RUNTIME),
+    "InferenceService": ("serving.kserve.io/v1beta1", INFERENCE_SERVICE),
+    "TrainingRuntime": ("trainer.kubeflow.org/v1alpha1", TRAINING_RUNTIME),
+    "TrainJob": ("trainer.kubeflow.org/v1alpha1", TRAIN_JOB),
 }
 
 

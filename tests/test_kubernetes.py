@@ -1,25 +1,42 @@
 """deploy/kubernetes, rendered by kustomize: every overlay, and components in every sensible mix."""
 
+import importlib.util
 import itertools
 import os
 import re
-from decimal import Decimal
 from pathlib import Path
 
-import kubernetes_validate
+import grpc
 import promql_parser
 import pytest
-from custom_resources import SCHEMAS, check_custom_resource
-from kustomize import KUBERNETES, Manifests, composed, rendered
+import yaml
+from certificates import Authority
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from kustomize import (
+    DEPLOY,
+    KUBERNETES,
+    NEWEST,
+    OLDEST,
+    Manifests,
+    check_closed,
+    check_pods,
+    check_resources,
+    check_schema,
+    check_volumes,
+    composed,
+    quantity,
+    rendered,
+    shown,
+)
+from processes import TIMEOUT, serving
 
-import packshot
+from packshot import Client, Tls
+from packshot.cli import main
+from packshot.errors import Unauthenticated
 from serving.app import SENDING_SECONDS, SERVICES
 from serving.command_line import parse_settings
 from serving.metrics import Metrics
 from serving.settings import Settings
-
-OLDEST, NEWEST = "1.32", "1.37"
-"""Of Kubernetes: what is checked, and what deploy/kubernetes/README.md says."""
 
 DELIVERIES = ("models-pvc", "models-download", "models-image")
 AUTOSCALERS = ("hpa-custom", "keda")
@@ -29,7 +46,6 @@ FOLDERS = {
     "cpu": KUBERNETES / "overlays" / "cpu",
     "gpu": KUBERNETES / "overlays" / "gpu",
 }
-JOBS = {"build-plan": KUBERNETES / "overlays" / "gpu" / "build-plan"}
 
 
 def combinations() -> list[tuple[str, ...]]:
@@ -65,10 +81,8 @@ def test_every_component_is_in_the_mix():
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 def test_kubernetes_knows_every_field(service, version):
     for one in service:
-        if one["kind"] in SCHEMAS:
-            check_custom_resource(one)
-        else:
-            kubernetes_validate.validate(one, version, strict=True)
+        check_schema(one, version)
+    check_pods(service, version)
 
 
 def test_selectors_find_the_server(service):
@@ -143,38 +157,16 @@ def test_a_rollout_gives_up_after_a_pod_had_time_to_start(service):
     assert service.the("Deployment")["spec"]["progressDeadlineSeconds"] > limit
 
 
-def quantity(given: object) -> Decimal:
-    """As Kubernetes reads it: "500m", "1Gi", 2. Raises ValueError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?", str(given))
-    if found is None:
-        raise ValueError(f"{given!r} is no quantity")
-    number, unit = found.groups()
-    factors = {None: "1", "m": "0.001"}
-    factors |= {unit: 1000**power for power, unit in enumerate("kMGT", 1)}
-    factors |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGT", 1)}
-    return Decimal(number) * Decimal(factors[unit])
-
-
 @pytest.mark.parametrize("wrong", ["2GGi", "1.5.2", "-1", "1 Gi", "Mi", "0x10", "1g"])
 def test_what_is_no_quantity_is_refused(wrong):
     with pytest.raises(ValueError, match="no quantity"):
         quantity(wrong)
 
 
-def test_quantities_are_quantities(service):
+def test_what_a_container_asks_for_is_what_it_gets(service):
     assert quantity("1.5Gi") == 1536 * 1024**2
     for _, container in service.containers():
-        resources = container["resources"]
-        assert resources["requests"] == resources["limits"]  # cores of one's own, last evicted
-        assert {"cpu", "memory"} <= resources["limits"].keys()
-        assert all(quantity(value) > 0 for value in resources["limits"].values())
-        # There is a lane a core: half a core would be a lane that is stopped half the time.
-        assert quantity(resources["limits"]["cpu"]) % 1 == 0
-    for claim in service.of("PersistentVolumeClaim"):
-        assert quantity(claim["spec"]["resources"]["requests"]["storage"]) > 0
-    for volume in service.server["volumes"]:
-        if size := volume.get("emptyDir", {}).get("sizeLimit"):
-            assert quantity(size) > 0
+        check_resources(container)
 
 
 def test_memory_holds_what_the_settings_let_in(service):
@@ -202,6 +194,33 @@ def test_one_autoscaler_has_the_deployment(service):
             assert metric["pods"]["metric"]["name"] in gauges()
     for trigger in scaler["spec"].get("triggers", []):
         assert asked_for(trigger["metadata"]["query"]) <= gauges()
+
+
+def test_the_policy_opens_what_the_other_components_need(service):
+    for policy in service.of("NetworkPolicy"):
+        opened = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
+        asked = {53}
+        if endpoint := service.settings.get("PACKSHOT_OTLP_ENDPOINT"):
+            asked.add(int(endpoint.rpartition(":")[2]))
+        if "initContainers" in service.server:  # they copy the models
+            asked.add(443)
+        assert opened == asked
+
+
+def test_the_copied_models_are_verified_before_the_server_starts(store, capsys):
+    service = composed("models-download")
+    download, verify = service.server["initContainers"]
+    [source] = verify["envFrom"]
+    told = service.the("ConfigMap", source["configMapRef"]["name"])["data"]
+    words = [word.replace("$(MODEL)", told["MODEL"]) for word in verify["command"]]
+    assert words == ["packshot", "models", "verify", "--models", "/models", "products"]
+    assert download["args"] == ["copy", "$(SOURCE)/$(MODEL)", "/models/$(MODEL)"]
+    assert told["SOURCE"].startswith("store:")  # what RCLONE_CONFIG_STORE_... configures
+    [secret] = [one for one in download["envFrom"] if "secretRef" in one]
+    assert secret["prefix"] == "RCLONE_CONFIG_STORE_"
+    here = {"/models": str(store), "products": "colours"}
+    assert main([here.get(word, word) for word in words[1:]]) == 0
+    assert "colours 1: sound" in capsys.readouterr().out
 
 
 def gauges() -> set[str]:
@@ -253,14 +272,7 @@ def no_environment(monkeypatch):
 
 
 def test_volumes_are_there_and_of_one_kind(service):
-    for pod, container in service.containers():
-        volumes = {volume["name"]: volume for volume in pod["volumes"]}
-        assert len(volumes) == len(pod["volumes"])
-        assert all(len(volume) == 2 for volume in volumes.values()), volumes  # its name, its source
-        for mount in container["volumeMounts"]:
-            assert mount["name"] in volumes
-            # Kubelet never renews what is mounted so.
-            assert "subPath" not in mount
+    check_volumes(service)
     [server] = service.server["containers"]
     assert all(mount["readOnly"] for mount in server["volumeMounts"])
 
@@ -286,33 +298,8 @@ def test_what_is_referred_to_is_there_or_the_reader_is_told_to_make_it(service):
                 assert re.search(rf"secret (generic|tls) {volume['secret']['secretName']}", README)
 
 
-OURS = {"packshot-serve-cpu", "packshot-serve-gpu", "packshot-train"}
-THEIRS = {"rclone/rclone:1.75.1"}
-
-
-def check_closed(manifests: Manifests) -> None:
-    """Nothing of the pods can write, climb or act as somebody."""
-    for pod, container in manifests.containers():
-        assert pod["securityContext"]["runAsNonRoot"] is True
-        assert pod["securityContext"]["runAsUser"] == 10001
-        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert pod["automountServiceAccountToken"] is False
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        }
-
-
-def check_images(manifests: Manifests) -> None:
-    for _, container in manifests.containers():
-        name, _, tag = container["image"].partition(":")
-        assert container["image"] in THEIRS or (name in OURS and tag == packshot.__version__)
-
-
 def test_pods_are_closed(service):
     check_closed(service)
-    check_images(service)
 
 
 def test_objects_share_a_namespace(service):
@@ -321,3 +308,97 @@ def test_objects_share_a_namespace(service):
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     inside = {one["metadata"].get("namespace") for one in service if one is not namespace}
     assert inside == {name}
+
+
+def test_the_adapter_is_told_of_a_metric_that_there_is():
+    values = yaml.safe_load(
+        (KUBERNETES / "components" / "hpa-custom" / "prometheus-adapter.yaml").read_text()
+    )
+    [rule] = values["rules"]["custom"]
+    assert asked_for(rule["seriesQuery"]) == {"packshot_saturation"} <= gauges()
+    query = rule["metricsQuery"]
+    filled = {"Series": "packshot_saturation", "LabelMatchers": 'pod="a"', "GroupBy": "pod"}
+    for name, value in filled.items():
+        assert f"<<.{name}>>" in query
+        query = query.replace(f"<<.{name}>>", value)
+    assert asked_for(query) == {"packshot_saturation"}
+
+
+RULES = DEPLOY / "prometheus" / "rules.yaml"
+
+
+@pytest.mark.skipif(not RULES.exists(), reason="deploy/prometheus is not there yet")
+def test_the_rules_are_those_of_deploy_prometheus():
+    spec = importlib.util.spec_from_file_location("wrap", KUBERNETES / "prometheus_rule.py")
+    wrap = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(wrap)
+    written = wrap.WRAPPED.read_text()
+    assert written == wrap.wrapped(RULES.read_text()), "python deploy/kubernetes/prometheus_rule.py"
+    assert yaml.safe_load(written)["spec"] == yaml.safe_load(RULES.read_text())
+
+
+def test_the_overlay_that_the_readme_shows_can_be_rendered(tmp_path):
+    [manifests] = shown(KUBERNETES / "README.md", tmp_path)
+    for one in manifests:
+        check_schema(one, NEWEST)
+    check_volumes(manifests)
+    names = {f"PACKSHOT_{name.upper()}" for name in Settings.model_fields}
+    assert manifests.settings.keys() <= names
+    assert manifests.settings["PACKSHOT_MODEL"] == "products"
+    [container] = manifests.server["containers"]
+    assert container["image"].startswith("registry.example.com/")
+    assert manifests.of("PersistentVolumeClaim")[0]["spec"]["storageClassName"] == "nfs"
+
+
+def test_the_readme_names_every_component_and_both_versions():
+    for path in (KUBERNETES / "components").iterdir():
+        assert f"`{path.name}`" in README, path.name
+    assert f"{OLDEST} to {NEWEST}" in README
+
+
+@pytest.fixture
+def health(store, tmp_path, monkeypatch):
+    """A function that starts the real server as a pod's environment tells it to."""
+
+    def start(service: Manifests):
+        told = environment(service, tmp_path)
+        told |= {"PACKSHOT_MODELS": str(store), "PACKSHOT_HOST": "127.0.0.1"}
+        for name, value in told.items():
+            monkeypatch.setenv(name, value)
+        return serving()
+
+    return start
+
+
+def test_the_real_server_answers_the_probes(health):
+    service = rendered(FOLDERS["cpu"])
+    with health(service) as server, grpc.insecure_channel(server.target) as channel:
+        for probe in probes(service).values():
+            request = health_pb2.HealthCheckRequest(service=probe["grpc"]["service"])
+            reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT)
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        for path in ("/livez", "/readyz", "/metrics"):
+            assert server.page(path)[0] == 200
+
+
+def test_the_real_server_is_closed_as_the_components_say(health, tmp_path):
+    service = composed("models-pvc", "tls", "mtls", "tokens")
+    for folder in ("tls", "tokens"):
+        (tmp_path / folder).mkdir()
+    secret, token = tmp_path / "tls", "0123456789abcdef"
+    authority = Authority()
+    authority.pem(secret / "ca.crt")
+    authority.issue(secret / "tls.crt", secret / "tls.key")  # as cert-manager names them
+    authority.issue(tmp_path / "me.crt", tmp_path / "me.key", name="client")
+    (tmp_path / "tokens" / "tokens").write_text(f"{token}\n")
+    tls = Tls(ca=secret / "ca.crt", cert=tmp_path / "me.crt", key=tmp_path / "me.key")
+    with health(service) as server:
+        for probe in probes(service).values():
+            assert server.page(probe["httpGet"]["path"])[0] == 200
+        with Client(server.target, tls=tls, token=token, timeout_seconds=TIMEOUT) as client:
+            assert client.model().model == "colours"
+        with (
+            Client(server.target, tls=tls, timeout_seconds=TIMEOUT) as client,
+            pytest.raises(Unauthenticated),
+        ):
+            client.model()
