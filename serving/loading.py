@@ -8,14 +8,14 @@ from pathlib import Path
 import msgspec
 
 from packshot.bundle import Bundle, open_bundle
-from packshot.errors import DamagedFile, EngineRefused, NotFound, PackshotError
+from packshot.errors import EngineRefused, PackshotError
 from packshot.golden import check_pixels
-from packshot.store import current_version, model_names
 from serving.engines.open import Opened, Refusal, open_engine
 from serving.latency import LatencyModel
 from serving.metrics import Metrics
 from serving.model import Model
 from serving.scheduler import FAILURES_TO_REPLACE, Scheduler
+from serving.supply import supply_in
 
 log = logging.getLogger("packshot.loading")
 
@@ -37,10 +37,10 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Loader:
-    """Loads models from the store; the slow part runs in a thread."""
+    """Loads models from a folder, a store as a rule; the slow part runs in a thread."""
 
-    def __init__(self, store: Path, choice: EngineChoice, room: Room, metrics: Metrics) -> None:
-        self.store = store
+    def __init__(self, folder: Path, choice: EngineChoice, room: Room, metrics: Metrics) -> None:
+        self.supply = supply_in(folder)
         self._choice = choice
         self._room = room
         self._metrics = metrics
@@ -48,10 +48,7 @@ class Loader:
 
     def choose(self, name: str) -> Path:
         """Folder of the version to serve. Raises NotFound or DamagedFile."""
-        names = model_names(self.store)
-        if name not in names:
-            raise NotFound(f"no model {name!r} in {self.store}; there is {_listed(names)}")
-        return self.store / name / str(current_version(self.store / name))
+        return self.supply.choose(name)
 
     async def load(self, folder: Path) -> Model:
         """Raises NotFound, DamagedFile, AnswersDiffer or EngineRefused."""
@@ -67,11 +64,7 @@ class Loader:
     def _verify(self, folder: Path) -> tuple[Bundle, Opened]:
         bundle = open_bundle(folder, engines=False)
         manifest = bundle.manifest
-        if (manifest.model, str(manifest.version)) != (folder.parent.name, folder.name):
-            raise DamagedFile(
-                f"{folder} holds version {manifest.version} of {manifest.model!r}: "
-                "put it in its place"
-            )
+        self.supply.check_place(folder, manifest)
         check_pixels(bundle.golden(), manifest.image)
         return bundle, self._open(bundle, self._choice.order)
 
@@ -130,7 +123,3 @@ class Loader:
             return
         log.critical("%s: engine %s takes over", model.name, opened.engine.name)
         model.take_over(opened, failed)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none"

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from packshot import errors
 from packshot.errors import NotFound, PackshotError
-from packshot.store import RELEASED, model_names
 from serving.loading import Loader
 from serving.metrics import Metrics
 from serving.models import Models
@@ -55,15 +54,16 @@ class Reloader:
 
     async def load_all(self) -> None:
         """The first version of each. Raises PackshotError if one that was asked for fails."""
-        names = self._names or model_names(self._loader.store)
+        supply = self._loader.supply
+        names = self._names or supply.names()
         if not names:
-            raise NotFound(f"no model in {self._loader.store}: run `make export`")
+            raise NotFound(f"no model in {supply.folder}: run `make export`")
         if self._default is not None:
             self._loader.choose(self._default)  # it must be there, whatever else is
         self._models.default = self._default or _only(names, asked=self._names)
         for name in names:
             wanted = name in self._names or name == self._models.default
-            folder = self._loader.store / name / RELEASED
+            folder = supply.released(name)
             try:
                 folder = self._loader.choose(name)
                 self._models.put(await self._loader.load(folder))
@@ -72,7 +72,7 @@ class Reloader:
                     raise
                 self._reject(name, folder, error)
         if not self._models.names:
-            raise NotFound(f"none of the models in {self._loader.store} can be served: see above")
+            raise NotFound(f"none of the models in {supply.folder} can be served: see above")
 
     def start(self) -> None:
         """Once the first versions serve."""
@@ -97,14 +97,14 @@ class Reloader:
 
     async def _present(self) -> list[str]:
         try:
-            found = await asyncio.to_thread(model_names, self._loader.store)
+            found = await asyncio.to_thread(self._loader.supply.names)
         except (PackshotError, OSError) as error:
             log.error("the store cannot be read: %s", error)
             return []
         return list(self._names) or sorted({*found, *self._models.names})
 
     async def _look(self, name: str) -> None:
-        released = self._loader.store / name / RELEASED
+        released = self._loader.supply.released(name)
         try:
             folder = await asyncio.to_thread(self._loader.choose, name)
         except (PackshotError, OSError) as error:

@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", enable_decoding=False)
 
     models: Annotated[Path, SERVED] = Field(
-        description="folder of bundles, as the exporter writes them"
+        description="folder of bundles, as the exporter writes them, or of one version"
     )
     model: Annotated[Names, SERVED] = Field(
         (), description="names of the models to serve, with commas; none: every one there"
