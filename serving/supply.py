@@ -4,6 +4,7 @@ What hands out models one version at a time, as KServe does, leaves the version'
 of its own choosing, whose name and parent say nothing.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -69,4 +70,7 @@ Supply: TypeAlias = Store | OneVersion
 
 
 def supply_in(folder: Path) -> Supply:
-    return OneVersion(folder) if (folder / MANIFEST).is_file() else Store(folder)
+    with suppress(PermissionError):  # which a store tells in full
+        if (folder / MANIFEST).is_file():
+            return OneVersion(folder)
+    return Store(folder)

@@ -1,5 +1,6 @@
 """deploy/Dockerfile, built for real; its server runs hardened, is asked, limited and stopped."""
 
+import copy
 import itertools
 import os
 import socket
@@ -7,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from containers import HARDENED, Container, Podman, base_image, missing_tools
+from kustomize import KUBERNETES, rendered
 from processes import ROOT, TIMEOUT, page
 from tiny import PURE, jpeg, tiny_bundle
 
@@ -157,6 +160,45 @@ def test_stores_that_cannot_be_served(podman, image, tmp_path):
         *logged, told = refused.stderr.splitlines()
         assert told.startswith(f"packshot: cannot serve: {why}")
         assert all(line.startswith("{") for line in logged)  # no traceback
+
+
+def test_the_deployment_of_kubernetes_serves_and_drains(podman, image, models, tmp_path, ports):
+    """By `podman play kube`, which runs no gRPC probes and knows neither Service nor autoscaler."""
+    claim = "packshot-models"  # Podman takes a volume of that name for it
+    podman("volume", "create", claim)
+    podman(
+        "run", "--rm", "--user", "0", "--volume", f"{models}:/from:ro",
+        "--volume", f"{claim}:/to", "--entrypoint", "cp", image, "-r", "/from/.", "/to",
+    )  # fmt: skip
+    played = tmp_path / "deployment.yaml"
+    played.write_text(yaml.safe_dump_all(playable(image, ports)))
+    podman("play", "kube", played)
+    try:
+        server = Container(podman, "packshot-pod-0-server")
+        server.wait_until_ready()
+        with Client(ports.target, timeout_seconds=TIMEOUT) as client:
+            assert client.classify(jpeg(PURE["red"]))[0].label == "red"
+            assert client.model().engine == "fp32"
+        assert "drain_delay_seconds=10.0 (environment)" in server.log
+        assert server.execute("id", "-u").stdout == "10001\n"
+        assert "Read-only file system" in server.execute("touch", "/models/x").stderr
+        assert server.stop() == 0
+        assert '"event":"drained"' in server.log
+    finally:
+        podman("play", "kube", "--down", played)
+
+
+def playable(image: str, ports: Ports) -> Iterator[dict]:
+    """The overlay as it is, but for the image's name and ports of this machine."""
+    for one in rendered(KUBERNETES / "overlays" / "cpu"):
+        if one["kind"] == "Deployment":
+            one = copy.deepcopy(one)
+            [container] = one["spec"]["template"]["spec"]["containers"]
+            container |= {"image": image, "imagePullPolicy": "Never"}
+            for port, here in zip(container["ports"], (ports.grpc, ports.http), strict=True):
+                port |= {"hostIP": "127.0.0.1", "hostPort": here}
+        if one["kind"] in ("ConfigMap", "Deployment"):
+            yield one
 
 
 def test_only_what_an_image_needs_is_sent_to_the_builder():
