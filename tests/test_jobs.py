@@ -1,4 +1,4 @@
-"""The jobs of deploy/: training, export and the plan for a GPU, as their programs read them."""
+"""Pods of deploy/ that end: training, export, the plan for a GPU, as their programs read them."""
 
 from pathlib import Path
 
@@ -26,6 +26,7 @@ FOLDERS = {
     "trainjob": DEPLOY / "training" / "trainjob",
     "export": DEPLOY / "training" / "export",
     "build-plan": KUBERNETES / "overlays" / "gpu" / "build-plan",
+    "store": KUBERNETES / "store",
 }
 GPU = "nvidia.com/gpu"
 
