@@ -132,7 +132,6 @@ def test_a_server_that_comes_gets_requests_and_one_that_goes_loses_none(store, n
             all_go_on(second, third)
         assert traffic.failures == []
         assert traffic.answered > 0
-        assert "were cut off" not in first.log
 
 
 @pytest.fixture(scope="module")
@@ -256,4 +255,3 @@ def test_envoy_asks_who_is_ready_and_a_drain_behind_it_loses_nothing(envoy_binar
             all_go_on(second, loading)
         assert traffic.failures == []
         assert 'grpc_code="UNAVAILABLE"' not in loading.page("/metrics")[1]
-        assert "were cut off" not in first.log

@@ -36,6 +36,7 @@ from serving.version import EngineChoice
 BAD = {"text": b"no picture", "empty": b"", "half": jpeg(PURE["red"])[:-300]}
 REASONS = {"text": "not_an_image", "empty": "empty", "half": "damaged", "gone": "unreadable"}
 FILES, ROWS = 8, 64
+RUN_TIMEOUT = 600  # Ray starts a dozen processes, which takes minutes where cores are busy
 
 
 def picture(number: int) -> bytes:
@@ -91,7 +92,7 @@ def started(surroundings, *arguments):
 
 def classify(surroundings, *arguments) -> tuple[int, str]:
     with started(surroundings, *arguments) as process:
-        told, _ = process.communicate(timeout=TIMEOUT)
+        told, _ = process.communicate(timeout=RUN_TIMEOUT)
         return process.returncode, told
 
 
@@ -193,7 +194,7 @@ def test_a_killed_job_is_resumed_and_a_killed_worker_does_its_work_again(
                 process.kill()
 
         shop.before = kill_the_job
-        process.wait(TIMEOUT)
+        process.wait(RUN_TIMEOUT)
         assert process.returncode == -signal.SIGKILL, process.stdout.read()
     assert not (out / "_SUCCESS").exists()
     first = set(answers(out))

@@ -211,7 +211,11 @@ def _classify(dataset: Any, task: Task, machines: Machines, output: str) -> None
         num_gpus=machines.gpus or None,
     )
     try:
-        answers.write_datasink(Parts(output, uuid.uuid4().hex[:8]), ray_remote_args={"num_cpus": 0})
+        answers.write_datasink(
+            Parts(output, uuid.uuid4().hex[:8]),
+            ray_remote_args={"num_cpus": 0},
+            concurrency=max(1, machines.actors // 32),  # it is little work: few processes for it
+        )
     except ray.exceptions.RayError as error:
         raise _ours(error) from error
 
