@@ -36,6 +36,8 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 # Classifying twice does no harm, so a refusal for overload or a restarting server is retried, later
 # if the server's pushback says so, and not at all when most requests fail (retryThrottling).
 SERVICE_CONFIG = {
+    # Of a name with several addresses, as a headless Service has, all are used, in turns.
+    "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
             "name": [{"service": "packshot.v1.Classifier"}],
@@ -59,13 +61,18 @@ CHANNEL_OPTIONS = [
     # A server that restarts is found again in seconds; by default after up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # Its name may have another address by then; by default that is asked for every 30 seconds.
+    ("grpc.dns_min_time_between_resolutions_ms", 2000),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
 ]
 
 
 class Client:
-    """A connection to one server. Safe to share between threads; close it or use it in `with`."""
+    """Connected to one server, or to all that a name stands for.
+
+    Safe to share between threads; close it or use it in `with`.
+    """
 
     def __init__(
         self,
@@ -79,7 +86,9 @@ class Client:
         images_per_request: int = 8,
         requests_in_flight: int = 4,
     ) -> None:
-        """`timeout_seconds` is the deadline of each request, which the server sees and heeds.
+        """`target` is host:port; where the host has several addresses, they are used in turns.
+
+        `timeout_seconds` is the deadline of each request, which the server sees and heeds.
 
         `tls` is True for the usual authorities, or says which; `token` is sent with every call, in
         plain text only to this machine. `bulk` requests run when no others wait, and are refused

@@ -23,7 +23,7 @@ from serving.decoding import DecodePool
 from serving.http import HttpPort
 from serving.listening import add_port, new_server
 from serving.liveness import Liveness
-from serving.loading import EngineChoice, Loader, Room
+from serving.loading import Loader, Room
 from serving.logs import count_lost_lines
 from serving.metrics import Metrics
 from serving.models import Models
@@ -32,6 +32,7 @@ from serving.reload import Reloader
 from serving.scheduler import CLOSE_TIMEOUT_SECONDS
 from serving.settings import Settings
 from serving.signals import StopSignals
+from serving.version import EngineChoice
 
 if TYPE_CHECKING:
     from serving.traces import Traces

@@ -18,6 +18,7 @@ log = logging.getLogger("packshot.listening")
 
 OTHER_CALLS = 64  # health, reflection and model queries beside the classifying ones
 HELLO_MS = 20_000  # from connecting to the end of TLS and to HTTP/2's first words
+NEVER_MS = 2**31 - 1
 SILENCE_MS = 30_000  # then a ping asks whether the client is still there
 PONG_MS = 60_000  # on a slow line the answer queues behind photographs
 
@@ -35,6 +36,9 @@ def new_server(settings: Settings, metrics: Metrics) -> grpc.aio.Server:
             ("grpc.server_handshake_timeout_ms", HELLO_MS),
             ("grpc.keepalive_time_ms", SILENCE_MS),
             ("grpc.http2.ping_timeout_ms", PONG_MS),
+            # Clients look for servers only when a connection ends: without this, one that was added
+            # would have new clients only. gRPC spreads it by a tenth, and lets calls end.
+            ("grpc.max_connection_age_ms", _age_ms(settings)),
             # Clients that ping to keep idle connections open are welcome.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
@@ -42,6 +46,10 @@ def new_server(settings: Settings, metrics: Metrics) -> grpc.aio.Server:
         # A request has one image or more: further ones would only be refused, after being received.
         maximum_concurrent_rpcs=settings.max_queued_images + OTHER_CALLS,
     )
+
+
+def _age_ms(settings: Settings) -> int:
+    return round(settings.max_connection_age_seconds * 1000) or NEVER_MS
 
 
 def add_port(server: grpc.aio.Server, settings: Settings, metrics: Metrics) -> int:

@@ -1,32 +1,22 @@
-"""From a folder of the store to a model that serves: hashes, pixels, engine, golden samples."""
+"""From a folder of the store to a model that serves, and to another engine if its own fails."""
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from packshot.bundle import Bundle, open_bundle
-from packshot.errors import EngineRefused, PackshotError
-from packshot.golden import check_pixels
-from serving.engines.open import Opened, Refusal, open_engine
+from packshot.bundle import Bundle
+from packshot.errors import PackshotError
+from serving.engines.open import Opened, Refusal
 from serving.latency import LatencyModel
 from serving.metrics import Metrics
 from serving.model import Model
 from serving.scheduler import FAILURES_TO_REPLACE, Scheduler
 from serving.supply import supply_in
+from serving.version import EngineChoice, open_chosen, open_version
 
 log = logging.getLogger("packshot.loading")
-
-
-class EngineChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """Which engines to try, in order, and how they run."""
-
-    order: tuple[str, ...]
-    required: bool = False  # then nothing may take the place of the only one in the order
-    lanes: int
-    max_batch: int
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,35 +43,13 @@ class Loader:
     async def load(self, folder: Path) -> Model:
         """Raises NotFound, DamagedFile, AnswersDiffer or EngineRefused."""
         log.info("loading %s", folder)
-        bundle, opened = await asyncio.to_thread(self._verify, folder)
+        bundle, opened = await asyncio.to_thread(open_version, self.supply, folder, self._choice)
         return self._start(bundle, opened)
 
     async def close(self) -> None:
         """Waits for engines that are being opened to replace others."""
         if self._replacing:
             await asyncio.wait(self._replacing)
-
-    def _verify(self, folder: Path) -> tuple[Bundle, Opened]:
-        bundle = open_bundle(folder, engines=False)
-        manifest = bundle.manifest
-        self.supply.check_place(folder, manifest)
-        check_pixels(bundle.golden(), manifest.image)
-        return bundle, self._open(bundle, self._choice.order)
-
-    def _open(
-        self, bundle: Bundle, order: Sequence[str], *, pass_over_damaged: bool = False
-    ) -> Opened:
-        choice = self._choice
-        try:
-            return open_engine(
-                bundle, order, lanes=choice.lanes, max_batch=choice.max_batch,
-                pass_over_damaged=pass_over_damaged,
-            )  # fmt: skip
-        except EngineRefused as error:
-            if choice.required:
-                message = f"{error}; by --require nothing may take its place"
-                raise EngineRefused(error.reason, message) from error
-            raise
 
     def _start(self, bundle: Bundle, opened: Opened) -> Model:
         metrics = self._metrics.of(bundle.manifest.model)
@@ -113,7 +81,9 @@ class Loader:
         log.critical("%s: engine %s %s", model.name, failed.engine, failed.message)
         try:
             # No request is answered meanwhile: any engine that is intact will do.
-            opened = await asyncio.to_thread(self._open, model.bundle, rest, pass_over_damaged=True)
+            opened = await asyncio.to_thread(
+                open_chosen, model.bundle, self._choice, rest, pass_over_damaged=True
+            )
         except Exception as error:  # whatever it is: until told, the scheduler answers nobody
             log.critical(
                 "%s: no engine can take over, %s goes on: %s", model.name, model.engine, error,

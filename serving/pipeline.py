@@ -12,16 +12,16 @@ import numpy.typing as npt
 
 from packshot.errors import DeadlineExceeded, ImageError, InvalidInput, Overloaded
 from packshot.image import ImageLimits, load_pixels, read_pixels
-from packshot.prediction import Logits, Prediction, probabilities, top_predictions
+from packshot.prediction import Logits, probabilities
 from serving.admission import RETRY_AFTER_SECONDS, Priority, Ticket
 from serving.cache import Cache
 from serving.decoding import DecodePool
 from serving.engines import Answer
 from serving.lanes import Picture
 from serving.model import Model
+from serving.ranking import Classified, Ranking, ranked
 from serving.stages import Stage
 
-DEFAULT_TOP_K = 5
 SHORTEST_PAUSE_SECONDS = 0.02
 
 T = TypeVar("T")
@@ -39,30 +39,6 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     timeout_seconds: float | None = None
     priority: Priority = Priority.INTERACTIVE
-
-
-class Ranking(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request wants to know of each image. Raises InvalidInput.
-
-    `top_k` 0 means 5. Without `min_confidence` the bundle's threshold holds.
-    """
-
-    top_k: int = 0
-    min_confidence: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.top_k < 0:
-            raise InvalidInput(f"top_k is {self.top_k}; it must be 0 (for {DEFAULT_TOP_K}) or more")
-        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
-            raise InvalidInput(f"min_confidence is {self.min_confidence}; it must be from 0 to 1")
-
-
-class Classified(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to one image; `abstained`: no label is probable enough."""
-
-    predictions: tuple[Prediction, ...]
-    logits: Logits
-    abstained: bool
 
 
 class Answers(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,21 +125,16 @@ class Pipeline:
     def classified(
         self, model: Model, answer: Answer | ImageError, ranking: Ranking
     ) -> Classified | ImageError:
-        """Temperature, softmax, top-k and labels of the version that ran; counts the result."""
+        """`ranked`, counted."""
         if isinstance(answer, ImageError):
             model.metrics.answered(answer.reason)
             return answer
-        manifest = model.manifest
-        predictions = top_predictions(
-            answer.logits, manifest.labels, ranking.top_k or DEFAULT_TOP_K, manifest.temperature
-        )
-        best, threshold = predictions[0].probability, ranking.min_confidence
-        abstained = best < (manifest.min_confidence if threshold is None else threshold)
+        found = ranked(answer.logits, model.manifest, ranking)
         model.metrics.answered("ok")
-        model.metrics.top_probability.observe(best)
-        if abstained:
+        model.metrics.top_probability.observe(found.predictions[0].probability)
+        if found.abstained:
             model.metrics.abstained.inc()
-        return Classified(predictions=predictions, logits=answer.logits, abstained=abstained)
+        return found
 
     def embedding(
         self, model: Model, answer: Answer | ImageError, *, normalize: bool

@@ -104,6 +104,13 @@ class Settings(BaseSettings):
     http_port: Annotated[int, NETWORK] = Field(
         8002, ge=0, le=65535, description="port of metrics and probes; 0 takes a free one"
     )
+    max_connection_age_seconds: Annotated[float, NETWORK] = Field(
+        120.0,
+        ge=0,
+        le=86_400,
+        description="then a client is asked to connect anew, which finds servers that came since; "
+        "calls in progress go on; 0: never",
+    )
 
     max_queued_images: Annotated[int, LIMITS] = Field(
         256, ge=1, le=100_000, description="images taken in at a time; more are refused"

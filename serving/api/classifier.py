@@ -13,7 +13,8 @@ from serving.api.streaming import Window
 from serving.engines import Answer
 from serving.model import Model
 from serving.models import Models
-from serving.pipeline import Answers, Classified, Pipeline, Ranking, SentImage, Terms
+from serving.pipeline import Answers, Pipeline, SentImage, Terms
+from serving.ranking import Classified, Ranking
 
 PRIORITIES = {pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE, pb.PRIORITY_BULK: Priority.BULK}
 STREAM_WINDOW = 64  # images of one stream that are in the server at a time

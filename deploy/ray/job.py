@@ -1,0 +1,231 @@
+"""The job: images in, through engines on all machines, answers out; each step by name."""
+
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from deploy.ray.images import ID, Parquet, images_in
+from packshot.errors import InvalidInput, NotFound, PackshotError, ServiceFailed
+from packshot.image import ImageLimits
+from serving.ranking import Ranking
+from serving.supply import Store
+from serving.version import EngineChoice
+
+# Ray reports usage to its maker unless told otherwise first.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+import ray.data
+
+from deploy.ray.output import Job, Output, Parts, Summary
+from deploy.ray.worker import Classifier, Task
+
+ROWS = 64
+"""Images that a worker is given at a time: the reading of all but the first goes on beside."""
+
+MAX_ROWS = 1000
+BLOCKS_PER_ACTOR = 4
+BLOCK_BYTES = 32 * 1024 * 1024
+CODE = ("packshot", "serving", "deploy")
+GPU_ENGINES = frozenset({"tensorrt", "cuda"})
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """A folder of images; or Parquet files, whose columns are named."""
+
+    name: str
+    image_column: str | None = None
+    id_column: str | None = None
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be done. `actors` 0: as many as there are cores, or GPUs."""
+
+    models: Path
+    model: str
+    version: int | None = None
+    source: Source
+    output: str
+    resume: bool = False
+    ranking: Ranking
+    limits: ImageLimits
+    engines: tuple[str, ...]
+    require: str | None = None
+    max_batch: int
+    actors: int = 0
+    cpus_per_actor: int = 0
+    address: str | None = None
+
+
+class Machines(msgspec.Struct, frozen=True, kw_only=True):
+    """Workers, and what each takes of the cluster."""
+
+    actors: int
+    cpus: int
+    gpus: int
+
+
+def run(options: Options) -> Summary:
+    """Raises PackshotError."""
+    output = Output(options.output)
+    images = _images(options.source)
+    job = _begin(options, output)
+    done = output.answered()
+    with _cluster(options.address):
+        machines = _machines(options)
+        dataset = _dataset(images, done, machines)
+        task = _task(options, job, machines)
+        output.reopen()
+        _classify(dataset, task, machines, options.output)
+    return output.finish(images.count() if isinstance(images, Parquet) else len(images))
+
+
+def _images(source: Source) -> pa.Table | Parquet:
+    """Where each image is, or the files that have them all."""
+    if source.image_column is None:
+        return images_in(source.name)
+    files = Parquet(source.name, source.image_column, source.id_column)
+    return files if files.has_bytes else files.places()
+
+
+def _begin(options: Options, output: Output) -> Job:
+    ranking = options.ranking
+    job = Job(
+        model=options.model,
+        version=options.version or int(Store(options.models).choose(options.model).name),
+        top_k=ranking.top_k,
+        min_confidence=ranking.min_confidence,
+    )
+    if not options.resume:
+        _version_folder(options, job)
+        output.begin(job)
+        return job
+    begun = output.begun()
+    if options.version is None:  # another may have been released since
+        job = msgspec.structs.replace(job, version=begun.version)
+    for name in Job.__struct_fields__:
+        if getattr(job, name) != getattr(begun, name):
+            raise InvalidInput(
+                f"{output.name} was begun with {name} {getattr(begun, name)}, not "
+                f"{getattr(job, name)}: resume it with the same, or name another folder"
+            )
+    return job
+
+
+def _version_folder(options: Options, job: Job) -> Path:
+    folder = options.models.absolute() / job.model / str(job.version)
+    if not folder.is_dir():
+        raise NotFound(f"no version {job.version} of {job.model} in {options.models}")
+    return folder
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[None]:
+    """A cluster that runs already, or one of this machine for as long as the job takes."""
+    root = Path(__file__).parents[2]
+    ray.init(
+        address=address,
+        include_dashboard=None if address or os.environ.get("RAY_ADDRESS") else False,
+        # Machines need the libraries; the code that they run is the one that was started here.
+        runtime_env={"py_modules": [str(root / name) for name in CODE]},
+        logging_level=logging.WARNING,
+    )
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _machines(options: Options) -> Machines:
+    """A core a worker: lanes that share nothing are fastest. Or a GPU, with its share of cores."""
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray's own
+    cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+    order = (options.require,) if options.require else options.engines
+    if gpus and GPU_ENGINES.intersection(order):
+        each = options.cpus_per_actor or max(1, cpus // gpus)
+        return Machines(actors=options.actors or gpus, cpus=each, gpus=1)
+    each = options.cpus_per_actor or 1
+    return Machines(actors=options.actors or max(1, cpus // each), cpus=each, gpus=0)
+
+
+def _task(options: Options, job: Job, machines: Machines) -> Task:
+    source = options.source
+    return Task(
+        version_folder=_version_folder(options, job),
+        choice=EngineChoice(
+            order=(options.require,) if options.require else options.engines,
+            required=options.require is not None,
+            lanes=1,
+            max_batch=options.max_batch,
+        ),
+        limits=options.limits,
+        ranking=options.ranking,
+        decoders=machines.cpus,
+        folder=source.name if source.image_column is None else None,
+    )
+
+
+def _dataset(images: pa.Table | Parquet, done: pa.ChunkedArray, machines: Machines) -> Any:
+    """What has no answer yet, in blocks: each becomes a file, and is lost with its worker."""
+    if not isinstance(images, Parquet):
+        left = without(images, done)
+        share = len(left) // (machines.actors * BLOCKS_PER_ACTOR)
+        rows = max(1, min(MAX_ROWS, share))
+        return ray.data.from_arrow(
+            [left.slice(start, rows) for start in range(0, len(left), rows)] or [left]
+        )
+    ray.data.DataContext.get_current().target_max_block_size = BLOCK_BYTES
+    known = ray.put(done)
+    # Ray's own reading of Parquet asks for cores, and the workers have them all: it would wait for
+    # them, and they for it.
+    return ray.data.from_arrow(images.groups()).map_batches(
+        lambda groups: (without(rows, ray.get(known)) for rows in images.rows_of(groups)),
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=0,
+        compute=ray.data.TaskPoolStrategy(max(1, machines.actors // 2)),
+    )
+
+
+def without(rows: pa.Table, done: pa.ChunkedArray) -> pa.Table:
+    """Those whose id is not among the ids done."""
+    return rows.filter(pc.invert(pc.is_in(rows[ID], value_set=done)))
+
+
+def _classify(dataset: Any, task: Task, machines: Machines, output: str) -> None:
+    answers = dataset.map_batches(
+        Classifier,
+        fn_constructor_args=(task,),
+        batch_format="pyarrow",
+        batch_size=ROWS,
+        compute=ray.data.ActorPoolStrategy(size=machines.actors),
+        num_cpus=machines.cpus,
+        num_gpus=machines.gpus or None,
+    )
+    try:
+        answers.write_datasink(
+            Parts(output, uuid.uuid4().hex[:8]),
+            ray_remote_args={"num_cpus": 0},
+            concurrency=max(1, machines.actors // 32),  # it is little work: few processes for it
+        )
+    except ray.exceptions.RayError as error:
+        raise _ours(error) from error
+
+
+def _ours(error: BaseException) -> PackshotError:
+    """What a worker raised, or that it could not go on."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, PackshotError):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return ServiceFailed(f"{error}; --resume goes on where it ended")

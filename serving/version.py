@@ -1,0 +1,48 @@
+"""A version of a model, verified and open: hashes, pixels, engine, golden samples.
+
+What the server does before it serves, and what a batch job does before its first image.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from packshot.bundle import Bundle, open_bundle
+from packshot.errors import EngineRefused
+from packshot.golden import check_pixels
+from serving.engines.open import Opened, open_engine
+from serving.supply import Supply
+
+
+class EngineChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """Which engines to try, in order, and how they run."""
+
+    order: tuple[str, ...]
+    required: bool = False  # then nothing may take the place of the only one in the order
+    lanes: int
+    max_batch: int
+
+
+def open_version(supply: Supply, folder: Path, choice: EngineChoice) -> tuple[Bundle, Opened]:
+    """Raises NotFound, DamagedFile, AnswersDiffer or EngineRefused."""
+    bundle = open_bundle(folder, engines=False)
+    supply.check_place(folder, bundle.manifest)
+    check_pixels(bundle.golden(), bundle.manifest.image)
+    return bundle, open_chosen(bundle, choice, choice.order)
+
+
+def open_chosen(
+    bundle: Bundle, choice: EngineChoice, order: Sequence[str], *, pass_over_damaged: bool = False
+) -> Opened:
+    """The first engine of `order` that runs here, as `open_engine`."""
+    try:
+        return open_engine(
+            bundle, order, lanes=choice.lanes, max_batch=choice.max_batch,
+            pass_over_damaged=pass_over_damaged,
+        )  # fmt: skip
+    except EngineRefused as error:
+        if choice.required:
+            message = f"{error}; by --require nothing may take its place"
+            raise EngineRefused(error.reason, message) from error
+        raise

@@ -1,0 +1,359 @@
+"""Bulk classification by Ray Data: the server's answers, each once, whatever is killed."""
+
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import kubernetes_validate
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+from processes import ROOT, TIMEOUT, environment, until
+from tiny import PURE, encoded, jpeg
+
+from deploy.ray.classify import main, parser
+from deploy.ray.images import Reader, Unreadable, images_in
+from deploy.ray.worker import Classifier, Task
+from packshot import Client, __version__
+from packshot.image import ImageLimits
+from serving.ranking import Ranking
+from serving.version import EngineChoice
+
+BAD = {"text": b"no picture", "empty": b"", "half": jpeg(PURE["red"])[:-300]}
+REASONS = {"text": "not_an_image", "empty": "empty", "half": "damaged", "gone": "unreadable"}
+FILES, ROWS = 8, 64
+RUN_TIMEOUT = 600  # Ray starts a dozen processes, which takes minutes where cores are busy
+
+
+def picture(number: int) -> bytes:
+    colour = np.random.default_rng(number).integers(0, 256, 3)
+    return encoded(Image.new("RGB", (64, 48), tuple(colour.tolist())), "PNG")
+
+
+@pytest.fixture(scope="module")
+def surroundings():
+    """Ray's sockets need a short path; its token is for this test alone."""
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    yield environment(
+        RAY_TMPDIR=folder, RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN=secrets.token_hex(32),
+    )  # fmt: skip
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(surroundings, tmp_path_factory):
+    """A Ray cluster that runs elsewhere: it has the libraries, not this checkout."""
+    folder = surroundings["RAY_TMPDIR"]
+    ray = subprocess.Popen(
+        [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--port=0",
+         "--num-cpus=2", "--include-dashboard=false",
+         f"--temp-dir={folder}"],
+        cwd=tmp_path_factory.mktemp("elsewhere"), env=surroundings, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        address = Path(folder) / "ray_current_cluster"
+        until(lambda: ray.poll() is not None or (address.exists() and address.read_text().strip()))
+        yield address.read_text().strip()
+    finally:
+        os.killpg(ray.pid, signal.SIGKILL)  # its own end takes half a minute
+        ray.wait(TIMEOUT)
+
+
+@contextmanager
+def started(surroundings, *arguments):
+    """The job as its user starts it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deploy.ray.classify", *map(str, arguments)],
+        cwd=ROOT, env=surroundings, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(TIMEOUT)
+        process.stdout.close()
+
+
+def classify(surroundings, *arguments) -> tuple[int, str]:
+    with started(surroundings, *arguments) as process:
+        told, _ = process.communicate(timeout=RUN_TIMEOUT)
+        return process.returncode, told
+
+
+class Shop(ThreadingHTTPServer):
+    """Pictures over HTTP; counts who asked for what, and may do something first."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Page)
+        self.asked = Counter()
+        self.before = lambda name, port: None
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Page(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        name = self.path.strip("/")
+        with self.server.lock:
+            self.server.asked[name] += 1
+            self.server.before(name, self.client_address[1])
+        try:
+            if name == "gone":
+                return self.send_error(404)
+            content = BAD[name] if name in BAD else picture(int(name))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+        except OSError:  # who asked was killed
+            self.close_connection = True
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def shop():
+    with Shop() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join(TIMEOUT)
+
+
+def owner(port: int) -> int:
+    """The process that has this port of the loopback as its end of a connection."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    (inode,) = [line[9] for line in lines if line[1].endswith(f":{port:04X}")]
+    for fds in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if str(fds.readlink()) == f"socket:[{inode}]":
+                return int(fds.parts[2])
+        except OSError:
+            continue
+    raise AssertionError(f"nobody has port {port}")
+
+
+def answers(folder: Path) -> dict[str, dict]:
+    """By id, each once."""
+    rows = pyarrow.dataset.dataset(folder, format="parquet").to_table().to_pylist()
+    found = {row["id"]: row for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def write_catalogue(folder: Path, url: str) -> set[str]:
+    """Parquet files of ids and URLs."""
+    folder.mkdir()
+    names = [str(number) for number in range(FILES * ROWS - len(REASONS))] + list(REASONS)
+    for number in range(FILES):
+        some = names[number::FILES]
+        table = pa.table({"sku": [f"sku-{n}" for n in some], "url": [f"{url}/{n}" for n in some]})
+        pq.write_table(table, folder / f"{number}.parquet")
+    return {f"sku-{name}" for name in names}
+
+
+def test_a_killed_job_is_resumed_and_a_killed_worker_does_its_work_again(
+    store, tmp_path, shop, cluster, surroundings
+):
+    ids = write_catalogue(tmp_path / "catalogue", shop.url)
+    out = tmp_path / "out"
+    job = (
+        "--models", store, "--model", "colours", "--input", tmp_path / "catalogue",
+        "--image-column", "url", "--id-column", "sku", "--output", out, "--engines", "fp32",
+        "--address", cluster, "--top-k", 3,
+    )  # fmt: skip
+
+    with started(surroundings, *job) as process:
+
+        def kill_the_job(*_) -> None:
+            if shop.asked.total() == len(ids) // 2:
+                until(lambda: process.poll() is not None or list(out.glob("part-*")))
+                process.kill()
+
+        shop.before = kill_the_job
+        process.wait(RUN_TIMEOUT)
+        assert process.returncode == -signal.SIGKILL, process.stdout.read()
+    assert not (out / "_SUCCESS").exists()
+    first = set(answers(out))
+    assert 0 < len(first) < len(ids)
+
+    code, told = classify(surroundings, *job)
+    assert code == 2
+    assert f"{out} is there already: name another folder, or give --resume" in told
+
+    shop.asked.clear()
+    killed = []
+
+    def kill_a_worker(_, port) -> None:
+        if shop.asked.total() == 10:
+            killed.append(owner(port))
+            os.kill(killed[0], signal.SIGKILL)
+
+    shop.before = kill_a_worker
+    code, told = classify(surroundings, *job, "--resume")
+    assert code == 0, told
+    assert (
+        f"{out}: {len(ids)} images: 0 abstained, 4 cannot be used (damaged 1, empty 1, "
+        f"not_an_image 1, unreadable 1); engine fp32 {len(ids)}"
+    ) in told
+    assert len(killed) == 1
+    found = answers(out)
+    assert set(found) == ids
+    assert {name for name in shop.asked if f"sku-{name}" in first} == set()
+    assert max(shop.asked.values()) > 1  # what the killed worker had begun
+    assert {name: found[f"sku-{name}"]["reason"] for name in REASONS} == REASONS
+    assert Counter(row["reason"] for row in found.values())[None] == len(ids) - len(REASONS)
+    assert (out / "_SUCCESS").exists()
+    assert not list(out.glob(".*"))
+
+
+@pytest.fixture
+def served(server):
+    """What the server answers to files, by name: labels, probabilities, and whether it abstains."""
+
+    def ask(files):
+        with Client(server.target, timeout_seconds=TIMEOUT) as client:
+            results = client.classify(list(files.values()), top_k=2, min_confidence=0.6)
+        return dict(zip(files, results, strict=True))
+
+    return ask
+
+
+def assert_same(found, served) -> None:
+    assert set(found) == set(served)
+    for name, one in served.items():
+        row = found[name]
+        assert row["labels"] == ([p.label for p in one.predictions] or None)
+        shares = [p.probability for p in one.predictions]
+        assert row["probabilities"] == (pytest.approx(shares, abs=1e-6) if shares else None)
+        assert (row["reason"], row["error"]) == (one.reason, one.error)
+        assert row["engine"] == "fp32"
+        if one.error is None:
+            assert (row["label"], row["abstained"]) == (one.label, one.abstained)
+            assert row["probability"] == row["probabilities"][0]
+
+
+def test_answers_are_the_servers(served, store, tmp_path, surroundings):
+    files = {str(number): picture(number) for number in range(40)} | BAD
+    table = pa.table({"number": list(files), "file": pa.array(list(files.values()), pa.binary())})
+    pq.write_table(table, tmp_path / "catalogue.parquet")
+    code, told = classify(
+        surroundings, "--models", store, "--model", "colours", "--actors", 2,
+        "--input", tmp_path / "catalogue.parquet", "--image-column", "file",
+        "--id-column", "number", "--output", tmp_path / "out", "--top-k", 2,
+        "--min-confidence", 0.6,
+    )  # fmt: skip
+    assert code == 0, told
+    assert_same(answers(tmp_path / "out"), served(files))
+
+
+def test_a_folder_is_read_at_any_depth(served, store, tmp_path):
+    photos = tmp_path / "photos"
+    files = {f"{number % 3}/deep/{number}.PNG": picture(number) for number in range(20)}
+    files |= {f"{name}.jpg": content for name, content in BAD.items()}
+    for name, content in {**files, "notes.txt": b"", ".hidden": b""}.items():
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(content)
+    worker = Classifier(
+        Task(
+            version_folder=store / "colours" / "1",
+            choice=EngineChoice(order=("fp32",), lanes=1, max_batch=8),
+            limits=ImageLimits(),
+            ranking=Ranking(top_k=2, min_confidence=0.6),
+            decoders=1,
+            folder=str(photos),
+        )
+    )
+    rows = worker(images_in(str(photos))).to_pylist()
+    assert_same({row["id"]: row for row in rows}, served(files))
+
+
+def test_a_picture_of_too_many_bytes_is_not_read_to_its_end(tmp_path):
+    (tmp_path / "large.jpg").write_bytes(bytes(1000))
+    assert len(Reader(str(tmp_path), max_bytes=10).read("large.jpg")) == 11
+    assert len(Reader(None, max_bytes=10).read((tmp_path / "large.jpg").as_uri())) == 11
+    with pytest.raises(Unreadable, match=r"gone\.jpg cannot be read"):
+        Reader(str(tmp_path), max_bytes=10).read("gone.jpg")
+    with pytest.raises(Unreadable, match="cannot be read"):
+        Reader(None, max_bytes=10).read("odd://a/b.jpg")
+
+
+@pytest.fixture
+def refusal(store, tmp_path, capsys):
+    """A function from the changed options of a job to why it is refused, before Ray starts."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "red.jpg").write_bytes(jpeg((230, 20, 20)))
+    usual = {"models": store, "model": "colours", "input": photos, "output": tmp_path / "out"}
+
+    def told(*flags: str, **changed: object) -> str:
+        options = [(f"--{name.replace('_', '-')}", str(value)) for name, value in {**usual, **changed}.items()]  # fmt: skip  # noqa: E501
+        assert main([*(text for option in options for text in option), *flags]) == 2
+        return capsys.readouterr().err
+
+    return told
+
+
+def test_what_makes_no_sense_is_refused_with_the_remedy(refusal, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert f"no image in {empty}; of Parquet files, name the column" in refusal(input=empty)
+    assert f"{tmp_path / 'nowhere'} is no folder of images" in refusal(input=tmp_path / "nowhere")
+    assert "no model 'cups' in" in refusal(model="cups")
+    assert "has nothing to resume" in refusal("--resume").replace("so there is", "has")
+    pq.write_table(pa.table({"file": [b"1"], "url": ["a"]}), tmp_path / "a.parquet")
+    table = {"input": tmp_path / "a.parquet"}
+    assert "has no column 'image'; it has ['file', 'url']" in refusal(**table, image_column="image")
+    assert "which names no image: name a column" in refusal(**table, image_column="file")
+    assert "min_confidence is 2.0; it must be from 0 to 1" in refusal(min_confidence=2)
+    assert "no-such-kind://a cannot be opened" in refusal(output="no-such-kind://a")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_job_is_resumed_with_what_it_was_begun_with(refusal, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "_job.json").write_text(
+        '{"model": "colours", "version": 1, "top_k": 3, "min_confidence": null}'
+    )
+    assert "was begun with top_k 3, not 5: resume it with the same" in refusal("--resume")
+    (out / "_job.json").write_text("{")
+    assert f"{out}/_job.json cannot be read" in refusal("--resume")
+
+
+def test_the_manifest_is_valid_and_starts_the_job():
+    job = yaml.safe_load((ROOT / "deploy" / "ray" / "rayjob.yaml").read_text())
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, **group["template"]}
+        kubernetes_validate.validate(pod, "1.37", strict=True)
+        assert {one["image"] for one in pod["spec"]["containers"]} == {
+            f"packshot-ray:{__version__}"
+        }
+    python, m, module, *arguments = shlex.split(job["spec"]["entrypoint"])
+    assert (python, m, module) == ("python", "-m", "deploy.ray.classify")
+    assert parser().parse_args(arguments).input == "s3://catalogue/photos"
