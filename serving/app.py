@@ -43,6 +43,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICES = (Classifier.service, OpenInference.service)
 SENDING_SECONDS = 0.5
+HEARING_SECONDS = 0.2  # a GOAWAY is on its way to a client, and a request of his to us
 WATCH_SECONDS = 0.5
 
 
@@ -198,7 +199,7 @@ class App:
         """
         timeout = self._settings.drain_timeout_seconds
         stopping = asyncio.create_task(self._server.stop(timeout + SENDING_SECONDS))
-        answered = asyncio.create_task(self._calls.none())
+        answered = asyncio.create_task(self._until_quiet())
         hurried = asyncio.create_task(stop.wait_for_second())
         ends = {stopping, answered, hurried}
         await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -209,6 +210,14 @@ class App:
         await stopping
         answered.cancel()
         hurried.cancel()
+
+    async def _until_quiet(self) -> None:
+        """All is answered, also what clients sent before they heard that this server stops."""
+        while True:
+            await self._calls.none()
+            await asyncio.sleep(HEARING_SECONDS)
+            if not self._calls.in_progress:
+                return
 
     def _log_ready(self, port: int, http_port: int) -> None:
         host = self._settings.host
