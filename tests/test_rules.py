@@ -61,7 +61,7 @@ def test_what_no_server_gives_is_found():
     assert unknown('packshot_ready{pot="a"}') == ["packshot_ready: pot"]
     assert unknown('packshot_images_dropped_total{reason="exspired"}')
     assert unknown('packshot_top_probability_bucket{le="0.55"}')
-    with pytest.raises(ValueError, match="invalid"):
+    with pytest.raises(ValueError, match="unclosed"):
         parts("sum(packshot_ready")
 
 
