@@ -117,7 +117,7 @@ def test_every_recorded_series_is_in_the_runbook():
 
 
 def test_the_rules_and_the_dashboard_agree_on_what_failed():
-    from deploy.grafana.dashboard import FAILED
+    from deploy.grafana.panels import FAILED
 
     rules = (FOLDER / "rules.yaml").read_text()
     assert set(re.findall(r'grpc_code=~"[^"]+"', rules)) == {FAILED}
