@@ -11,7 +11,7 @@ JOB = 'namespace=~"$namespace", job=~"$job"'
 SERVER = f'{JOB}, instance=~"$instance"'
 MODEL = f'{SERVER}, model=~"$model"'
 CALLS = f'{SERVER}, grpc_method=~"Classify|ClassifyStream|Embed|ModelInfer|ModelStreamInfer"'
-UNARY = f'{SERVER}, grpc_type="unary", grpc_method=~"Classify|Embed|ModelInfer"'
+UNARY = f'{SERVER}, grpc_method=~"Classify|Embed|ModelInfer"'
 # As in the rules of the SLO.
 FAILED = 'grpc_code=~"INTERNAL|UNKNOWN|DATA_LOSS|UNAVAILABLE|DEADLINE_EXCEEDED"'
 ALLOWED = 0.001  # share of failures that the SLO allows
