@@ -29,6 +29,7 @@ from deploy.grafana.dashboard import page
 from packshot import Client, Tls
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierStub
+from serving.scheduler import FAILURES_TO_REPLACE
 
 DASHBOARD = json.loads(page())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
@@ -175,8 +176,11 @@ def provoke(server: Server, folder: Path) -> None:
     (folder / "fail").touch()
     with grpc.insecure_channel(server.target) as channel:
         stub = ClassifierStub(channel)
-        request = pb.ClassifyRequest(images=[pb.Image(encoded=RED)])
-        until(lambda: stub.Classify.future(request, timeout=TIMEOUT).code() == grpc.StatusCode.OK)
+        # No more than that: ten failures would cost the error budget its alert.
+        for _ in range(FAILURES_TO_REPLACE):
+            request = pb.ClassifyRequest(images=[pb.Image(encoded=noise())])
+            assert stub.Classify.future(request).code() == grpc.StatusCode.INTERNAL
+    until(lambda: server.metric("packshot_engine_takeovers_total"))
     (folder / "models" / "colours" / "released").write_text("9\n")
     until(lambda: server.metric('packshot_reloads_total{model="colours",result="not_found"}'))
 
