@@ -25,6 +25,7 @@ CONTAINERS ?= $(if $(shell command -v docker),docker,podman)
 
 UV_VERSION           := 0.13.8
 GRPCIO_TOOLS_VERSION := 1.71.2
+CHECKOV_VERSION      := 3.3.30
 
 # The sample, however its folder is spelled, is drawn, and may be trained on from scratch.
 IS_SAMPLE := $(filter $(abspath data/sample),$(abspath $(DATA)))
@@ -41,7 +42,7 @@ SAMPLE := data/sample
 export ORT_DISABLE_TELEMETRY = 1
 
 .NOTPARALLEL: # `make train export serve` is an order, not a set
-.PHONY: help setup sample train export serve classify load test image image-test lint proto lock bench bench-gpu clean
+.PHONY: help setup sample train export serve classify load test image image-test manifests dashboard lint proto lock bench bench-gpu clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -103,6 +104,19 @@ image: ## build the image packshot-TARGET (serve-cpu, serve-gpu, train) on BASE,
 image-test: $(READY) ## build the image serve-cpu on Debian's packages by podman, run it and test it
 	$(BIN)/python -m pytest -m image
 
+MANIFESTS := $(addprefix kubernetes/,overlays/cpu overlays/gpu overlays/gpu/build-plan store) \
+             $(addprefix training/,job trainjob export) kserve
+
+# checkov in an environment of its own: it is large, and at odds with newer packages.
+manifests: $(READY) $(BIN)/kubectl ## render deploy/ by kustomize and scan what comes out by checkov
+	@rm -rf .venv/manifests && mkdir .venv/manifests
+	@for folder in $(MANIFESTS); do \
+	  $(BIN)/kubectl kustomize deploy/$$folder > .venv/manifests/$$(echo $$folder | tr / -).yaml || exit 1; done
+	$(UV) tool run --quiet checkov==$(CHECKOV_VERSION) --config-file deploy/checkov.yaml -d .venv/manifests
+
+$(BIN)/kubectl: deploy/kubectl.py | $(READY)
+	$(BIN)/python deploy/kubectl.py
+
 lint: $(READY) ## check style, types, generated code and the Dockerfile
 	$(BIN)/hadolint deploy/Dockerfile
 	$(BIN)/ruff check .
@@ -121,6 +135,10 @@ define protoc
 	$(UV) run --quiet --isolated --no-project --python $(BIN)/python --with grpcio-tools==$(GRPCIO_TOOLS_VERSION) \
 	  python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) --pyi_out=$(1) $(addprefix proto/,$(PROTOS))
 endef
+
+dashboard: $(READY) ## regenerate what deploy/ holds twice: Grafana's dashboard, the rules as a PrometheusRule
+	$(BIN)/python -m deploy.grafana.dashboard > deploy/grafana/packshot.json
+	$(BIN)/python deploy/kubernetes/prometheus_rule.py
 
 lock: ## renew requirements.lock, and those of the images, from pyproject.toml
 	$(call compile,pyproject.toml --extra train --extra export --extra serve --extra dev,requirements.lock)

@@ -331,7 +331,6 @@ def test_the_adapter_is_told_of_a_metric_that_there_is():
 RULES = DEPLOY / "prometheus" / "rules.yaml"
 
 
-@pytest.mark.skipif(not RULES.exists(), reason="deploy/prometheus is not there yet")
 def test_the_rules_are_those_of_deploy_prometheus():
     spec = importlib.util.spec_from_file_location("wrap", KUBERNETES / "prometheus_rule.py")
     wrap = importlib.util.module_from_spec(spec)
