@@ -6,11 +6,13 @@
 import sys
 from typing import Literal, get_args
 
+import grpc
 from prometheus_client import CollectorRegistry
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from packshot.errors import EngineReason, ImageReason
+from packshot.status import CODES
 from serving.declared import OPEN, Declared
 
 RpcKind = Literal["unary", "client_stream", "server_stream", "bidi_stream"]
@@ -29,6 +31,12 @@ REFUSALS = ("deadline", "queue_full", "shed")
 DROPS = ("expired", "cancelled")
 RELOADS = ("swapped", "not_found", "damaged", "answers_differ", "no_engine", "failed")
 LOOKUPS = ("hit", "miss")
+ANSWERING = (
+    ("packshot.v1.Classifier", "Classify"),
+    ("packshot.v1.Classifier", "Embed"),
+    ("inference.GRPCInferenceService", "ModelInfer"),
+)
+"""Unary methods that users wait for: services with their methods."""
 RPC = {"grpc_type": OPEN, "grpc_service": OPEN, "grpc_method": OPEN}
 
 
@@ -47,6 +55,7 @@ class Metrics:
         self._declare_engines(self.declared)
         self._declare_certificates(self.declared)
         self._declare_rpcs(self.declared)
+        self._expect_answers()
 
     def _declare_process(self, declare: Declared) -> None:
         self.ready = declare.gauge(
@@ -190,6 +199,12 @@ class Metrics:
             self._of[model] = ModelMetrics(self, model)
         return self._of[model]
 
+    def _expect_answers(self) -> None:
+        """A rate does not see the first of a series: each status that we give is there before."""
+        for service, method in ANSWERING:
+            for code in (grpc.StatusCode.OK, *CODES.values()):
+                self.handled.labels("unary", service, method, code.name)
+
     def rpc_started(self, service: str, method: str, kind: RpcKind = "unary") -> None:
         self.started.labels(kind, service, method).inc()
 
@@ -253,6 +268,7 @@ class ModelMetrics:
             self._all.engine_in_use.remove(*self._used)
         self._used = (self._model, str(version), engine)
         self._all.engine_in_use.labels(*self._used).set(1)
+        self._all.engine_failures.labels(self._model, engine)  # 0: its first failure is an increase
 
 
 INTRODUCTION = """\

@@ -15,7 +15,7 @@ UNARY = f'{SERVER}, grpc_method=~"Classify|Embed|ModelInfer"'
 # As in the rules of the SLO.
 FAILED = 'grpc_code=~"INTERNAL|UNKNOWN|DATA_LOSS|UNAVAILABLE|DEADLINE_EXCEEDED"'
 ALLOWED = 0.001  # share of failures that the SLO allows
-# Counters of takeovers and failures have no series before the first: what is 0 for each model.
+# The counter of takeovers has no series before the first: what is 0 for each model.
 NONE = f"0 * sum by (model) (packshot_images_in_progress{{{MODEL}}})"
 
 
@@ -261,7 +261,7 @@ ENGINES = [
         "and takeovers by the next engine since the start.", units.Short,
         (
             Query(
-                f"{rates('model', 'packshot_engine_failures_total', MODEL)} or {NONE}",
+                f"{rates('model', 'packshot_engine_failures_total', MODEL)}",
                 "{{model}}: batches/s",
             ),
             Query(
