@@ -9,6 +9,7 @@ import logging
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from packshot import errors
 from packshot.errors import NotFound, PackshotError
@@ -24,6 +25,10 @@ REASONS: dict[type[Exception], str] = {
     errors.AnswersDiffer: "answers_differ",
     errors.EngineRefused: "no_engine",
 }
+
+
+Content: TypeAlias = frozenset[tuple[str, int, int]]
+"""Name, size and time of change of each file."""
 
 
 class Reloader:
@@ -49,7 +54,7 @@ class Reloader:
         self._default = default
         self._seconds = seconds
         self._asked = asyncio.Event()
-        self._rejected: set[Path] = set()
+        self._rejected: dict[Path, Content] = {}
         self._running: asyncio.Task[None] | None = None
 
     async def load_all(self) -> None:
@@ -70,7 +75,7 @@ class Reloader:
             except Exception as error:  # whatever is wrong with one that nobody asked for
                 if wanted:
                     raise
-                self._reject(name, folder, error)
+                self._reject(name, folder, error, _content(folder))
         if not self._models.names:
             raise NotFound(f"none of the models in {supply.folder} can be served: see above")
 
@@ -112,31 +117,47 @@ class Reloader:
             return
         self._forgive(name, released)
         model = self._models.serving(name)
-        if folder in self._rejected or (model is not None and folder == model.bundle.folder):
+        if model is not None and folder == model.bundle.folder:
+            return
+        content = await asyncio.to_thread(_content, folder)
+        if self._rejected.get(folder) == content:
             return
         try:
             successor = await self._loader.load(folder)
         except Exception as error:  # a fault in a new version must not end the old one
-            self._reject(name, folder, error)
+            self._reject(name, folder, error, content)
             return
         self._models.put(successor)
         self._models.rejected.pop(name, None)
-        self._rejected = {path for path in self._rejected if path.parent.name != name}
+        self._rejected = {
+            path: content for path, content in self._rejected.items() if path.parent.name != name
+        }
         self._metrics.of(name).reloaded("swapped")
 
     def _forgive(self, name: str, folder: Path) -> None:
-        self._rejected.discard(folder)
+        self._rejected.pop(folder, None)
         self._models.rejected.get(name, {}).pop(folder.name, None)
 
-    def _reject(self, name: str, folder: Path, error: Exception) -> None:
-        if folder in self._rejected:
+    def _reject(
+        self, name: str, folder: Path, error: Exception, content: Content = frozenset()
+    ) -> None:
+        """Told once, until there is something else in the folder: it may have been half a copy."""
+        if self._rejected.get(folder) == content:
             return
-        self._rejected.add(folder)
+        self._rejected[folder] = content
         reason = REASONS.get(type(error), "failed")
         self._models.rejected.setdefault(name, {})[folder.name] = reason
         self._metrics.of(name).reloaded(reason)
         expected = isinstance(error, PackshotError)
         log.error("%s stays out: %s", folder, error, exc_info=None if expected else error)
+
+
+def _content(folder: Path) -> Content:
+    try:
+        found = ((path.name, path.stat()) for path in folder.iterdir())
+        return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+    except OSError:  # which loading it tells
+        return frozenset()
 
 
 def _only(names: Sequence[str], *, asked: Sequence[str]) -> str | None:

@@ -254,4 +254,8 @@ def test_envoy_asks_who_is_ready_and_a_drain_behind_it_loses_nothing(envoy_binar
             assert first.end() == 0
             all_go_on(second, loading)
         assert traffic.failures == []
-        assert 'grpc_code="UNAVAILABLE"' not in loading.page("/metrics")[1]
+        handled = 'grpc_server_handled_total{grpc_code="UNAVAILABLE",grpc_method="Classify"'
+        assert (
+            loading.metric(handled + ',grpc_service="packshot.v1.Classifier",grpc_type="unary"}')
+            == 0
+        )

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 from PIL import Image
-from processes import TIMEOUT, Server, program, serving, until
+from processes import FAKE_SERVING, TIMEOUT, Server, program, serving, until
 from tiny import PURE, colour_network, encoded, jpeg, reference, tiny_bundle
 
 from packshot import Client
@@ -193,18 +193,37 @@ def big_image() -> bytes:
     return encoded(Image.fromarray(noise), "PNG")
 
 
-def test_sigterm_answers_what_was_sent_and_exits_0(store):
-    with serving("--models", store) as server, grpc.insecure_channel(server.target) as channel:
-        images = [pb.Image(encoded=big_image())] * 8
-        request = pb.ClassifyRequest(images=images)
-        calls = [ClassifierStub(channel).Classify.future(request) for _ in range(4)]
+@pytest.fixture
+def held(store, tmp_path):
+    """A server whose engine waits while the file `hang` is there, as it is."""
+    options = ("--control", tmp_path, "--models", store, "--drain-timeout-seconds", 3600)
+    with serving(*options, "--hang-seconds", 3600, program=FAKE_SERVING) as server:
+        hang = tmp_path / "hang"
+        hang.touch()  # only now: it proves itself first
+        yield server, hang
+
+
+def sent(channel: grpc.Channel, calls: int) -> list[grpc.Future]:
+    """As many requests of eight images each, which wait for as long as it takes."""
+    request = pb.ClassifyRequest(images=[pb.Image(encoded=big_image())] * 8)
+    classify = ClassifierStub(channel).Classify
+    return [classify.future(request, timeout=TIMEOUT) for _ in range(calls)]
+
+
+def test_sigterm_answers_what_was_sent_and_exits_0(held):
+    server, hang = held
+    with grpc.insecure_channel(server.target) as channel:
+        calls = sent(channel, 4)
         until(lambda: server.metric("packshot_images_in_progress") == 32)
-        assert server.stop() == 0
+        server.process.terminate()
+        until(lambda: server.metric("packshot_ready") == 0)
+        hang.unlink()
+        assert server.end() == 0
         replies = [call.result(TIMEOUT) for call in calls]
-        assert sum(len(reply.results) for reply in replies) == 32
-        assert not any(r.HasField("error") for reply in replies for r in reply.results)
-        assert "cut off" not in server.log
-        assert '"event":"drained"' in server.lines[-1]
+    assert sum(len(reply.results) for reply in replies) == 32
+    assert not any(r.HasField("error") for reply in replies for r in reply.results)
+    assert "cut off" not in server.log
+    assert '"event":"drained"' in server.lines[-1]
 
 
 def test_a_health_watch_does_not_hold_up_the_drain(store):
@@ -219,20 +238,18 @@ def test_a_health_watch_does_not_hold_up_the_drain(store):
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-def test_a_second_signal_cuts_the_drain_short(store):
-    with (
-        serving("--models", store, "--drain-timeout-seconds", 3600) as server,
-        grpc.insecure_channel(server.target) as channel,
-    ):
-        images = [pb.Image(encoded=big_image())] * 8
-        stub = ClassifierStub(channel)
-        calls = [stub.Classify.future(pb.ClassifyRequest(images=images)) for _ in range(8)]
-        until(lambda: server.metric("packshot_images_in_progress") >= 24)
+def test_a_second_signal_cuts_the_drain_short(held):
+    server, hang = held
+    with grpc.insecure_channel(server.target) as channel:
+        calls = sent(channel, 4)
+        until(lambda: server.metric("packshot_images_in_progress") == 32)
         server.process.terminate()
         until(lambda: server.metric("packshot_ready") == 0)
-        assert server.stop() == 0
-        assert "requests were cut off" in server.log
-        assert any(call.exception(TIMEOUT) is not None for call in calls)
+        server.process.terminate()
+        until(lambda: "4 requests were cut off" in server.log)
+        hang.unlink()
+        assert server.end() == 0
+        assert all(call.exception(TIMEOUT) is not None for call in calls)
 
 
 def test_overload_is_refused_at_once_with_a_hint_when_to_come_back(store):
@@ -378,10 +395,12 @@ def test_a_bad_version_stays_out_and_says_why(store, tmp_path):
         until(lambda: client.model().rejected == {"2": "damaged"})
         assert client.classify(jpeg(RED))[0].version == 1
         assert "2 stays out" in server.log
-        assert server.metric('packshot_reloads_total{model="colours",result="damaged"}') == 1
-        (store / "colours" / "2" / "model.onnx").write_bytes(sound)
+        damaged = 'packshot_reloads_total{model="colours",result="damaged"}'
+        assert server.metric(damaged) == 1
         server.process.send_signal(signal.SIGHUP)
-        until(lambda: client.model().version == 2)
+        until(lambda: server.metric(damaged) == 2)  # tried again, though nothing has changed
+        (store / "colours" / "2" / "model.onnx").write_bytes(sound)
+        until(lambda: client.model().version == 2)  # it had been half a copy
         assert client.model().rejected == {}
         (store / "colours" / "released").write_text("9\n")
         until(lambda: client.model().rejected == {"released": "not_found"})
