@@ -1,6 +1,7 @@
 """`packshot models`: what is in the bundle store, and what of it is served."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -249,9 +250,9 @@ def _verb(models: Any, name: str, run: Any, text: str) -> argparse.ArgumentParse
     verb.add_argument(
         "--models",
         type=Path,
-        default=Path("models"),
+        default=Path(os.environ.get("PACKSHOT_MODELS", "models")),
         metavar="DIR",
-        help="bundle store (default: %(default)s)",
+        help="bundle store (default: $PACKSHOT_MODELS, if set, as the server's; here %(default)s)",
     )
     return verb
 

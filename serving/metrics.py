@@ -283,7 +283,8 @@ TO_WATCH = """\
 
 **Goodput.** What users get: requests answered in time, a second.
 
-    sum(rate(grpc_server_handled_total{grpc_method=~"Classify|ModelInfer", grpc_code="OK"}[5m]))
+    sum(rate(grpc_server_handled_total{grpc_method=~"Classify|Embed|ModelInfer",
+      grpc_code="OK"}[5m]))
 
 Its latency is the histogram `packshot_stage_seconds{stage="total"}`; the other stages say where
 it goes. `queue` grows first when there is too much work.

@@ -28,8 +28,14 @@ MADE = {"../models"}
 
 def mounts(service: dict) -> dict[str, tuple[str, str]]:
     """By the path in the container: source and mode."""
-    parts = [f"{one}:rw".split(":")[:3] for one in service["volumes"]]
-    return {target: (source, mode) for source, target, mode in parts}
+    found = {}
+    for one in service["volumes"]:
+        if isinstance(one, str):
+            source, target, mode = f"{one}:rw".split(":")[:3]
+        else:
+            source, target, mode = one["source"], one["target"], "ro" if one["read_only"] else "rw"
+        found[target] = (source, mode)
+    return found
 
 
 def seconds(duration: str) -> float:
@@ -59,6 +65,19 @@ def test_what_is_mounted_is_there_and_cannot_be_changed(service):
             continue
         assert mode == "ro", source
         assert source in MADE or (DEPLOY / source).exists(), source
+
+
+def test_memory_holds_what_the_settings_let_in():
+    """By the sum of tests/test_kubernetes.py: measured, decoded on each core, queued, another."""
+    told = SERVER["environment"]
+    decoding = 16 * int(told["PACKSHOT_MAX_IMAGE_PIXELS"]) * SERVER["cpus"]
+    needed = 258e6 + decoding + int(told["PACKSHOT_MAX_QUEUED_BYTES"]) + 200e6
+    assert int(SERVER["mem_limit"].removesuffix("g")) * 2**30 >= needed
+
+
+def test_a_missing_store_is_not_made_by_root():
+    [models] = SERVER["volumes"]
+    assert models["bind"] == {"create_host_path": False}
 
 
 def test_images_have_versions():

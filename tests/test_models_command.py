@@ -314,3 +314,9 @@ def test_the_command_itself(tmp_path):
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
     assert done.returncode == 2
     assert "no model store at" in done.stderr
+
+
+def test_the_store_of_the_server_is_that_of_the_command(store, capsys, monkeypatch):
+    monkeypatch.setenv("PACKSHOT_MODELS", str(store))
+    assert main(["models", "verify", "colours"]) == 0
+    assert "colours" in capsys.readouterr().out
