@@ -42,7 +42,7 @@ SAMPLE := data/sample
 export ORT_DISABLE_TELEMETRY = 1
 
 .NOTPARALLEL: # `make train export serve` is an order, not a set
-.PHONY: help setup sample train export serve classify load test image image-test manifests dashboard lint proto lock bench bench-gpu clean
+.PHONY: help setup sample train export serve classify load test image image-test manifests kubectl dashboard lint proto lock bench bench-gpu clean
 .DEFAULT_GOAL := help
 
 help: ## list the verbs
@@ -114,6 +114,7 @@ manifests: $(READY) $(BIN)/kubectl ## render deploy/ by kustomize and scan what 
 	  $(BIN)/kubectl kustomize deploy/$$folder > .venv/manifests/$$(echo $$folder | tr / -).yaml || exit 1; done
 	$(UV) tool run --quiet checkov==$(CHECKOV_VERSION) --config-file deploy/checkov.yaml -d .venv/manifests
 
+kubectl: $(BIN)/kubectl ## fetch kubectl for the tests of deploy/
 $(BIN)/kubectl: deploy/kubectl.py | $(READY)
 	$(BIN)/python deploy/kubectl.py
 
@@ -137,7 +138,8 @@ define protoc
 endef
 
 dashboard: $(READY) ## regenerate what deploy/ holds twice: Grafana's dashboard, the rules as a PrometheusRule
-	$(BIN)/python -m deploy.grafana.dashboard > deploy/grafana/packshot.json
+	$(BIN)/python -m deploy.grafana.dashboard > .venv/packshot.json
+	mv .venv/packshot.json deploy/grafana/packshot.json
 	$(BIN)/python deploy/kubernetes/prometheus_rule.py
 
 lock: ## renew requirements.lock, and those of the images, from pyproject.toml

@@ -111,7 +111,10 @@ def _driven(
         pixels=pixels,
     )
     assert served.metrics_url is not None
-    return run_load(plan, images, source=Source(served.metrics_url, options.model))
+    report = run_load(plan, images, source=Source(served.metrics_url, options.model))
+    if report.server is None:
+        raise SystemExit("; ".join(doubt.text for doubt in report.doubts))
+    return report
 
 
 def _measured(report: LoadReport) -> Measured:

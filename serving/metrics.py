@@ -149,7 +149,7 @@ class Metrics:
         self.engine_refusals = declare.counter(
             "packshot_engine_refusals_total",
             "Engines of the order that could not be used, by reason.",
-            {"engine": OPEN, "reason": get_args(EngineReason)},
+            {"model": OPEN, "engine": OPEN, "reason": get_args(EngineReason)},
         )
         self.engine_failures = declare.counter(
             "packshot_engine_failures_total",
@@ -254,7 +254,7 @@ class ModelMetrics:
         self._all.reloads.labels(self._model, result).inc()
 
     def engine_refused(self, engine: str, reason: str) -> None:
-        self._all.engine_refusals.labels(engine, reason).inc()
+        self._all.engine_refusals.labels(self._model, engine, reason).inc()
 
     def engine_failed(self, engine: str) -> None:
         self._all.engine_failures.labels(self._model, engine).inc()

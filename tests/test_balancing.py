@@ -11,6 +11,7 @@ import urllib.request
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 import yaml
 from dnslib import QTYPE, RR, A
@@ -20,6 +21,8 @@ from tiny import PURE, jpeg
 
 from packshot import Client
 from packshot.errors import PackshotError
+from packshot.v1 import classifier_pb2 as pb
+from packshot.v1.classifier_pb2_grpc import ClassifierStub
 
 RED = jpeg(PURE["red"], (64, 48))
 HOSTS = ("127.0.0.11", "127.0.0.12", "127.0.0.13")
@@ -226,6 +229,33 @@ def test_a_full_server_is_not_tried_again_by_envoy():
     assert "resource-exhausted" not in "".join(
         line for line in text.splitlines() if "retry_on" in line
     )
+
+
+def test_envoy_sends_again_what_a_server_that_is_not_ready_refused(envoy_binary, store, tmp_path):
+    """Many at a time, and large ones; of clients that do not retry by themselves."""
+    (tmp_path / "closed").touch()
+    with ExitStack() as stack:
+        ready = stack.enter_context(serving("--models", store, "--host", HOSTS[0]))
+        stack.enter_context(
+            starting(
+                "--models", store, "--host", HOSTS[1], "--port", port_of(ready), "--engines",
+                "fp32", "--troubled", "fp32", "--control", tmp_path, program=FAKE_SERVING,
+            )
+        )  # fmt: skip
+        config = with_addresses(HOSTS[:2], port_of(ready))
+        del config["static_resources"]["clusters"][0]["health_checks"]  # as before the first fails
+        envoy = Envoy(envoy_binary, tmp_path, config)
+        stack.callback(envoy.stop)
+        options = [("grpc.enable_retries", 0), ("grpc.max_send_message_length", -1)]
+        channel = stack.enter_context(grpc.insecure_channel(envoy.target, options=options))
+        until(lambda: envoy.healthy == {*HOSTS[:2]})
+        classify = ClassifierStub(channel).Classify
+        large = [bytes(18_000_000)] * 4
+        calls = [
+            classify.future(pb.ClassifyRequest(images=[pb.Image(encoded=one)]), timeout=TIMEOUT)
+            for one in (*[RED] * 64, *large)
+        ]
+        assert {call.code() for call in calls} == {grpc.StatusCode.OK}
 
 
 def test_envoy_asks_who_is_ready_and_a_drain_behind_it_loses_nothing(envoy_binary, store, tmp_path):

@@ -132,7 +132,9 @@ def test_the_model_says_which_engine_answers_and_why_not_a_better_one(client, se
     assert model.refused["int8"].startswith("answers_differ: logits of the golden samples differ")
     assert "engine int8 refused" in server.log
     assert "engine fp32, on" in server.log
-    refusals = 'packshot_engine_refusals_total{engine="int8",reason="answers_differ"}'
+    refusals = (
+        'packshot_engine_refusals_total{engine="int8",model="colours",reason="answers_differ"}'
+    )
     assert server.metric(refusals) == 1
     in_use = 'packshot_engine_in_use{engine="fp32",model="colours",version="1"}'
     assert server.metric(in_use) == 1

@@ -250,7 +250,7 @@ ENGINES = [
         "not_in_bundle, no_gpu and no_driver are ordinary on a CPU.", units.Short,
         (
             Query(
-                by("engine, reason", f"packshot_engine_refusals_total{{{SERVER}}}"),
+                by("engine, reason", f"packshot_engine_refusals_total{{{MODEL}}}"),
                 "{{engine}}: {{reason}}",
             ),
         ),
