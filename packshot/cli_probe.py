@@ -1,6 +1,7 @@
 """`packshot probe`: is a server alive, or ready? For health checks of containers."""
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -58,6 +59,8 @@ def probe(options: argparse.Namespace) -> int:
 def add_probe_verb(verbs: Any) -> None:
     text = "ask a server's health service once; exit status 0 if SERVING, else 1"
     verb = reaching_verb(verbs, "probe", probe, text, timeout_seconds=1.0)
+    if port := os.environ.get("PACKSHOT_PORT"):  # the server's, beside which a health check runs
+        verb.set_defaults(target=f"127.0.0.1:{port}")
     verb.add_argument(
         "--service",
         default=READY,

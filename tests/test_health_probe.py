@@ -29,6 +29,12 @@ def test_a_draining_server_is_alive_and_not_ready(store):
         server.process.terminate()
 
 
+def test_a_health_check_asks_the_server_beside_it(server, monkeypatch):
+    monkeypatch.setenv("PACKSHOT_PORT", server.target.rpartition(":")[2])
+    found = program("packshot.cli", "probe", "--timeout", 60)
+    assert (found.returncode, found.stdout) == (0, f"{server.target}: {READY} is SERVING\n")
+
+
 def test_nobody_there():
     found = probe("127.0.0.1:1")
     assert found.returncode == 1
