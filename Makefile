@@ -105,7 +105,7 @@ image-test: $(READY) ## build the image serve-cpu on Debian's packages by podman
 	$(BIN)/python -m pytest -m image
 
 MANIFESTS := $(addprefix kubernetes/,overlays/cpu overlays/gpu overlays/gpu/build-plan store) \
-             $(addprefix training/,job trainjob export) kserve
+             $(addprefix training/,claims store job trainjob export) kserve
 
 # checkov in an environment of its own: it is large, and at odds with newer packages.
 manifests: $(READY) $(BIN)/kubectl ## render deploy/ by kustomize and scan what comes out by checkov

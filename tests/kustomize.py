@@ -186,21 +186,36 @@ def shown(page: Path, folder: Path) -> Iterator[Manifests]:
     """What the kustomizations on a page give, written beside a folder `packshot` as it says."""
     (folder / "packshot").symlink_to(ROOT)
     for number, block in enumerate(fenced(page, "yaml")):
-        overlay = folder / f"overlay{number}"
-        overlay.mkdir()
-        (overlay / "kustomization.yaml").write_text(block)
-        yield rendered(overlay)
+        if "\nkind: Kustomization\n" in block:
+            overlay = folder / f"overlay{number}"
+            overlay.mkdir()
+            (overlay / "kustomization.yaml").write_text(block)
+            yield rendered(overlay)
+
+
+def lines_of_an_overlay(page: Path, having: str) -> Object:
+    """What a page tells to add to an overlay: the only block without a kind that has this text."""
+    blocks = [one for one in fenced(page, "yaml") if "\nkind: Kustomization\n" not in one]
+    [found] = [one for one in blocks if having in one]
+    added: Object = yaml.safe_load(found)
+    return added
 
 
 @functools.cache
 def composed(*components: str) -> Manifests:
     """The base with these components, in this order, as an overlay would list them."""
+    return overlay(*components)
+
+
+def overlay(*components: str, **added: Any) -> Manifests:
+    """As `composed`, with more in the kustomization: images, patches, labels ..."""
     with tempfile.TemporaryDirectory() as folder:
         listed = [KUBERNETES / "components" / name for name in components]
         kustomization = {
             "namespace": "shop",
             "resources": [os.path.relpath(KUBERNETES / "base", folder)],
             "components": [os.path.relpath(one, folder) for one in listed],
+            **added,
         }
         Path(folder, "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
         return rendered(Path(folder))

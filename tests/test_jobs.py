@@ -1,5 +1,6 @@
 """Pods of deploy/ that end: training, export, the plan for a GPU, as their programs read them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ import packshot
 from exporters.command_line import parse_options as export_options
 
 FOLDERS = {
+    "claims": DEPLOY / "training" / "claims",
+    "training-store": DEPLOY / "training" / "store",
     "train": DEPLOY / "training" / "job",
     "trainjob": DEPLOY / "training" / "trainjob",
     "export": DEPLOY / "training" / "export",
@@ -60,13 +63,35 @@ def test_pods_are_closed(job):
 
 def test_claims_are_made_by_something(job):
     made = {"packshot-models"}  # of the component models-pvc
-    for folder in (*FOLDERS.values(), DEPLOY / "training" / "claims"):
+    for folder in FOLDERS.values():
         made |= {one["metadata"]["name"] for one in rendered(folder).of("PersistentVolumeClaim")}
     claim = KUBERNETES / "components" / "models-pvc" / "claim.yaml"
     assert "name: packshot-models\n" in claim.read_text()
     for pod, _ in job.containers():
         claims = [volume["persistentVolumeClaim"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume]  # fmt: skip  # noqa: E501
         assert {claim["claimName"] for claim in claims} <= made
+
+
+@pytest.mark.parametrize("folder", [one for one in FOLDERS if one != "claims"])
+def test_who_deletes_a_job_keeps_its_volumes(folder):
+    assert not rendered(FOLDERS[folder]).of("PersistentVolumeClaim")
+
+
+def test_images_are_copied_to_where_the_trainer_reads_them():
+    written, read = only_container("training-store"), only_container("train")
+    name = rendered(FOLDERS["training-store"]).of("Pod")[0]["metadata"]["name"]
+    page = (DEPLOY / "training" / "README.md").read_text()
+    for folder in ("/data", "/runs"):
+        assert claim_at(folder, *written) == claim_at(folder, *read)
+        assert re.search(rf"kubectl -n packshot cp .*\b{name}:{folder}\b", page)
+        assert "readOnly" not in mounted(written[1])[folder]
+
+
+def claim_at(folder: str, pod: dict, container: dict) -> str:
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    claim = volumes[mounted(container)[folder]["name"]]["persistentVolumeClaim"]
+    name: str = claim["claimName"]
+    return name
 
 
 @pytest.mark.parametrize("folder", ["train", "trainjob"])

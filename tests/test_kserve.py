@@ -15,10 +15,12 @@ from kustomize import (
     check_resources,
     check_schema,
     rendered,
+    shown,
 )
 from processes import TIMEOUT, serving
 from tiny import PURE, jpeg, tiny_bundle
 
+import packshot
 from packshot.bundle import FORMAT
 from packshot.oip import open_inference_pb2 as oip
 from packshot.oip.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -76,6 +78,15 @@ def test_the_service_asks_for_what_the_runtime_offers(manifests, runtime, model)
 def test_one_version_is_fetched(model):
     # KServe takes every object that begins so: "1" would be the beginning of 10 too.
     assert model["storageUri"].endswith("/1/")
+
+
+def test_the_overlay_that_the_readme_shows_names_registry_and_bucket(tmp_path):
+    [manifests] = shown(DEPLOY / "kserve" / "README.md", tmp_path)
+    [container] = manifests.the("ServingRuntime")["spec"]["containers"]
+    image = f"registry.example.com/shop/packshot-serve-cpu:{packshot.__version__}"
+    assert container["image"] == image
+    model = manifests.the("InferenceService", "products")["spec"]["predictor"]["model"]
+    assert model["storageUri"] == "s3://shop-models/products/1/"
 
 
 def test_the_server_accepts_its_arguments(container):

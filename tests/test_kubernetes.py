@@ -2,9 +2,12 @@
 
 import importlib.util
 import itertools
+import json
 import os
 import re
+import subprocess
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import grpc
 import promql_parser
@@ -24,12 +27,15 @@ from kustomize import (
     check_schema,
     check_volumes,
     composed,
+    lines_of_an_overlay,
+    overlay,
     quantity,
     rendered,
     shown,
 )
-from processes import TIMEOUT, serving
+from processes import ROOT, TIMEOUT, serving
 
+import packshot
 from packshot import Client, Tls
 from packshot.cli import main
 from packshot.errors import Unauthenticated
@@ -197,14 +203,32 @@ def test_one_autoscaler_has_the_deployment(service):
 
 
 def test_the_policy_opens_what_the_other_components_need(service):
+    check_egress(service)
+
+
+def check_egress(service: Manifests) -> None:
     for policy in service.of("NetworkPolicy"):
-        opened = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
-        asked = {53}
+        opened = {
+            (namespace_of(rule), port["port"])
+            for rule in policy["spec"]["egress"]
+            for port in rule["ports"]
+        }
+        asked: set[tuple[str | None, int | None]] = {("kube-system", 53)}
         if endpoint := service.settings.get("PACKSHOT_OTLP_ENDPOINT"):
-            asked.add(int(endpoint.rpartition(":")[2]))
+            url = urlsplit(endpoint)
+            asked.add((url.hostname.split(".")[1], url.port))  # service.namespace
         if "initContainers" in service.server:  # they copy the models
-            asked.add(443)
+            asked.add((None, 443))
         assert opened == asked
+
+
+def namespace_of(rule: dict) -> str | None:
+    """That a rule opens calls to; None: anywhere."""
+    if "to" not in rule:
+        return None
+    [peer] = rule["to"]
+    name: str = peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+    return name
 
 
 def test_the_copied_models_are_verified_before_the_server_starts(store, capsys):
@@ -277,7 +301,8 @@ def test_volumes_are_there_and_of_one_kind(service):
     assert all(mount["readOnly"] for mount in server["volumeMounts"])
 
 
-README = (KUBERNETES / "README.md").read_text()
+PAGE = KUBERNETES / "README.md"
+README = PAGE.read_text()
 
 
 def told_to_make(secret: str) -> bool:
@@ -341,16 +366,132 @@ def test_the_rules_are_those_of_deploy_prometheus():
 
 
 def test_the_overlay_that_the_readme_shows_can_be_rendered(tmp_path):
-    [manifests] = shown(KUBERNETES / "README.md", tmp_path)
+    manifests, _ = shown(PAGE, tmp_path)
     for one in manifests:
         check_schema(one, NEWEST)
     check_volumes(manifests)
     names = {f"PACKSHOT_{name.upper()}" for name in Settings.model_fields}
     assert manifests.settings.keys() <= names
     assert manifests.settings["PACKSHOT_MODEL"] == "products"
+    assert manifests.settings["PACKSHOT_OTLP_ENDPOINT"] == "http://collector.tracing:4317"
+    check_egress(manifests)
     [container] = manifests.server["containers"]
     assert container["image"].startswith("registry.example.com/")
     assert manifests.of("PersistentVolumeClaim")[0]["spec"]["storageClassName"] == "nfs"
+
+
+def test_the_store_that_the_readme_shows_comes_from_its_registry(tmp_path):
+    servers, store = shown(PAGE, tmp_path)
+    [container] = store.the("Pod", "store")["spec"]["containers"]
+    assert container["image"] == f"{REGISTRY}/packshot-serve-cpu:{packshot.__version__}"
+    [volume] = store.the("Pod", "store")["spec"]["volumes"]
+    claim = volume["persistentVolumeClaim"]["claimName"]
+    assert servers.the("PersistentVolumeClaim", claim)
+    namespace = servers.the("PersistentVolumeClaim", claim)["metadata"]["namespace"]
+    assert f"kubectl -n {namespace} " in README
+    assert {one["metadata"]["namespace"] for one in store} == {namespace}
+
+
+REGISTRY = "registry.example.com/shop"
+
+
+def test_the_bucket_is_named_as_the_readme_says():
+    added = lines_of_an_overlay(PAGE, "packshot-download")
+    service = overlay("models-download", **added)
+    _, verify = service.server["initContainers"]
+    [source] = verify["envFrom"]
+    told = service.the("ConfigMap", source["configMapRef"]["name"])["data"]
+    assert told == {"SOURCE": "store:shop-models", "MODEL": "shoes"}
+
+
+def test_a_patched_setting_rolls_the_pods():
+    setting = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "packshot"}}
+    patch = yaml.safe_dump({**setting, "data": {"PACKSHOT_MODEL": "shoes"}})
+    service = overlay("models-pvc", patches=[{"patch": patch}])
+    assert service.settings["PACKSHOT_MODEL"] == "shoes"
+    assert service.server != composed("models-pvc").server  # the ConfigMap's name has a hash
+
+
+def test_the_image_of_models_is_named_by_a_patch():
+    component = KUBERNETES / "components" / "models-image"
+    patch = (component / "volume.yaml").read_text()
+    named = patch.replace("packshot-models:1", f"{REGISTRY}/packshot-models:3")
+    service = overlay("models-image", patches=[{"patch": named}])
+    [volume] = [one for one in service.server["volumes"] if "image" in one]
+    assert volume["image"]["reference"] == f"{REGISTRY}/packshot-models:3"
+
+
+def test_the_image_is_found_by_the_name_that_the_readme_gives():
+    for components, name in [
+        (("models-download",), "packshot-serve-cpu"),
+        (("models-download", "gpu"), "packshot-serve-gpu"),
+    ]:
+        assert f"`{name}`" in README
+        service = overlay(*components, images=[{"name": name, "newName": f"{REGISTRY}/{name}"}])
+        ours = [container["image"] for _, container in service.containers()][1:]  # less rclone's
+        assert ours == [f"{REGISTRY}/{name}:{packshot.__version__}"] * 2
+
+
+def test_the_label_for_the_operator_is_where_it_looks():
+    service = overlay("models-pvc", "monitoring", **lines_of_an_overlay(PAGE, "release:"))
+    for kind in ("PodMonitor", "PrometheusRule"):
+        [one] = service.of(kind)
+        assert one["metadata"]["labels"]["release"] == "kube-prometheus-stack"
+    assert "release" not in service.the("Deployment")["spec"]["selector"]["matchLabels"]
+    groups = service.of("PrometheusRule")[0]["spec"]["groups"]
+    assert "packshot.slo" in {group["name"] for group in groups}
+    assert "`packshot.slo`" in README
+
+
+@pytest.mark.parametrize(("kind", "components"), [("hpa", ()), ("scaledobject", ("keda",))])
+def test_scaling_by_hand_sets_what_the_autoscaler_has(kind, components):
+    [patch] = re.findall(r"patch hpa packshot --type merge -p '(.*)'", README)
+    given = json.loads(patch)["spec"].keys()
+    if kind == "scaledobject":
+        given = {name.replace("Replicas", "ReplicaCount") for name in given}
+        assert all(f"`{name}`" in README for name in given)
+    service = composed("models-pvc", *components)
+    [scaler] = [*service.of("HorizontalPodAutoscaler"), *service.of("ScaledObject")]
+    assert given <= scaler["spec"].keys()
+    assert re.search(rf"(patch |\(KEDA: `){kind}\b", README)
+    assert 10 in scaler["spec"].values()
+    assert "`maxReplicas`, 10" in README
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *DEPLOY.rglob("*.md")]
+
+
+def test_no_page_has_volumes_deleted_by_the_way():
+    told = {
+        folder
+        for page in pages()
+        for folder in re.findall(r"kubectl delete -k (deploy/[\w/-]+)", page.read_text())
+    }
+    assert "deploy/training/claims" in told  # there it is what is wanted, and said
+    for folder in told - {"deploy/training/claims"}:
+        gone = {one["kind"] for one in rendered(ROOT / folder)}
+        assert not gone & {"PersistentVolumeClaim", "Namespace"}, folder
+
+
+def test_make_renders_every_folder_into_the_one_namespace():
+    listed = subprocess.run(
+        ["make", "--silent", "--eval=listed: ; @echo $(MANIFESTS)", "listed"],
+        cwd=ROOT, check=True, text=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    folders = {DEPLOY / name for name in listed.stdout.split()}
+    kustomizations = DEPLOY.rglob("kustomization.yaml")
+    there = {one.parent for one in kustomizations if "kind: Kustomization\n" in one.read_text()}
+    assert folders == there - {KUBERNETES / "base"}
+    for folder in folders:
+        inside = [one["metadata"] for one in rendered(folder) if one["kind"] != "Namespace"]
+        assert {metadata.get("namespace") for metadata in inside} == {"packshot"}, folder
+
+
+def test_the_pages_push_the_version_that_the_manifests_name():
+    for page in (PAGE, DEPLOY / "kserve" / "README.md"):
+        pushed = re.findall(r"packshot-serve-cpu:([\d.]+)", page.read_text())
+        assert {*pushed} == {packshot.__version__}
 
 
 def test_the_readme_names_every_component_and_both_versions():
