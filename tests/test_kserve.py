@@ -72,7 +72,7 @@ def test_the_service_asks_for_what_the_runtime_offers(manifests, runtime, model)
     assert model["modelFormat"].items() <= offered.items()
     assert offered["version"] == str(FORMAT)
     assert model["protocolVersion"] in runtime["protocolVersions"] == ["grpc-v2"]
-    assert {one["metadata"]["namespace"] for one in manifests} == {"packshot"}
+    assert {one["metadata"]["namespace"] for one in manifests} == {"packshot-kserve"}
 
 
 def test_one_version_is_fetched(model):
@@ -104,6 +104,8 @@ def test_the_one_port_is_that_of_grpc(container):
     probe = container["readinessProbe"]["grpc"]
     assert probe["port"] == port["containerPort"]
     assert probe["service"] in SERVICES
+    alive = container["livenessProbe"]["grpc"]
+    assert alive == {"port": port["containerPort"], "service": ""}
 
 
 def test_metrics_are_looked_for_where_they_are(runtime):
