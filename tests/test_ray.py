@@ -476,12 +476,30 @@ def test_a_job_is_resumed_with_what_it_was_begun_with(refusal, tmp_path):
     assert f"{out}/_job.json cannot be read" in refusal("--resume")
 
 
+def assert_restricted(pod: dict) -> None:
+    """What a namespace whose pod security is `restricted` admits."""
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in pod["containers"]:
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
 def test_the_manifest_is_valid_and_starts_the_job():
     job = yaml.safe_load((ROOT / "deploy" / "ray" / "rayjob.yaml").read_text())
+    assert job["metadata"]["namespace"] == "packshot"
     cluster = job["spec"]["rayClusterSpec"]
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+    groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+    for group in groups:
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, **group["template"]}
+        assert group["template"]["spec"]["containers"][0]["envFrom"] == [
+            {"secretRef": {"name": "packshot-catalogue", "optional": True}}
+        ]
+    submitter = job["spec"]["submitterPodTemplate"]
+    assert submitter["spec"]["restartPolicy"] == "Never"
+    for template in (submitter, *(group["template"] for group in groups)):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, **template}
+        assert_restricted(pod["spec"])
         kubernetes_validate.validate(pod, "1.37", strict=True)
         assert {one["image"] for one in pod["spec"]["containers"]} == {
             f"packshot-ray:{__version__}"

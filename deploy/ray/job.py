@@ -30,7 +30,7 @@ from deploy.ray.output import Job, Output, Parts, Summary
 from deploy.ray.worker import Classifier, Task, refusal
 
 ROWS = 64
-"""Images that a worker is given at a time: the reading of all but the first goes on beside."""
+"""Images that a worker is given at a time, at most: the reading of all but the first goes on beside."""
 
 MAX_ROWS = 1000
 BLOCKS_PER_ACTOR = 4
@@ -95,7 +95,8 @@ def run(options: Options) -> Summary:
         if not options.resume:
             output.begin(job)
         output.reopen()
-        _classify(_dataset(images, done, machines), task, machines, options.output)
+        dataset, rows = _dataset(images, done, machines)
+        _classify(dataset, rows, task, machines, options.output)
     return output.finish(ids)
 
 
@@ -243,26 +244,33 @@ def _prove(task: Task, machines: Machines) -> None:
         raise ServiceFailed(reason)
 
 
-def _dataset(images: pa.Table | Parquet, done: pa.ChunkedArray, machines: Machines) -> Any:
-    """What has no answer yet, in blocks: each becomes a file, and is lost with its worker."""
+def _dataset(
+    images: pa.Table | Parquet, done: pa.ChunkedArray, machines: Machines
+) -> tuple[Any, int]:
+    """What has no answer yet, in blocks, and how many rows a worker is to be given at a time.
+
+    A block becomes a file, and is lost with its worker.
+    """
     if not isinstance(images, Parquet):
         left = without(images, done)
         share = len(left) // (machines.actors * BLOCKS_PER_ACTOR)
         rows = max(1, min(MAX_ROWS, share))
-        return ray.data.from_arrow(
-            [left.slice(start, rows) for start in range(0, len(left), rows)] or [left]
-        )
+        blocks = [left.slice(start, rows) for start in range(0, len(left), rows)] or [left]
+        # Ray puts blocks together until they have what is asked for: of a small catalogue one
+        # worker would get it all.
+        return ray.data.from_arrow(blocks), min(ROWS, rows)
     ray.data.DataContext.get_current().target_max_block_size = BLOCK_BYTES
     known = ray.put(done)
     # Ray's own reading of Parquet asks for cores, and the workers have them all: it would wait for
     # them, and they for it.
-    return ray.data.from_arrow(images.groups()).map_batches(
+    read = ray.data.from_arrow(images.groups()).map_batches(
         lambda groups: (without(rows, ray.get(known)) for rows in images.rows_of(groups)),
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=0,
         compute=ray.data.TaskPoolStrategy(max(1, machines.actors // 2)),
     )
+    return read, ROWS
 
 
 def without(rows: pa.Table, done: pa.ChunkedArray) -> pa.Table:
@@ -270,12 +278,12 @@ def without(rows: pa.Table, done: pa.ChunkedArray) -> pa.Table:
     return rows.filter(pc.invert(pc.is_in(rows[ID], value_set=done)))
 
 
-def _classify(dataset: Any, task: Task, machines: Machines, output: str) -> None:
+def _classify(dataset: Any, rows: int, task: Task, machines: Machines, output: str) -> None:
     answers = dataset.map_batches(
         Classifier,
         fn_constructor_args=(task,),
         batch_format="pyarrow",
-        batch_size=ROWS,
+        batch_size=rows,
         compute=ray.data.ActorPoolStrategy(size=machines.actors),
         num_cpus=machines.cpus,
         num_gpus=machines.gpus or None,
