@@ -30,7 +30,7 @@ from deploy.ray.output import Job, Output, Parts, Summary
 from deploy.ray.worker import Classifier, Task, refusal
 
 ROWS = 64
-"""Images that a worker is given at a time, at most: the reading of all but the first goes on beside."""
+"""Images a worker is given at a time, or fewer: reading goes on while the first are decoded."""
 
 MAX_ROWS = 1000
 BLOCKS_PER_ACTOR = 4
