@@ -5,6 +5,7 @@ import secrets
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,15 +28,24 @@ from tiny import PURE, encoded, jpeg
 
 from deploy.ray.classify import main, parser
 from deploy.ray.images import Reader, Unreadable, images_in
-from deploy.ray.worker import Classifier, Task
+from deploy.ray.job import CODE, Machines, Options, Source, machines_for
+from deploy.ray.output import Output
+from deploy.ray.worker import SCHEMA, Classifier, Task
 from packshot import Client, __version__
+from packshot.errors import DamagedFile, InvalidInput
 from packshot.image import ImageLimits
 from serving.ranking import Ranking
 from serving.version import EngineChoice
 
 BAD = {"text": b"no picture", "empty": b"", "half": jpeg(PURE["red"])[:-300]}
+ODD = {  # what a server may say in the place of HTTP, and what is told of it
+    "garbage": b"no HTTP\r\n\r\n",
+    "cut": b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + bytes(500),
+    "nothing": b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n",
+    "chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc",
+}
 REASONS = {"text": "not_an_image", "empty": "empty", "half": "damaged", "gone": "unreadable"}
-FILES, ROWS = 8, 64
+FILES, ROWS = 4, 32
 RUN_TIMEOUT = 600  # Ray starts a dozen processes, which takes minutes where cores are busy
 
 
@@ -50,7 +60,7 @@ def surroundings():
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     yield environment(
         RAY_TMPDIR=folder, RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN=secrets.token_hex(32),
+        RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_worker_niceness="0",
     )  # fmt: skip
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -104,7 +114,7 @@ class Shop(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Page)
         self.asked = Counter()
-        self.before = lambda name, port: None
+        self.before = lambda number, port: None
         self.lock = threading.Lock()
 
     @property
@@ -117,10 +127,13 @@ class _Page(BaseHTTPRequestHandler):
         name = self.path.strip("/")
         with self.server.lock:
             self.server.asked[name] += 1
-            self.server.before(name, self.client_address[1])
+            number = self.server.asked.total()
+        self.server.before(number, self.client_address[1])  # others are answered meanwhile
         try:
             if name == "gone":
                 return self.send_error(404)
+            if name in ODD:
+                return self.wfile.write(ODD[name])
             content = BAD[name] if name in BAD else picture(int(name))
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
@@ -176,20 +189,20 @@ def write_catalogue(folder: Path, url: str) -> set[str]:
 
 
 def test_a_killed_job_is_resumed_and_a_killed_worker_does_its_work_again(
-    store, tmp_path, shop, cluster, surroundings
+    store, tmp_path, shop, cluster, surroundings, capsys
 ):
     ids = write_catalogue(tmp_path / "catalogue", shop.url)
     out = tmp_path / "out"
     job = (
         "--models", store, "--model", "colours", "--input", tmp_path / "catalogue",
         "--image-column", "url", "--id-column", "sku", "--output", out, "--engines", "fp32",
-        "--address", cluster, "--top-k", 3,
+        "--address", cluster, "--top-k", 3, "--http-timeout-seconds", RUN_TIMEOUT,
     )  # fmt: skip
 
     with started(surroundings, *job) as process:
 
-        def kill_the_job(*_) -> None:
-            if shop.asked.total() == len(ids) // 2:
+        def kill_the_job(number, _) -> None:
+            if number == len(ids) // 2:
                 until(lambda: process.poll() is not None or list(out.glob("part-*")))
                 process.kill()
 
@@ -200,15 +213,15 @@ def test_a_killed_job_is_resumed_and_a_killed_worker_does_its_work_again(
     first = set(answers(out))
     assert 0 < len(first) < len(ids)
 
-    code, told = classify(surroundings, *job)
-    assert code == 2
+    assert main([str(part) for part in job]) == 2
+    told = capsys.readouterr().err
     assert f"{out} is there already: name another folder, or give --resume" in told
 
     shop.asked.clear()
     killed = []
 
-    def kill_a_worker(_, port) -> None:
-        if shop.asked.total() == 10:
+    def kill_a_worker(number, port) -> None:
+        if number == 10:
             killed.append(owner(port))
             os.kill(killed[0], signal.SIGKILL)
 
@@ -256,12 +269,12 @@ def assert_same(found, served) -> None:
             assert row["probability"] == row["probabilities"][0]
 
 
-def test_answers_are_the_servers(served, store, tmp_path, surroundings):
+def test_answers_are_the_servers(served, store, tmp_path, cluster, surroundings):
     files = {str(number): picture(number) for number in range(40)} | BAD
     table = pa.table({"number": list(files), "file": pa.array(list(files.values()), pa.binary())})
     pq.write_table(table, tmp_path / "catalogue.parquet")
     code, told = classify(
-        surroundings, "--models", store, "--model", "colours", "--actors", 2,
+        surroundings, "--models", store, "--model", "colours", "--actors", 2, "--address", cluster,
         "--input", tmp_path / "catalogue.parquet", "--image-column", "file",
         "--id-column", "number", "--output", tmp_path / "out", "--top-k", 2,
         "--min-confidence", 0.6,
@@ -301,6 +314,42 @@ def test_a_picture_of_too_many_bytes_is_not_read_to_its_end(tmp_path):
         Reader(None, max_bytes=10).read("odd://a/b.jpg")
 
 
+def test_no_url_and_no_reply_ends_the_job(shop):
+    reader = Reader(None, max_bytes=5000, http_timeout_seconds=TIMEOUT)
+    for url, why in {
+        "http://h/a b.jpg": "URL can't contain control characters",
+        "http://host:abc/a.jpg": "nonnumeric port",
+        f"{shop.url}/garbage": "no HTTP",
+        f"{shop.url}/cut": "the connection broke off",
+        f"{shop.url}/nothing": "the connection broke off",
+        f"{shop.url}/chunk": "IncompleteRead",
+        f"{shop.url}/gone": "HTTP Error 404",
+    }.items():
+        with pytest.raises(Unreadable) as refused:
+            reader.read(url)
+        assert str(refused.value).startswith(f"{url} cannot be read: ")
+        assert why in str(refused.value)
+    assert reader.read(f"{shop.url}/1") == picture(1)
+    assert len(Reader(None, max_bytes=10).read(f"{shop.url}/cut")) == 11  # refused as too large
+
+
+def test_an_engine_that_no_worker_has_is_told_in_a_line(store, tmp_path, surroundings):
+    """On a cluster that the job starts itself. Nothing is left in the way of the next attempt."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "red.jpg").write_bytes(jpeg(PURE["red"]))
+    code, told = classify(
+        surroundings, "--models", store, "--model", "colours", "--require", "tensorrt",
+        "--input", tmp_path / "photos", "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 2, told
+    last = told.splitlines()[-1]
+    assert last.startswith("packshot: ")
+    assert "tensorrt" in last
+    assert "Traceback" not in told
+    assert "--resume" not in told
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def refusal(store, tmp_path, capsys):
     """A function from the changed options of a job to why it is refused, before Ray starts."""
@@ -330,7 +379,90 @@ def test_what_makes_no_sense_is_refused_with_the_remedy(refusal, tmp_path):
     assert "which names no image: name a column" in refusal(**table, image_column="file")
     assert "min_confidence is 2.0; it must be from 0 to 1" in refusal(min_confidence=2)
     assert "no-such-kind://a cannot be opened" in refusal(output="no-such-kind://a")
+    again = {"input": tmp_path / "again.parquet", "image_column": "url"}
+    pq.write_table(pa.table({"url": ["a", "b", "a", "a", "b", "c"]}), again["input"])
+    assert f"2 ids occur more than once in {again['input']}: name a column" in refusal(**again)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_had_is_told_in_a_line(refusal, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        nobody = f"127.0.0.1:{taken.getsockname()[1]}"
+    assert f"no Ray cluster at {nobody}: [Errno 111]" in refusal(address=nobody)
+    assert "no Ray cluster at nonsense: Invalid address" in refusal(address="nonsense")
+    told = refusal(output=tmp_path / ("out" * 100))
+    assert told.startswith("packshot: ")
+    assert "File name too long" in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "span"),
+    [
+        ("--max-batch", "0", "from 1 to 256"),
+        ("--max-image-bytes", "-1", "from 1 to 1073741824"),
+        ("--max-image-pixels", "0", "from 1 to 89000000"),
+        ("--actors", "-1", "0 or more"),
+        ("--cpus-per-actor", "-1", "0 or more"),
+        ("--top-k", "-1", "0 or more"),
+        ("--version", "0", "1 or more"),
+        ("--http-timeout-seconds", "nan", "from 0.001 to 86400.0"),
+    ],
+)
+def test_numbers_have_a_range(flag, value, span, capsys):
+    usual = ["--models", "m", "--model", "a", "--input", "i", "--output", "o"]
+    with pytest.raises(SystemExit) as ended:
+        main([*usual, f"{flag}={value}"])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert f"argument {flag}: {value} is out of range; it must be {span}" in told
+
+
+def options(**changed) -> Options:
+    return Options(
+        models=Path("models"), model="a", source=Source(name="photos"), output="out",
+        ranking=Ranking(), limits=ImageLimits(), engines=("cuda", "int8"), max_batch=8, **changed,
+    )  # fmt: skip
+
+
+def test_workers_fit_on_the_machines():
+    small, large = {"CPU": 6.0, "memory": 1e9}, {"CPU": 16.0}
+    one_gpu, four_gpus = {"CPU": 8.0, "GPU": 1.0}, {"CPU": 16.0, "GPU": 4.0}
+    mixed = [small, large, one_gpu, four_gpus]
+    assert machines_for(options(), mixed) == Machines(actors=5, cpus=4, gpus=1)
+    assert machines_for(options(cpus_per_actor=8), mixed) == Machines(actors=3, cpus=8, gpus=1)
+    assert machines_for(options(), [small, large]) == Machines(actors=22, cpus=1, gpus=0)
+    assert machines_for(options(cpus_per_actor=4), [small, large]) == Machines(
+        actors=5, cpus=4, gpus=0
+    )
+    on_cpus = options(require="int8", actors=3)
+    assert machines_for(on_cpus, mixed) == Machines(actors=3, cpus=1, gpus=0)
+    assert machines_for(options(), [{"GPU": 2.0}]) == Machines(actors=2, cpus=0, gpus=1)
+    assert machines_for(options(), [{}]) == Machines(actors=1, cpus=1, gpus=0)
+    with pytest.raises(InvalidInput, match="64, and the largest machine has 16 cores: lower it"):
+        machines_for(options(cpus_per_actor=64), [small, large])
+    with pytest.raises(InvalidInput, match="17, and the largest machine with a GPU has 16 cores"):
+        machines_for(options(cpus_per_actor=17), mixed)
+
+
+def test_a_folder_whose_answers_are_not_those_of_the_input_is_not_finished(tmp_path):
+    output = Output(str(tmp_path))
+    rows = [{"id": name, "abstained": False, "engine": "fp32"} for name in "abc"]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "part-1-000000.parquet")
+    for ids, why in (
+        ("abcd", "3 answers to 4 images: is it a folder that all machines"),
+        ("ab", "1 answers to images that are not there: the input has changed since"),
+        ("abd", "the input has changed since"),
+    ):
+        with pytest.raises(DamagedFile, match=why):
+            output.finish(pa.chunked_array([list(ids)]))
+    assert not (tmp_path / "_SUCCESS").exists()
+    assert output.finish(pa.chunked_array([["c", "a"], ["b"]])).images == 3
+    pq.write_table(
+        pa.Table.from_pylist(rows[:2], schema=SCHEMA), tmp_path / "part-2-000000.parquet"
+    )
+    with pytest.raises(DamagedFile, match="2 ids that are answered more than once"):
+        output.finish(pa.chunked_array([list("abc")]))
 
 
 def test_a_job_is_resumed_with_what_it_was_begun_with(refusal, tmp_path):
@@ -344,12 +476,30 @@ def test_a_job_is_resumed_with_what_it_was_begun_with(refusal, tmp_path):
     assert f"{out}/_job.json cannot be read" in refusal("--resume")
 
 
+def assert_restricted(pod: dict) -> None:
+    """What a namespace whose pod security is `restricted` admits."""
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for container in pod["containers"]:
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
 def test_the_manifest_is_valid_and_starts_the_job():
     job = yaml.safe_load((ROOT / "deploy" / "ray" / "rayjob.yaml").read_text())
+    assert job["metadata"]["namespace"] == "packshot"
     cluster = job["spec"]["rayClusterSpec"]
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+    groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+    for group in groups:
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, **group["template"]}
+        assert group["template"]["spec"]["containers"][0]["envFrom"] == [
+            {"secretRef": {"name": "packshot-catalogue", "optional": True}}
+        ]
+    submitter = job["spec"]["submitterPodTemplate"]
+    assert submitter["spec"]["restartPolicy"] == "Never"
+    for template in (submitter, *(group["template"] for group in groups)):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, **template}
+        assert_restricted(pod["spec"])
         kubernetes_validate.validate(pod, "1.37", strict=True)
         assert {one["image"] for one in pod["spec"]["containers"]} == {
             f"packshot-ray:{__version__}"
@@ -357,3 +507,14 @@ def test_the_manifest_is_valid_and_starts_the_job():
     python, m, module, *arguments = shlex.split(job["spec"]["entrypoint"])
     assert (python, m, module) == ("python", "-m", "deploy.ray.classify")
     assert parser().parse_args(arguments).input == "s3://catalogue/photos"
+
+
+def test_what_the_image_needs_is_sent_to_its_builder():
+    """`COPY . /app` of the README brings what .dockerignore lets through."""
+    readme = (ROOT / "deploy" / "ray" / "README.md").read_text()
+    assert (
+        "COPY --chown=10001:10001 . /app\nRUN pip install --no-cache-dir '.[ray,serve]'" in readme
+    )
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines()}
+    code = {name for name in CODE if name != "deploy"} | {"deploy/__init__.py", "deploy/ray"}
+    assert code | {"pyproject.toml", "README.md", "LICENSE"} <= allowed

@@ -1,11 +1,15 @@
 """Classify a catalogue of images on the engine of a bundle, on one machine or a Ray cluster."""
 
 import argparse
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from annotated_types import Ge, Le
+
+from deploy.ray.images import HTTP_TIMEOUT_SECONDS
 from packshot.errors import PackshotError
 from packshot.image import ImageLimits
 from serving.ranking import DEFAULT_TOP_K, Ranking
@@ -24,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(given)
     except PackshotError as error:
         print(f"packshot: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # of a file system: no right, no credentials, a full disk
+        print(f"packshot: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -45,6 +52,7 @@ def _run(given: argparse.Namespace) -> int:
         engines=tuple(given.engines.split(",")),
         require=given.require,
         max_batch=given.max_batch,
+        http_timeout_seconds=given.http_timeout_seconds,
         actors=given.actors,
         cpus_per_actor=given.cpus_per_actor,
         address=given.address,
@@ -63,7 +71,12 @@ def parser() -> argparse.ArgumentParser:
     add("--models", type=Path, required=True, metavar="PATH",
         help="bundle store; on a cluster a path that all machines share")  # fmt: skip
     add("--model", required=True, metavar="NAME", help="model of the store")
-    add("--version", type=int, metavar="N", help="version (default: the one that would be served)")
+    add(
+        "--version",
+        type=between(1),
+        metavar="N",
+        help="version (default: the one that would be served)",
+    )
     add("--input", required=True, metavar="PATH|URI",
         help="folder of images, searched at any depth; or Parquet file or folder")  # fmt: skip
     add("--image-column", metavar="NAME",
@@ -74,26 +87,52 @@ def parser() -> argparse.ArgumentParser:
     add("--output", required=True, metavar="PATH|URI", help="folder to write; it must not exist")
     add("--resume", action="store_true",
         help="go on with a folder that is there: answer what it has no answer to")  # fmt: skip
-    add("--top-k", type=int, default=DEFAULT_TOP_K, metavar="N",
+    add("--top-k", type=between(0), default=DEFAULT_TOP_K, metavar="N",
         help="labels an image (default: %(default)s)")  # fmt: skip
     add("--min-confidence", type=float, metavar="X",
         help="mark less probable answers abstained (default: the model's threshold)")  # fmt: skip
     add("--engines", default=",".join(DEFAULTS["engines"]), metavar="A,B",
         help="engines to try on each machine, in order (default: %(default)s)")  # fmt: skip
     add("--require", metavar="NAME", help="use this engine or fail")
-    add("--max-batch", type=int, default=DEFAULTS["max_batch"], metavar="N",
+    add("--max-batch", type=as_served("max_batch"), default=DEFAULTS["max_batch"], metavar="N",
         help="images a run of the engine (default: %(default)s)")  # fmt: skip
-    add("--max-image-bytes", type=int, default=DEFAULTS["max_image_bytes"], metavar="N",
+    add("--max-image-bytes", type=as_served("max_image_bytes"), metavar="N",
+        default=DEFAULTS["max_image_bytes"],
         help="an image, encoded (default: %(default)s)")  # fmt: skip
-    add("--max-image-pixels", type=int, default=DEFAULTS["max_image_pixels"], metavar="N",
+    add("--max-image-pixels", type=as_served("max_image_pixels"), metavar="N",
+        default=DEFAULTS["max_image_pixels"],
         help="width times height (default: %(default)s)")  # fmt: skip
-    add("--actors", type=int, default=0, metavar="N",
+    add("--http-timeout-seconds", type=between(0.001, 86_400.0), default=HTTP_TIMEOUT_SECONDS,
+        metavar="S", help="an image that is a URL: its server's longest silence "
+        "(default: %(default)s)")  # fmt: skip
+    add("--actors", type=between(0), default=0, metavar="N",
         help="workers, an engine each (default: a core each, or a GPU each)")  # fmt: skip
-    add("--cpus-per-actor", type=int, default=0, metavar="N",
+    add("--cpus-per-actor", type=between(0), default=0, metavar="N",
         help="cores a worker decodes with (default: 1; beside a GPU its share)")  # fmt: skip
     add("--address", metavar="HOST:PORT",
         help="Ray cluster to run on (default: RAY_ADDRESS, else one of this machine)")  # fmt: skip
     return command
+
+
+def between(low: float, high: float = math.inf) -> Callable[[str], float]:
+    """A number of the kind of `low`, for argparse."""
+
+    def number(text: str) -> float:
+        value = type(low)(text)
+        if not low <= value <= high:
+            span = f"{low} or more" if high == math.inf else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range; it must be {span}")
+        return value
+
+    return number
+
+
+def as_served(name: str) -> Callable[[str], float]:
+    """The range of the server's setting of that name."""
+    rules = Settings.model_fields[name].metadata
+    (low,) = (rule.ge for rule in rules if isinstance(rule, Ge))
+    (high,) = (rule.le for rule in rules if isinstance(rule, Le))
+    return between(low, high)  # type: ignore[arg-type]  # both are numbers
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 import urllib.request
 from collections.abc import Iterator
 from functools import cache
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
@@ -17,7 +20,7 @@ from packshot.image import SUFFIXES
 ID, IMAGE = "id", "image"
 FILE, GROUP = "file", "group"
 ROWS_AT_A_TIME = 64
-HTTP_TIMEOUT_SECONDS = 30
+HTTP_TIMEOUT_SECONDS = 30.0
 
 
 class Unreadable(InvalidInput):
@@ -85,8 +88,8 @@ class Parquet:
                 "that does, --id-column"
             )
 
-    def count(self) -> int:
-        return int(self._files.count_rows())
+    def ids(self) -> pa.ChunkedArray:
+        return self._files.to_table([self.id_column])[self.id_column].cast(pa.string())
 
     def groups(self) -> list[pa.Table]:
         """The row groups, each a table of one row: a path for `rows_of`, and a number."""
@@ -119,9 +122,15 @@ class Parquet:
 class Reader:
     """Bytes of images: they themselves, paths within `folder`, or local paths and URLs."""
 
-    def __init__(self, folder: str | None, max_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: str | None,
+        max_bytes: int,
+        http_timeout_seconds: float = HTTP_TIMEOUT_SECONDS,
+    ) -> None:
         self._folder = None if folder is None else place(folder)
         self._max_bytes = max_bytes
+        self._http_timeout_seconds = http_timeout_seconds
 
     def read(self, image: bytes | str | None) -> bytes:
         """Of a larger file one byte more than the limit, to be refused. Raises Unreadable."""
@@ -131,18 +140,28 @@ class Reader:
             return image
         try:
             return self._read_from(image)
-        except (OSError, ValueError, InvalidInput) as error:  # urllib's, pyarrow's, `place`'s
+        # urllib's, pyarrow's, http.client's (which are no OSError), `place`'s
+        except (OSError, ValueError, HTTPException, InvalidInput) as error:
+            if isinstance(error, HTTPError):
+                error.close()  # it holds the connection
             raise Unreadable(f"{image} cannot be read: {error}") from error
 
     def _read_from(self, name: str) -> bytes:
         if self._folder is None and urlsplit(name).scheme in ("http", "https"):
-            with urllib.request.urlopen(name, timeout=HTTP_TIMEOUT_SECONDS) as response:  # noqa: S310  # http or https
-                content: bytes = response.read(self._max_bytes + 1)
-            return content
+            return self._fetched(name)
         filesystem, path = self._located(name)
         with filesystem.open_input_stream(path, compression=None) as stream:
             read: bytes = stream.read(self._max_bytes + 1)
         return read
+
+    def _fetched(self, url: str) -> bytes:
+        with urllib.request.urlopen(url, timeout=self._http_timeout_seconds) as response:  # noqa: S310  # http or https
+            content: bytes = response.read(self._max_bytes + 1)
+            # Of a body that ends too early `read` with a size says nothing. `length` is what is
+            # still to come, None where the server did not tell.
+            if response.length and len(content) <= self._max_bytes:
+                raise Unreadable("the connection broke off")
+        return content
 
     def _located(self, name: str) -> tuple[FileSystem, str]:
         if self._folder is not None:
@@ -154,6 +173,11 @@ class Reader:
         base = f"{parts.scheme}://{parts.netloc}"
         filesystem, root = _opened(f"{base}/")
         return filesystem, f"{root}/{name.removeprefix(base).lstrip('/')}"
+
+
+def repeated(ids: pa.ChunkedArray) -> int:
+    """How many ids occur more than once."""
+    return int(pc.sum(pc.greater(ids.value_counts().field("counts"), 1)).as_py() or 0)
 
 
 @cache

@@ -20,7 +20,7 @@ import pyarrow.parquet
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 from ray.data import Datasink
 
-from deploy.ray.images import ID, place
+from deploy.ray.images import ID, place, repeated
 from packshot.atomic import write_whole
 from packshot.errors import DamagedFile, InvalidInput
 
@@ -60,13 +60,17 @@ class Output:
         self.name = name
         self._filesystem, self._path = place(name)
 
-    def begin(self, job: Job) -> None:
+    def must_be_new(self) -> None:
         """Raises InvalidInput if something is there already."""
         if self._names():
             raise InvalidInput(
                 f"{self.name} is there already: name another folder, or give --resume to answer "
                 "what it has no answer to yet"
             )
+
+    def begin(self, job: Job) -> None:
+        """Raises InvalidInput if something is there already."""
+        self.must_be_new()
         self._put(JOB, msgspec.json.encode(job))
 
     def begun(self) -> Job:
@@ -89,14 +93,10 @@ class Output:
         if SUCCESS in self._names():
             self._filesystem.delete_file(f"{self._path}/{SUCCESS}")
 
-    def finish(self, expected: int) -> Summary:
-        """Counts, and marks the folder as finished. Raises DamagedFile if answers are missing."""
-        table = self._answers().to_table(columns=["abstained", "reason", "engine"])
-        if len(table) != expected:
-            raise DamagedFile(
-                f"{self.name} has {len(table)} answers to {expected} images: is it a folder that "
-                "all machines of the cluster share?"
-            )
+    def finish(self, ids: pa.ChunkedArray) -> Summary:
+        """Counts, and marks the folder as finished. Raises DamagedFile unless each id is there."""
+        table = self._answers().to_table(columns=[ID, "abstained", "reason", "engine"])
+        self._check(table[ID], ids)
         summary = Summary(
             images=len(table),
             abstained=pc.sum(table["abstained"]).as_py() or 0,
@@ -106,12 +106,30 @@ class Output:
         self._put(SUCCESS, msgspec.json.encode(summary))
         return summary
 
+    def _check(self, answered: pa.ChunkedArray, ids: pa.ChunkedArray) -> None:
+        unknown = len(answered) - (pc.sum(pc.is_in(answered, value_set=ids)).as_py() or 0)
+        if unknown:
+            raise DamagedFile(
+                f"{self.name} has {unknown} answers to images that are not there: the input has "
+                "changed since; put them back, or name another folder"
+            )
+        if twice := repeated(answered):
+            raise DamagedFile(
+                f"{self.name} has {twice} ids that are answered more than once: two jobs wrote "
+                "into it; name another folder"
+            )
+        if len(answered) != len(ids):
+            raise DamagedFile(
+                f"{self.name} has {len(answered)} answers to {len(ids)} images: is it a folder "
+                "that all machines of the cluster share?"
+            )
+
     def _names(self) -> list[str]:
         found = self._filesystem.get_file_info(FileSelector(self._path, allow_not_found=True))
         return [one.base_name for one in found]
 
     def _answers(self) -> Any:
-        files = self._filesystem.get_file_info(FileSelector(self._path))
+        files = self._filesystem.get_file_info(FileSelector(self._path, allow_not_found=True))
         parts = [
             one.path
             for one in files

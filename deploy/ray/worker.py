@@ -10,8 +10,8 @@ from typing import TypeAlias, TypeVar
 import msgspec
 import pyarrow as pa
 
-from deploy.ray.images import ID, IMAGE, Reader, Unreadable
-from packshot.errors import ImageError
+from deploy.ray.images import HTTP_TIMEOUT_SECONDS, ID, IMAGE, Reader, Unreadable
+from packshot.errors import ImageError, PackshotError
 from packshot.image import ImageLimits, Pixels, load_pixels
 from serving.ranking import Classified, Ranking, ranked
 from serving.supply import Store
@@ -49,6 +49,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     ranking: Ranking
     decoders: int
     folder: str | None
+    http_timeout_seconds: float = HTTP_TIMEOUT_SECONDS
 
 
 class Classifier:
@@ -61,7 +62,7 @@ class Classifier:
         store = Store(task.version_folder.parents[1])
         bundle, self._opened = open_version(store, task.version_folder, task.choice)
         self._manifest = bundle.manifest
-        self._reader = Reader(task.folder, task.limits.max_bytes)
+        self._reader = Reader(task.folder, task.limits.max_bytes, task.http_timeout_seconds)
         self._reading = ThreadPoolExecutor(READING, "read")
         self._decoding = ThreadPoolExecutor(task.decoders, "decode")
 
@@ -118,6 +119,15 @@ class Classifier:
             "probabilities": [one.probability for one in answer.predictions],
             "abstained": answer.abstained,
         }
+
+
+def refusal(task: Task) -> str | None:
+    """Why no worker can be had, if none can."""
+    try:
+        Classifier(task)
+    except PackshotError as error:
+        return str(error)
+    return None
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
