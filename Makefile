@@ -90,7 +90,7 @@ load: $(READY) ## load-test the server on PORT with LOAD=--sweep ... or a rate; 
 	  --out runs/load $(LOAD) $(if $(wildcard $(DATA)),"$(DATA)")
 
 test: $(READY) ## run the tests, two files at a time
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The base by the digest that its name has today: what was built can be told, and built again.
 image: ## build the image packshot-TARGET (serve-cpu, serve-gpu, train) on BASE, by docker or podman

@@ -1,3 +1,4 @@
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     except EngineRefused as refused:
         for item in for_gpu:
             item.add_marker(pytest.mark.skip(reason=f"{refused.reason}: {refused}"))
+
+
+@pytest.fixture(autouse=True)
+def plain_log_records() -> None:
+    """Ray, once imported, puts a field of its own into every record of the process."""
+    logging.setLogRecordFactory(logging.LogRecord)
 
 
 @pytest.fixture
