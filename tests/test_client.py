@@ -109,10 +109,11 @@ def test_requests_are_as_large_as_the_server_takes(store, folder):
 
 
 class Reluctant(ClassifierServicer):
-    """Refuses the first two times, as an overloaded server does."""
+    """Refuses the first two times, as an overloaded server does, or one that has just stopped."""
 
-    def __init__(self):
+    def __init__(self, code):
         self.calls = 0
+        self._code = code
 
     def GetModel(self, request, context):  # noqa: N802
         return pb.GetModelResponse(max_images_per_request=8)
@@ -121,13 +122,16 @@ class Reluctant(ClassifierServicer):
         self.calls += 1
         if self.calls <= 2:
             context.set_trailing_metadata((("grpc-retry-pushback-ms", "10"),))
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "later")
+            context.abort(self._code, "later")
         prediction = pb.Prediction(label="red", probability=1)
         return pb.ClassifyResponse(results=[pb.ImageResult(predictions=[prediction])])
 
 
-def test_an_overloaded_server_is_asked_again_also_with_a_large_image():
-    reluctant = Reluctant()
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED], ids=str
+)
+def test_a_server_that_refuses_is_asked_again_also_with_a_large_image(code):
+    reluctant = Reluctant(code)
     server = grpc.server(ThreadPoolExecutor(1), options=[("grpc.max_receive_message_length", -1)])
     add_ClassifierServicer_to_server(reluctant, server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -87,7 +87,7 @@ USERS = [
         f"sum(packshot_ready{{{SERVER}}})",
     ),
     number(
-        "Goodput", "Requests answered with OK, a second.", units.RequestsPerSecond,
+        "Answered", "Requests answered with OK, a second; streams too.", units.RequestsPerSecond,
         total("grpc_server_handled_total", CALLS, 'grpc_code="OK"'),
     ),
     number(

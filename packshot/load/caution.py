@@ -13,7 +13,7 @@ TAILS = {"p99": 100, "p99.9": 1000}
 
 def cut_short(sweep: Sweep | None) -> Iterator[str]:
     if sweep is not None and sweep.cut_short is not None:
-        yield (f"the sweep did not come to its end, higher rates are missing: {sweep.cut_short}")
+        yield f"the sweep did not come to its end, rates are missing: {sweep.cut_short}"
 
 
 def doubts_told(runs: Sequence[LoadReport]) -> Iterator[str]:
