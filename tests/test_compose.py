@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 import yaml
-from processes import ROOT
+from processes import ROOT, program
 from scraped import need
 
 import packshot
@@ -112,7 +112,7 @@ def test_the_probe_asks_whether_the_server_is_ready():
     kind, *command = SERVER["healthcheck"]["test"]
     assert kind == "CMD"
     assert command[command.index("--service") + 1] == READY
-    done = subprocess.run(["packshot", "probe", "--help"], text=True, capture_output=True)
+    done = program("packshot.cli", "probe", "--help")
     for flag in (one for one in command if one.startswith("--")):
         assert flag in done.stdout, shlex.join(command)
     assert float(command[command.index("--timeout") + 1]) < seconds(
