@@ -19,9 +19,9 @@ from benchmarks.measured import Measured, cpu, throughput
 from benchmarks.options import Options, cpu_engine
 from benchmarks.photos import photos
 from benchmarks.process import server
+from exporters.proof import open_onnx
 from packshot.cores import available_cores
 from packshot.image import load_pixels, read_pixels
-from serving.engines.onnxruntime import OnnxRuntimeEngine
 
 LANE_BATCH = 4
 PICTURES = 16
@@ -36,7 +36,7 @@ def measure(options: Options) -> Findings:
     bundle, cores = options.open_bundle(), available_cores()
     engine_name, spec = cpu_engine(bundle), bundle.manifest.image
     images = [load_pixels(photo, spec).tobytes() for photo in photos(PICTURES)]
-    engine = OnnxRuntimeEngine(bundle.engine_path(engine_name), name=engine_name, lanes=cores)
+    engine = open_onnx(bundle.engine_path(engine_name), engine_name)
     of_lanes = [batches(images, LANE_BATCH, partial(read_pixels, spec=spec)) for _ in range(cores)]
     with server(options.models, options.model, "--engines", engine_name) as served:
         plan = steady(served, options.seconds, pixels=True)

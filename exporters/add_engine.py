@@ -30,6 +30,7 @@ from packshot.bundle import (
 from packshot.errors import AnswersDiffer, InvalidInput
 from packshot.image import Pixels
 from packshot.store import current_version, new_version, share
+from serving.engines.openvino import OpenVinoEngine
 
 WRITTEN_ANEW = (LABELS, REPORT)
 
@@ -71,7 +72,9 @@ def add_engine(options: AddOptions) -> Path:
         made, left_out = make_all(maker, options.engines, options.require)
         if not made:
             told = "; ".join(f"{name}: {why}" for name, why in left_out.items())
-            raise AnswersDiffer(f"no engine was added: {told}")
+            raise AnswersDiffer(
+                f"no engine was added: {told or 'none that was asked for runs here'}"
+            )
         manifest = _next_manifest(base.manifest, version, made, options.engines, left_out)
         complete(work, manifest, report, timed=made)
     return model / str(version)
@@ -86,6 +89,8 @@ def _next_manifest(
 ) -> Manifest:
     """With what was made; of what was asked for before, only what still holds is left out."""
     engines = {**before.engines, **made}
+    if "int8" in made and OpenVinoEngine.name not in made:
+        engines.pop(OpenVinoEngine.name, None)  # it was measured on another file
     return msgspec.structs.replace(
         before,
         version=version,

@@ -20,10 +20,13 @@ from packshot.golden import GoldenSamples
 from serving.engines import Engine
 from serving.engines.gpu import Probe, probe_gpu
 from serving.engines.onnxruntime import OnnxRuntimeEngine
+from serving.engines.openvino import OpenVinoEngine
 from serving.engines.tensorrt import open_plan
 
-NOT_HERE: tuple[EngineReason, ...] = ("no_driver", "no_gpu", "no_runtime", "wrong_gpu")
-"""Reasons that say of a plan that this machine is not the one it is for."""
+NOT_HERE: tuple[EngineReason, ...] = (
+    "no_driver", "no_gpu", "wrong_cpu", "no_runtime", "wrong_gpu",
+)  # fmt: skip
+"""Reasons that say of an engine that this machine is not the one it is for."""
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +40,9 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def open_onnx(path: Path, name: str = "fp32") -> Engine:
-    """The server's engine, one run at a time over all cores."""
+    """The server's engine of that name, one run at a time over all cores."""
+    if name == OpenVinoEngine.name:
+        return OpenVinoEngine(path, lanes=available_cores())
     return OnnxRuntimeEngine(path, name=name, lanes=available_cores())
 
 
@@ -48,9 +53,13 @@ def prove_onnx(
     precision: str,
     made_with: dict[str, str],
     attempts: tuple[Attempt, ...] = (),
+    name: str = "",
 ) -> EngineFile:
-    """The manifest's entry of an ONNX file in the folder. Raises AnswersDiffer if it fails."""
-    engine = open_onnx(path, precision)
+    """The manifest's entry of an ONNX file in the folder. Raises AnswersDiffer if it fails.
+
+    `name`: the server's engine to run it by, the precision's own unless given.
+    """
+    engine = open_onnx(path, name or precision)
     try:
         return _proved(
             work, path, engine, precision=precision, made_with=made_with, attempts=attempts
@@ -113,7 +122,8 @@ def _proved(
     measured = measure(engine, work.held_out, work.temperature)
     check_gate(path.name, measured, gate)
     doubt = caveat(measured, gate)
-    print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB; {summary(measured)}", flush=True)
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    print(f"{path.name} by {engine.name}: {size}; {summary(measured)}", flush=True)
     if doubt:
         print(f"  {doubt}", flush=True)
     return EngineFile(

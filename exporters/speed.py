@@ -33,7 +33,7 @@ def timed_engines(work: Work, files: Mapping[str, EngineFile]) -> dict[str, Engi
     with ExitStack() as stack:
         engines = {}
         for name, file in here.items():
-            engines[name] = _open(work, file)
+            engines[name] = _open(work, name, file)
             stack.callback(engines[name].close)
         found = timings(engines, work.golden.pixels)
     timed = {
@@ -43,10 +43,10 @@ def timed_engines(work: Work, files: Mapping[str, EngineFile]) -> dict[str, Engi
     return {**files, **timed}
 
 
-def _open(work: Work, file: EngineFile) -> Engine:
+def _open(work: Work, name: str, file: EngineFile) -> Engine:
     path = work.folder / file.file
     if not file.file.endswith(PLAN):
-        return open_onnx(path)
+        return open_onnx(path, name)
     max_batch = largest_batch(read_sidecar(sidecar_path(path)).profiles)
     return open_plan(path, max_batch=max_batch, image_shape=work.golden.pixels.shape[1:])
 

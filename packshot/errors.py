@@ -32,6 +32,7 @@ EngineReason = Literal[  # in the order in which they are found out
     "not_in_bundle",
     "no_driver",
     "no_gpu",
+    "wrong_cpu",
     "damaged",
     "wrong_gpu",  # this and the other wrong_*: what a TensorRT plan was built for
     "wrong_shape",

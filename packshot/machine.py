@@ -49,6 +49,11 @@ def has_vnni() -> bool:
     return not VNNI.isdisjoint(_cpu_info().split())
 
 
+def has_amx() -> bool:
+    """Whether the CPU multiplies tiles of int8: several times what VNNI does in the same time."""
+    return "amx_int8" in _cpu_info().split()
+
+
 def _model_name() -> str:
     lines = _cpu_info().splitlines()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

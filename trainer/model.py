@@ -45,7 +45,11 @@ class PixelNetwork(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 [N, H, W, 3] to (logits [N, classes], embedding [N, embedding_width])."""
         normal = (images.float() - self.mean) / self.std
-        embedding = self.backbone(normal.permute(0, 3, 1, 2))
+        channels_first = normal.permute(0, 3, 1, 2)
+        if torch.compiler.is_exporting():
+            # The view's strides would follow it through the graph, as arithmetic on indices.
+            channels_first = channels_first.contiguous()
+        embedding = self.backbone(channels_first)
         return self.head(embedding), embedding
 
     def stage_parameters(self) -> Iterator[list[tuple[str, nn.Parameter]]]:

@@ -12,6 +12,7 @@ from packshot.errors import AnswersDiffer, DamagedFile, EngineReason, EngineRefu
 from packshot.golden import GoldenSamples
 from serving.engines import Engine, Profile
 from serving.engines.onnxruntime import OnnxRuntimeEngine, open_cuda
+from serving.engines.openvino import open_openvino
 from serving.engines.prove import Proof, prove
 from serving.engines.tensorrt import open_plan
 
@@ -36,18 +37,22 @@ class Wanted(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """`file`: the manifest's engine whose file this one runs and whose figures it is held to.
+    """`entries`: of the manifest's engines the one whose file this runs, at its figures.
 
-    PLAN: any engine whose file is a TensorRT plan. Each is for certain GPUs; the first that fits
-    is taken.
+    The first that is there, if it was not left out. (PLAN,): any engine whose file is a TensorRT
+    plan. Each is for certain GPUs; the first that fits is taken.
     """
 
-    file: str
+    entries: tuple[str, ...]
     open: Callable[[Wanted], Engine]
 
 
 def _open_on_cpu(wanted: Wanted) -> Engine:
     return OnnxRuntimeEngine(wanted.checked(), name=wanted.name, lanes=wanted.lanes)
+
+
+def _open_openvino(wanted: Wanted) -> Engine:
+    return open_openvino(wanted.checked, wanted.lanes)
 
 
 def _open_cuda(wanted: Wanted) -> Engine:
@@ -65,10 +70,12 @@ def _open_tensorrt(wanted: Wanted) -> Engine:
 
 
 ENGINES = {
-    "tensorrt": Kind(PLAN, _open_tensorrt),
-    "cuda": Kind("fp32", _open_cuda),
-    "int8": Kind("int8", _open_on_cpu),
-    "fp32": Kind("fp32", _open_on_cpu),
+    "tensorrt": Kind((PLAN,), _open_tensorrt),
+    "cuda": Kind(("fp32",), _open_cuda),
+    # Exported on a CPU without AMX, INT8 was not measured on OpenVINO: golden samples then decide.
+    "openvino": Kind(("openvino", "int8"), _open_openvino),
+    "int8": Kind(("int8",), _open_on_cpu),
+    "fp32": Kind(("fp32",), _open_on_cpu),
 }
 """The engines that packshot knows, by name."""
 
@@ -166,15 +173,16 @@ def _files_of(manifest: Manifest, name: str) -> list[EngineFile]:
     """Asked before the hardware: a GPU or a driver would not help against a missing file."""
     if name not in ENGINES:
         raise EngineRefused("unknown_engine", f"packshot has no engine {name!r}")
-    entry = ENGINES[name].file
-    if entry == PLAN:
+    entries = ENGINES[name].entries
+    if entries == (PLAN,):
         files = [file for file in manifest.engines.values() if file.file.endswith(PLAN)]
         left_out = [
             f"{key}: {why}" for key, why in manifest.left_out.items() if key.startswith(PLAN_KEYS)
         ]
     else:
-        files = [manifest.engines[entry]] if entry in manifest.engines else []
-        left_out = [manifest.left_out[entry]] if entry in manifest.left_out else []
+        found = next((e for e in entries if e in {**manifest.engines, **manifest.left_out}), "")
+        files = [manifest.engines[found]] if found in manifest.engines else []
+        left_out = [manifest.left_out[found]] if found in manifest.left_out else []
     if not files:
         why = "; ".join(left_out) or "it was not exported"
         raise EngineRefused("not_in_bundle", f"not in the bundle: {why}")

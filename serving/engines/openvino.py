@@ -1,0 +1,127 @@
+"""OpenVINO: the engine "openvino", INT8 on CPUs with AMX."""
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from types import ModuleType
+from typing import Any, cast
+
+import numpy as np
+
+from packshot.bundle import EMBEDDING, INPUT, LOGITS
+from packshot.errors import EngineRefused
+from packshot.machine import has_amx
+from serving.engines import Answer, Images
+
+log = logging.getLogger("packshot.engines")
+
+
+class OpenVinoEngine:
+    """The model on OpenVINO's CPU device, run by several lanes at once, of one thread each.
+
+    Images run one by one, whatever the batch: here a batch is no faster an image, and each of its
+    sizes would be compiled anew, and keep memory of its own (docs/decisions.md).
+    """
+
+    name = "openvino"
+    lanes_share = False
+
+    def __init__(self, path: Path, *, lanes: int) -> None:
+        """Raises EngineRefused if OpenVINO is not installed or cannot load the file."""
+        self.lanes = lanes
+        self.largest_alone = lanes // 2
+        openvino = _import_openvino()
+        try:
+            core = openvino.Core()
+            in_lanes = core.compile_model(_of_one_image(core, path), "CPU", _config(lanes, lanes))
+            alone = in_lanes
+            if self.largest_alone:
+                # What is compiled already loads in a third of the time of compiling it again.
+                compiled = in_lanes.export_model()
+                alone = core.import_model(compiled, "CPU", _config(1, lanes))
+            self._in_lanes = _Requests(in_lanes, lanes)
+            self._alone = _Requests(alone, 1)
+        except Exception as error:  # OpenVINO's errors share no narrower base class
+            log.exception("OpenVINO cannot load %s", path)
+            message = f"{path.name} cannot be loaded: the server's log has the error"
+            raise EngineRefused("load_failed", message) from error
+
+    def run(self, images: Images, *, alone: bool = False) -> Answer:
+        requests = self._alone if alone else self._in_lanes
+        answers = [requests.run(image) for image in images]
+        logits, embeddings = zip(*answers, strict=True)
+        return Answer(np.concatenate(logits), np.concatenate(embeddings))
+
+    def close(self) -> None:
+        del self._in_lanes, self._alone
+
+
+class _Requests:
+    """As many runs at a time as the model was compiled for; each has memory of its own."""
+
+    def __init__(self, compiled: Any, count: int) -> None:
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(count):
+            self._free.put(compiled.create_infer_request())
+
+    def run(self, image: Any) -> Answer:
+        """Of one image uint8 [crop, crop, 3]: arrays [1, ...], the caller's own."""
+        request = self._free.get()
+        try:
+            found = request.infer({INPUT: image[np.newaxis]}, share_inputs=True)
+            return Answer(found[LOGITS], found[EMBEDDING])
+        finally:
+            self._free.put(request)
+
+
+def open_openvino(
+    file: Callable[[], Path], lanes: int, amx: Callable[[], bool] = has_amx
+) -> OpenVinoEngine:
+    """The engine, where it is worth its memory. Raises EngineRefused, before it asks for the file.
+
+    `amx`: whether the CPU multiplies tiles of int8.
+    """
+    check_openvino(amx)
+    return OpenVinoEngine(file(), lanes=lanes)
+
+
+def check_openvino(amx: Callable[[], bool] = has_amx) -> str:
+    """OpenVINO's version. Raises EngineRefused if this machine is not one for it."""
+    if not amx():
+        raise EngineRefused(
+            "wrong_cpu", "this CPU has no AMX, without which ONNX Runtime is about as fast"
+        )
+    return str(_import_openvino().__version__)
+
+
+def _import_openvino() -> Any:
+    # Its converter is not needed, and reports usage to its maker when it is imported.
+    sys.modules.setdefault("openvino.tools.ovc", cast(ModuleType, None))
+    try:
+        import openvino
+    except ImportError as error:
+        log.exception("openvino cannot be imported")
+        raise EngineRefused("no_runtime", "openvino cannot be imported") from error
+    return openvino
+
+
+def _of_one_image(core: Any, path: Path) -> Any:
+    model = core.read_model(path)
+    shape = model.input(INPUT).partial_shape
+    shape[0] = 1
+    model.reshape({INPUT: shape})
+    return model
+
+
+def _config(streams: int, threads: int) -> dict[str, Any]:
+    return {
+        "NUM_STREAMS": streams,
+        "INFERENCE_NUM_THREADS": threads,
+        # As many as asked for, which follows the container's quota, wherever the scheduler likes.
+        "ENABLE_HYPER_THREADING": True,
+        "ENABLE_CPU_PINNING": False,
+        # What is not quantised stays float32: the default would make it bfloat16 on some CPUs.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
