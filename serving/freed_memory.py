@@ -14,3 +14,10 @@ def limit_pools(pools: int) -> None:
     malloc = ctypes.CDLL(None)
     if hasattr(malloc, "mallopt"):
         malloc.mallopt(M_ARENA_MAX, pools)
+
+
+def give_back() -> None:
+    """What is free goes back to the system, where malloc is glibc's."""
+    malloc = ctypes.CDLL(None)
+    if hasattr(malloc, "malloc_trim"):
+        malloc.malloc_trim(0)

@@ -4,14 +4,16 @@ What the server does before it serves, and what a batch job does before its firs
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 
 from packshot.bundle import Bundle, open_bundle
-from packshot.errors import EngineRefused
+from packshot.errors import EngineRefused, PackshotError
 from packshot.golden import check_pixels
 from serving.engines.open import Opened, open_engine
+from serving.freed_memory import give_back
 from serving.supply import Supply
 
 
@@ -28,8 +30,15 @@ def open_version(supply: Supply, folder: Path, choice: EngineChoice) -> tuple[Bu
     """Raises NotFound, DamagedFile, AnswersDiffer or EngineRefused."""
     bundle = open_bundle(folder, engines=False)
     supply.check_place(folder, bundle.manifest)
-    check_pixels(bundle.golden(), bundle.manifest.image)
-    return bundle, open_chosen(bundle, choice, choice.order)
+    with ThreadPoolExecutor(1) as beside:  # opening an engine leaves a core to decoders
+        checked = beside.submit(check_pixels, bundle.golden(), bundle.manifest.image)
+        opened = open_chosen(bundle, choice, choice.order)
+        try:
+            checked.result()
+        except PackshotError:
+            opened.engine.close()
+            raise
+    return bundle, opened
 
 
 def open_chosen(
@@ -37,10 +46,12 @@ def open_chosen(
 ) -> Opened:
     """The first engine of `order` that runs here, as `open_engine`."""
     try:
-        return open_engine(
+        opened = open_engine(
             bundle, order, lanes=choice.lanes, max_batch=choice.max_batch,
             pass_over_damaged=pass_over_damaged,
         )  # fmt: skip
+        give_back()  # compiling a network and proving it takes more than serving it
+        return opened
     except EngineRefused as error:
         if choice.required:
             message = f"{error}; by --require nothing may take its place"
