@@ -10,7 +10,7 @@ import numpy as np
 
 from packshot.bundle import Bundle
 from packshot.image import ImageLimits, ImageSpec, Pixels
-from serving import loading, pipeline
+from serving import pipeline, version
 from serving.__main__ import main
 from serving.engines import Answer, Engine, Images, Profile
 from serving.engines.open import Opened, open_engine
@@ -59,5 +59,5 @@ def null_decode(_encoded: bytes, spec: ImageSpec, _limits: ImageLimits) -> Pixel
 
 if __name__ == "__main__":
     pipeline.load_pixels = null_decode
-    loading.open_engine = open_null
+    version.open_engine = open_null
     raise SystemExit(main())

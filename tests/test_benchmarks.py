@@ -94,12 +94,13 @@ def test_the_plain_server_answers_as_packshot_does(tmp_path):
 def test_the_null_server_answers_whatever_it_is_sent_at_once_and_alike(tmp_path):
     tiny_bundle(tmp_path)
     sent = [pb.Image(encoded=content) for content in (jpeg(PURE["red"]), b"no image", bytes(5_000))]
+    sent.append(pb.Image(pixels=np.full((224, 224, 3), PURE["red"], np.uint8).tobytes()))
     with server(
         tmp_path, "colours", "--engines", "fp32", module="benchmarks.null_server"
     ) as served:
         answers = _answers(served.target, pb.ClassifyRequest(images=sent))
         assert served.engine == "fp32"
-    assert [probability for _, probability in answers] == pytest.approx([1 / 3] * 3)
+    assert [probability for _, probability in answers] == pytest.approx([1 / 3] * 4)
 
 
 def _answers(target: str, request: pb.ClassifyRequest) -> list[tuple[str, float]]:
