@@ -9,11 +9,11 @@ import msgspec
 from packshot.bundle import Bundle, open_bundle
 from packshot.errors import EngineRefused
 from packshot.store import current_version
-from serving.engines.openvino import check_openvino
+from serving.engines.openvino import PRECISIONS, check_openvino
 
 SECONDS = 4.0
 ROUNDS = 5
-ON_CPU = ("openvino", "int8", "fp32")
+ON_CPU = ("openvino-int8", "openvino-bf16", "int8", "fp32")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +36,7 @@ def cpu_engine(bundle: Bundle) -> str:
     with suppress(EngineRefused):
         check_openvino()
         return here[0]
-    return next(name for name in here if name != "openvino")
+    return next(name for name in here if name not in PRECISIONS)
 
 
 def add_options(parser: argparse.ArgumentParser, *, rounds: int = ROUNDS) -> None:

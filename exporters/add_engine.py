@@ -30,7 +30,7 @@ from packshot.bundle import (
 from packshot.errors import AnswersDiffer, InvalidInput
 from packshot.image import Pixels
 from packshot.store import current_version, new_version, share
-from serving.engines.openvino import OpenVinoEngine
+from serving.engines.openvino import INT8
 
 WRITTEN_ANEW = (LABELS, REPORT)
 
@@ -75,12 +75,12 @@ def add_engine(options: AddOptions) -> Path:
             raise AnswersDiffer(
                 f"no engine was added: {told or 'none that was asked for runs here'}"
             )
-        manifest = _next_manifest(base.manifest, version, made, options.engines, left_out)
+        manifest = next_manifest(base.manifest, version, made, options.engines, left_out)
         complete(work, manifest, report, timed=made)
     return model / str(version)
 
 
-def _next_manifest(
+def next_manifest(
     before: Manifest,
     version: int,
     made: dict[str, EngineFile],
@@ -89,8 +89,8 @@ def _next_manifest(
 ) -> Manifest:
     """With what was made; of what was asked for before, only what still holds is left out."""
     engines = {**before.engines, **made}
-    if "int8" in made and OpenVinoEngine.name not in made:
-        engines.pop(OpenVinoEngine.name, None)  # it was measured on another file
+    if "int8" in made and INT8 not in made:
+        engines.pop(INT8, None)  # it was measured on another file
     return msgspec.structs.replace(
         before,
         version=version,

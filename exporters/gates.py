@@ -34,6 +34,7 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True):
 GATES = {
     "fp32": Gate(min_agreement=1.0, max_accuracy_drop=0.0, max_logit_difference=1e-3),
     "fp16": Gate(min_agreement=0.995, max_accuracy_drop=0.001),
+    "bf16": Gate(min_agreement=0.995, max_accuracy_drop=0.001),
     "int8": Gate(min_agreement=0.97, max_accuracy_drop=0.005),
 }
 """By precision; the defaults of the options."""

@@ -1,5 +1,6 @@
 """Making: each engine's way from the fp32 model to a proved file of the version."""
 
+import itertools
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
@@ -18,10 +19,13 @@ from packshot.bundle import CALIBRATION, PLAN, Attempt, EngineFile
 from packshot.errors import EngineRefused, InvalidInput, NotFound, PackshotError
 from packshot.image import Pixels
 from packshot.plan import largest_batch, sidecar_path
-from serving.engines.openvino import OpenVinoEngine, check_openvino
+from serving.engines.openvino import BF16, INT8, PRECISIONS, check_openvino
 
-ENGINES = ("fp32", "int8", "openvino", "trt-fp16", "trt-int8")
-"""What can be asked for. "openvino" runs INT8's file, and comes with it unasked."""
+ENGINES = ("fp32", "int8", "openvino-int8", "openvino-bf16", "trt-fp16", "trt-int8")
+"""What can be asked for."""
+
+ALSO_BY_OPENVINO = {"fp32": BF16, "int8": INT8}
+"""What runs an engine's file, and comes with it unasked where it can."""
 
 FP32_FILE = "model.onnx"
 INT8_FILE = "model.int8.onnx"
@@ -67,7 +71,8 @@ class Maker:
         """
         ways = {
             "int8": self._int8,
-            "openvino": self._openvino,
+            INT8: self._openvino_int8,
+            BF16: self._openvino_bf16,
             "trt-fp16": self._trt_fp16,
             "trt-int8": self._trt_int8,
         }
@@ -94,16 +99,21 @@ class Maker:
         self._keep("int8", way)
         return Made("int8", file)
 
-    def _openvino(self) -> Made:
-        """INT8's file once more: another runtime rounds otherwise, and may get a graph wrong."""
-        made_with = {"openvino": check_openvino()}
+    def _openvino_int8(self) -> Made:
         path = self._work.folder / INT8_FILE
         if not path.exists():
             raise NotFound("there is no INT8 model to run: add int8 to --engines")
-        file = prove_onnx(
-            self._work, path, precision="int8", made_with=made_with, name=OpenVinoEngine.name
+        return self._by_openvino(INT8, path, "int8")
+
+    def _openvino_bf16(self) -> Made:
+        return self._by_openvino(BF16, self._fp32, "bf16")
+
+    def _by_openvino(self, name: str, path: Path, precision: str) -> Made:
+        """Another runtime rounds otherwise, and may get a graph wrong."""
+        made_with = {"openvino": check_openvino()}
+        return Made(
+            name, prove_onnx(self._work, path, precision=precision, made_with=made_with, name=name)
         )
-        return Made(OpenVinoEngine.name, file)
 
     def _trt_fp16(self) -> Made:
         check_buildable(self._plan)
@@ -186,13 +196,13 @@ def make_all(
 ) -> tuple[dict[str, EngineFile], dict[str, str]]:
     """Those that passed, by key, and why the others did not, by the name they were asked for.
 
-    Raises what kept out a required engine.
+    fp32 is made already. Raises what kept out a required engine.
     """
     made: dict[str, EngineFile] = {}
     left_out: dict[str, str] = {}
     for name in _with_openvino(engines):
-        if name == OpenVinoEngine.name and "int8" in left_out:
-            continue  # it says why already
+        if name == "fp32" or (name == INT8 and "int8" in left_out):  # which tells why for both
+            continue
         try:
             key, file = maker.make(name)
             made[key] = file
@@ -204,7 +214,7 @@ def make_all(
                 raise
             if name in required:
                 raise EngineRefused("failed", f"{name} cannot be made: {error}") from error
-            if name == OpenVinoEngine.name and _not_here(error):
+            if name in PRECISIONS and _not_here(error):
                 print(f"{name} is not measured here: {error}", flush=True)
                 continue  # where it can run, the server will see
             left_out[name] = str(error)
@@ -213,11 +223,9 @@ def make_all(
 
 
 def _with_openvino(engines: Sequence[str]) -> list[str]:
-    """Next after INT8, whose file it runs."""
-    names = [name for name in engines if name != OpenVinoEngine.name]
-    if "int8" in names:
-        names.insert(names.index("int8") + 1, OpenVinoEngine.name)
-    return names if "int8" in names else [*engines]
+    """Each next after the engine whose file it runs."""
+    names = ((name, ALSO_BY_OPENVINO.get(name, name)) for name in engines)
+    return list(dict.fromkeys(itertools.chain.from_iterable(names)))
 
 
 def _not_here(error: Exception) -> bool:

@@ -20,7 +20,7 @@ from packshot.golden import GoldenSamples
 from serving.engines import Engine
 from serving.engines.gpu import Probe, probe_gpu
 from serving.engines.onnxruntime import OnnxRuntimeEngine
-from serving.engines.openvino import OpenVinoEngine
+from serving.engines.openvino import PRECISIONS, OpenVinoEngine
 from serving.engines.tensorrt import open_plan
 
 NOT_HERE: tuple[EngineReason, ...] = (
@@ -41,8 +41,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
 
 def open_onnx(path: Path, name: str = "fp32") -> Engine:
     """The server's engine of that name, one run at a time over all cores."""
-    if name == OpenVinoEngine.name:
-        return OpenVinoEngine(path, lanes=available_cores())
+    if name in PRECISIONS:
+        return OpenVinoEngine(path, name=name, lanes=available_cores())
     return OnnxRuntimeEngine(path, name=name, lanes=available_cores())
 
 

@@ -75,7 +75,7 @@ class Settings(BaseSettings):
         None, description="model that answers requests that name none"
     )
     engines: Annotated[Names, SERVED] = Field(
-        ("tensorrt", "cuda", "openvino", "int8", "fp32"),
+        ("tensorrt", "cuda", "openvino-int8", "openvino-bf16", "int8", "fp32"),
         min_length=1,
         description="engines to try, in order, with commas",
     )

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from onnx.reference import ReferenceEvaluator
 from processes import ROOT, environment, program, serving
 from small_network import photos, write_network
 
+from exporters import making
 from exporters.add_engine import add_engine as add_engine_here
+from exporters.add_engine import next_manifest
 from exporters.card import with_hops
 from exporters.command_line import AddOptions, ExportOptions, parse_options
 from exporters.export import export as export_here
 from exporters.export import new_manifest
-from exporters.gates import GATES, HeldOut, run_in_batches
+from exporters.gates import GATES, Gate, HeldOut, run_in_batches
 from exporters.int8_search import read_ways
 from exporters.making import Maker, make_all
 from exporters.plan_options import PlanOptions
@@ -33,14 +36,18 @@ from packshot.audit import faults
 from packshot.bundle import Timing, open_bundle, read_manifest
 from packshot.errors import DamagedFile, EngineRefused, InvalidInput, NotFound
 from packshot.golden import GoldenSamples
+from packshot.machine import has_amx
 from packshot.plan import Profile, read_sidecar
 from packshot.store import versions
+from serving.engines.openvino import BF16, INT8, check_openvino
 from trainer.checkpoint import read_record, save_record
 from trainer.sample import draw_catalogue
 
 pytest.importorskip("tensorrt_rtx", reason="there is no wheel for this platform")
 
 PLANS = ("--targets", "portable")
+# OpenVINO's engines come along unasked where the CPU has AMX.
+BF16_HERE, INT8_HERE = ([BF16], [INT8]) if has_amx() else ([], [])
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +84,7 @@ def store(run) -> Path:
     done = export(
         run, store, "--engines", "fp32,int8,trt-fp16,trt-int8", *PLANS, "--require", "int8",
         "--gate-int8-agreement", 0, "--gate-int8-drop", 1, "--gate-fp16-agreement", 0.5,
-        "--gate-fp16-drop", 1,
+        "--gate-fp16-drop", 1, "--gate-bf16-agreement", 0.5, "--gate-bf16-drop", 1,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "exported in" in done.stdout
@@ -93,7 +100,8 @@ def bundle(store):
 
 def test_every_engine_is_in_the_manifest_with_its_proof(bundle):
     engines = bundle.manifest.engines
-    assert list(engines) == ["fp32", "int8", "trt-fp16.portable", "trt-int8.portable"]
+    plans = ["trt-fp16.portable", "trt-int8.portable"]
+    assert list(engines) == ["fp32", *BF16_HERE, "int8", *INT8_HERE, *plans]
     for name, engine in engines.items():
         measured = engine.measured
         assert measured.images == 24, name
@@ -210,7 +218,7 @@ def test_another_runtime_gives_the_same_answers(bundle):
 def test_a_server_without_the_gpu_says_why_the_plans_do_not_run(store):
     with serving("--models", store) as server, Client(server.target) as client:
         model = client.model()
-    assert model.engine in ("int8", "cuda")
+    assert model.engine in (*INT8_HERE, "int8", "cuda")
     # Of a machine without a GPU, or with another than those that the plans are for.
     assert any(word in model.refused["tensorrt"] for word in ("driver", "GPU", "needed", "load"))
 
@@ -270,7 +278,9 @@ def test_an_engine_that_cannot_be_added_leaves_no_version(store):
     assert versions(store / "shop") == there
 
 
-def small_maker(tmp_path: Path, *targets: str, **plan: object) -> Maker:
+def small_maker(
+    tmp_path: Path, *targets: str, gates: dict[str, Gate] | None = None, **plan: object
+) -> Maker:
     """Makes engines of a small network, for GPUs of these compute capabilities."""
     folder, workshop = tmp_path / "version", tmp_path / "workshop"
     folder.mkdir()
@@ -285,7 +295,7 @@ def small_maker(tmp_path: Path, *targets: str, **plan: object) -> Maker:
         golden=GoldenSamples(encoded=(), pixels=images, logits=logits),
         held_out=HeldOut(images=images, logits=logits),
         temperature=1.0,
-        gates=GATES,
+        gates={**GATES, **(gates or {})},
     )
     return Maker(
         work,
@@ -299,7 +309,7 @@ def small_maker(tmp_path: Path, *targets: str, **plan: object) -> Maker:
 def test_what_cannot_be_built_is_left_out_and_told(tmp_path, capsys):
     maker = small_maker(tmp_path, "9.0")
     made, left_out = make_all(maker, ["trt-fp16", "int8"], required=["int8"])
-    assert list(made) == ["int8"]
+    assert list(made) == ["int8", *INT8_HERE]
     assert "compute capability 9.0" in left_out["trt-fp16"]
     assert "WARNING: trt-fp16 is left out: " in capsys.readouterr().out
     files = {path.name for path in (tmp_path / "version").iterdir()}
@@ -309,6 +319,79 @@ def test_what_cannot_be_built_is_left_out_and_told(tmp_path, capsys):
 def test_a_required_engine_that_is_left_out_fails_all(tmp_path):
     with pytest.raises(InvalidInput, match=r"compute capability 9\.0"):
         make_all(small_maker(tmp_path, "9.0"), ["int8", "trt-fp16"], required=["trt-fp16"])
+
+
+@pytest.fixture
+def amx(monkeypatch):
+    """OpenVINO runs on any x86-64; only there it is worth it."""
+    monkeypatch.setattr(making, "check_openvino", lambda: "2026.4")
+
+
+def test_openvino_proves_the_files_of_fp32_and_int8_for_itself(tmp_path, amx, capsys):
+    made, left_out = make_all(small_maker(tmp_path, "9.0"), ["fp32", "int8"], required=[])
+    files = {name: (file.file, file.precision) for name, file in made.items()}
+    assert files == {
+        BF16: ("model.onnx", "bf16"), "int8": ("model.int8.onnx", "int8"),
+        INT8: ("model.int8.onnx", "int8"),
+    }  # fmt: skip
+    assert left_out == {}
+    assert made[INT8].made_with == {"openvino": "2026.4"}
+    told = capsys.readouterr().out
+    for file, engine in (("model.onnx", BF16), ("model.int8.onnx", INT8)):
+        assert f"{file} by {engine}: " in told
+
+
+def test_openvino_that_fails_its_gate_is_left_out_alone(tmp_path, amx):
+    maker = small_maker(
+        tmp_path, "9.0", gates={"bf16": Gate(min_agreement=1.1, max_accuracy_drop=0.0)}
+    )
+    made, left_out = make_all(maker, ["fp32", "int8"], required=[])
+    assert (list(made), list(left_out)) == (["int8", INT8], [BF16])
+
+
+def test_openvino_int8_falls_with_the_file_that_it_would_run(tmp_path, amx):
+    maker = small_maker(
+        tmp_path, "9.0", gates={"int8": Gate(min_agreement=1.1, max_accuracy_drop=0.0)}
+    )
+    assert list(make_all(maker, ["int8"], required=[])[1]) == ["int8"]
+    made, left_out = make_all(maker, [INT8], required=[])
+    assert (made, left_out) == (
+        {}, {INT8: "there is no INT8 model to run: add int8 to --engines"},
+    )  # fmt: skip
+
+
+def test_a_cpu_without_amx_leaves_openvino_to_the_server(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(making, "check_openvino", partial(check_openvino, amx=lambda: False))
+    made, left_out = make_all(small_maker(tmp_path, "9.0"), ["fp32", "int8"], required=[])
+    assert (list(made), left_out) == (["int8"], {})
+    assert f"{INT8} is not measured here: this CPU has no AMX" in capsys.readouterr().out
+
+
+def test_figures_of_openvino_go_with_the_int8_file_that_they_were_of(bundle):
+    before = msgspec.structs.replace(
+        bundle.manifest, engines={**bundle.manifest.engines, INT8: bundle.manifest.engines["int8"]}
+    )
+    made = {"int8": bundle.manifest.engines["int8"]}
+    after = next_manifest(before, 2, made, ["int8"], {})
+    assert INT8 not in after.engines
+    assert INT8 in next_manifest(before, 2, {**made, INT8: made["int8"]}, ["int8"], {}).engines
+
+
+def test_an_exported_network_gathers_nothing_by_computed_indices(bundle):
+    """OpenVINO once read such a graph wrongly, and it is no part of a ResNet."""
+    kinds = {node.op_type for node in onnx.load(bundle.folder / "model.onnx").graph.node}
+    assert {"Conv", "ReduceMean", "Gemm"} <= kinds
+    assert not kinds & {"Gather", "Range", "Shape", "Slice"}
+
+
+def test_openvino_reads_an_exported_int8_network_as_onnx_runtime_does(bundle):
+    pixels = bundle.golden().pixels
+    by_ort, by_openvino = (
+        run_in_batches(open_onnx(bundle.engine_path("int8"), name), pixels)
+        for name in ("int8", INT8)
+    )
+    off = bundle.manifest.engines["int8"].measured.max_logit_difference
+    assert np.abs(by_openvino - by_ort).max() < off / 2
 
 
 def test_the_card_tells_what_is_left_out_and_is_written_anew(bundle):
@@ -465,7 +548,10 @@ def test_too_few_images_to_calibrate_with_are_refused(run):
 
 def test_options_out_of_range_are_named():
     for arguments, told in {
-        ("--engines", "fp32,fp8"): "--engines names fp8; there are fp32, int8, trt-fp16, trt-int8",
+        ("--engines", "fp32,fp8"): (
+            "--engines names fp8; there are fp32, int8, openvino-int8, openvino-bf16, trt-fp16, "
+            "trt-int8"
+        ),
         ("--engines", "int8"): "--engines is int8; fp32 must be among them",
         ("--require", "trt-fp16"): "--require names trt-fp16, which --engines does not",
         ("--calibration-images", "7"): "--calibration-images is 7; it must be from 8 to 1000",

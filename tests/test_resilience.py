@@ -49,8 +49,9 @@ def troubled(folder: Path, *options: object) -> Iterator[tuple[Server, Classifie
     """A server whose engine int8 does as files in `folder` say; the bundle has fp32 too."""
     tiny_bundle(folder / "models", int8=colour_network())
     control = ("--models", folder / "models", "--troubled", "int8", "--control", folder)
+    order = () if "--engines" in options else ("--engines", "int8,fp32")
     with (
-        serving(*control, *options, program=FAKE_SERVING) as server,
+        serving(*control, *order, *options, program=FAKE_SERVING) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         yield server, ClassifierStub(channel)

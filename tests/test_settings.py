@@ -184,7 +184,7 @@ def test_help_tells_every_option_and_its_default():
     for option in options().values():
         assert f"{option.flag} " in text
         assert option.field.description in text
-    assert "(default: tensorrt,cuda,int8,fp32)" in text
+    assert "(default: tensorrt,cuda,openvino-int8,openvino-bf16,int8,fp32)" in text
     assert "(default: 8001)" in text
 
 

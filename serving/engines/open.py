@@ -52,7 +52,7 @@ def _open_on_cpu(wanted: Wanted) -> Engine:
 
 
 def _open_openvino(wanted: Wanted) -> Engine:
-    return open_openvino(wanted.checked, wanted.lanes)
+    return open_openvino(wanted.checked, name=wanted.name, lanes=wanted.lanes)
 
 
 def _open_cuda(wanted: Wanted) -> Engine:
@@ -73,7 +73,9 @@ ENGINES = {
     "tensorrt": Kind((PLAN,), _open_tensorrt),
     "cuda": Kind(("fp32",), _open_cuda),
     # Exported on a CPU without AMX, INT8 was not measured on OpenVINO: golden samples then decide.
-    "openvino": Kind(("openvino", "int8"), _open_openvino),
+    # bfloat16 rounds more than fp32's tolerance allows, and has none of its own then.
+    "openvino-int8": Kind(("openvino-int8", "int8"), _open_openvino),
+    "openvino-bf16": Kind(("openvino-bf16",), _open_openvino),
     "int8": Kind(("int8",), _open_on_cpu),
     "fp32": Kind(("fp32",), _open_on_cpu),
 }

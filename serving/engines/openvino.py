@@ -1,4 +1,4 @@
-"""OpenVINO: the engine "openvino", INT8 on CPUs with AMX."""
+"""OpenVINO: the engines "openvino-int8" and "openvino-bf16", for CPUs with AMX."""
 
 import logging
 import sys
@@ -17,6 +17,10 @@ from serving.engines import Answer, Images
 
 log = logging.getLogger("packshot.engines")
 
+INT8, BF16 = "openvino-int8", "openvino-bf16"
+PRECISIONS = {INT8: "f32", BF16: "bf16"}
+"""Of what is not quantised, told because the default goes by the CPU."""
+
 
 class OpenVinoEngine:
     """The model on OpenVINO's CPU device, run by several lanes at once, of one thread each.
@@ -25,17 +29,17 @@ class OpenVinoEngine:
     sizes would be compiled anew, and keep memory of its own (docs/decisions.md).
     """
 
-    name = "openvino"
     lanes_share = False
 
-    def __init__(self, path: Path, *, lanes: int) -> None:
-        """Raises EngineRefused if OpenVINO is not installed or cannot load the file."""
+    def __init__(self, path: Path, *, name: str, lanes: int) -> None:
+        """`name`: of `PRECISIONS`. Raises EngineRefused if OpenVINO cannot load the file."""
+        self.name = name
         self.lanes = lanes
         self.largest_alone = lanes // 2
         openvino = _import_openvino()
         try:
             core = openvino.Core()
-            self._compiled = _compiled_once(openvino, core, path)
+            self._compiled = _compiled_once(openvino, core, path, self._config(streams=1))
             in_lanes = self._load(core, streams=lanes)
             self._in_lanes = _Requests(in_lanes, lanes)
             alone = self._load(core, streams=1) if self.largest_alone else in_lanes
@@ -47,7 +51,17 @@ class OpenVinoEngine:
 
     def _load(self, core: Any, *, streams: int) -> Any:
         """To run on all the lanes' threads, so many images at a time."""
-        return core.import_model(self._compiled, "CPU", _config(streams, self.lanes))
+        return core.import_model(self._compiled, "CPU", self._config(streams))
+
+    def _config(self, streams: int) -> dict[str, Any]:
+        return {
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": self.lanes,
+            # As many as asked for, which follows the container's quota, where the scheduler likes.
+            "ENABLE_HYPER_THREADING": True,
+            "ENABLE_CPU_PINNING": False,
+            "INFERENCE_PRECISION_HINT": PRECISIONS[self.name],
+        }
 
     def run(self, images: Images, *, alone: bool = False) -> Answer:
         requests = self._alone if alone else self._in_lanes
@@ -78,14 +92,14 @@ class _Requests:
 
 
 def open_openvino(
-    file: Callable[[], Path], lanes: int, amx: Callable[[], bool] = has_amx
+    file: Callable[[], Path], *, name: str, lanes: int, amx: Callable[[], bool] = has_amx
 ) -> OpenVinoEngine:
     """The engine, where it is worth its memory. Raises EngineRefused, before it asks for the file.
 
-    `amx`: whether the CPU multiplies tiles of int8.
+    `amx`: whether the CPU multiplies tiles of int8 and bfloat16.
     """
     check_openvino(amx)
-    return OpenVinoEngine(file(), lanes=lanes)
+    return OpenVinoEngine(file(), name=name, lanes=lanes)
 
 
 def check_openvino(amx: Callable[[], bool] = has_amx) -> str:
@@ -108,7 +122,7 @@ def _import_openvino() -> Any:
     return openvino
 
 
-def _compiled_once(openvino: Any, core: Any, path: Path) -> Any:
+def _compiled_once(openvino: Any, core: Any, path: Path, config: dict[str, Any]) -> Any:
     """The model compiled for one image: a tensor of bytes, which all that load it share.
 
     Compiling takes several times as long as loading, and what it leaves behind twice the memory.
@@ -117,17 +131,5 @@ def _compiled_once(openvino: Any, core: Any, path: Path) -> Any:
     shape = model.input(INPUT).partial_shape
     shape[0] = 1
     model.reshape({INPUT: shape})
-    compiled = core.compile_model(model, "CPU", _config(1, 1)).export_model()
+    compiled = core.compile_model(model, "CPU", config).export_model()
     return openvino.Tensor(np.array(compiled.getbuffer()), shared_memory=True)
-
-
-def _config(streams: int, threads: int) -> dict[str, Any]:
-    return {
-        "NUM_STREAMS": streams,
-        "INFERENCE_NUM_THREADS": threads,
-        # As many as asked for, which follows the container's quota, wherever the scheduler likes.
-        "ENABLE_HYPER_THREADING": True,
-        "ENABLE_CPU_PINNING": False,
-        # What is not quantised stays float32: the default would make it bfloat16 on some CPUs.
-        "INFERENCE_PRECISION_HINT": "f32",
-    }

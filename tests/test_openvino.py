@@ -1,0 +1,208 @@
+"""The engines of OpenVINO: they answer as others do, or are refused before they cost anything."""
+
+import logging
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from small_network import photos, write_network
+from test_gpu_engines import replace_opener
+from tiny import colour_network, engine_file, tiny_bundle
+
+from exporters.calibration import Histograms
+from exporters.to_int8 import CPU, prepare, quantize
+from packshot import machine
+from packshot.bundle import open_bundle, write_bundle
+from packshot.errors import EngineRefused
+from serving.engines import open as opening
+from serving.engines.onnxruntime import OnnxRuntimeEngine
+from serving.engines.openvino import (
+    BF16,
+    INT8,
+    OpenVinoEngine,
+    check_openvino,
+    open_openvino,
+)
+
+pytest.importorskip("openvino", reason="it is installed on x86-64 Linux only")
+
+IMAGES = photos(5)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> Path:
+    return write_network(tmp_path_factory.mktemp("openvino") / "model.onnx")
+
+
+@pytest.fixture
+def engine(network):
+    engine = OpenVinoEngine(network, name=INT8, lanes=2)
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("images", [IMAGES, list(IMAGES), IMAGES[:1]], ids=["array", "list", "one"])
+def test_it_answers_as_onnx_runtime_does(engine, network, images, alone):
+    expected = OnnxRuntimeEngine(network, name="fp32", lanes=1).run(np.stack(images))
+    answer = engine.run(images, alone=alone)
+    assert answer.logits.shape == expected.logits.shape
+    np.testing.assert_allclose(answer.logits, expected.logits, atol=1e-4)
+    np.testing.assert_allclose(answer.embedding, expected.embedding, atol=1e-4)
+
+
+def test_answers_are_the_callers_own(engine):
+    first = engine.run(IMAGES[:1])
+    kept = first.logits.copy()
+    for image in IMAGES[1:]:
+        engine.run(image[np.newaxis])
+    np.testing.assert_array_equal(first.logits, kept)
+
+
+def test_more_threads_than_lanes_wait_for_each_other(engine):
+    expected = engine.run(IMAGES).logits
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: engine.run(IMAGES).logits, range(24)))
+    for answer in answers:
+        np.testing.assert_array_equal(answer, expected)
+
+
+def test_one_core_needs_one_copy_of_the_model(network):
+    engine = OpenVinoEngine(network, name=INT8, lanes=1)
+    assert engine.largest_alone == 0
+    assert engine.run(IMAGES).logits.shape == (5, 4)
+
+
+def test_a_cpu_without_amx_is_refused_before_the_file_is_asked_for():
+    def file() -> Path:
+        raise AssertionError("it was asked for")
+
+    with pytest.raises(EngineRefused, match="no AMX") as refused:
+        open_openvino(file, name=INT8, lanes=1, amx=lambda: False)
+    assert refused.value.reason == "wrong_cpu"
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"), [("fma avx512_vnni", False), ("amx_bf16 amx_tile amx_int8", True)]
+)
+def test_amx_is_read_from_the_flags_of_the_cpu(tmp_path, monkeypatch, flags, has):
+    (tmp_path / "cpuinfo").write_text(f"model name\t: A CPU\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(machine, "CPU_INFO", tmp_path / "cpuinfo")
+    assert machine.has_amx() is has
+
+
+def test_without_the_package_it_is_refused(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with caplog.at_level(logging.ERROR), pytest.raises(EngineRefused) as refused:
+        check_openvino(amx=lambda: True)
+    assert refused.value.reason == "no_runtime"
+
+
+def test_a_file_that_is_no_network_is_refused_and_the_log_says_why(tmp_path, caplog):
+    (tmp_path / "model.onnx").write_bytes(b"no network")
+    with caplog.at_level(logging.ERROR), pytest.raises(EngineRefused, match="log has") as refused:
+        OpenVinoEngine(tmp_path / "model.onnx", name=INT8, lanes=1)
+    assert refused.value.reason == "load_failed"
+    assert caplog.records[0].exc_info
+
+
+def test_what_would_report_its_use_is_never_imported(network):
+    """openvino's converter sends an event when it is imported, which `import openvino` does."""
+    script = (
+        "import sys; from pathlib import Path; from serving.engines.openvino import *;"
+        f"OpenVinoEngine(Path({str(network)!r}), name=INT8, lanes=1);"
+        "assert 'openvino' in sys.modules;"
+        "assert not [name for name in sys.modules if name.startswith('openvino_telemetry')]"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# Its place in the order
+
+
+def bundle_with(store: Path, *, measured: float | None = None, left_out: str | None = None):
+    """Of fp32 and int8, and what an exporter with AMX has found out of openvino, if anything."""
+    folder = tiny_bundle(store, int8=colour_network())
+    manifest = open_bundle(folder).manifest
+    if measured is not None:
+        file = msgspec.structs.replace(engine_file("model.int8.onnx", "int8"), tolerance=measured)
+        manifest = msgspec.structs.replace(manifest, engines={**manifest.engines, INT8: file})
+    if left_out is not None:
+        manifest = msgspec.structs.replace(manifest, left_out={INT8: left_out})
+    (folder / "manifest.json").unlink()
+    write_bundle(folder, manifest)
+    return open_bundle(folder)
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """Opens a bundle as a server on a CPU with AMX does; `amx=False`: on one without."""
+
+    def choose(bundle, *, amx: bool = True, order=(INT8, "int8")):
+        def opener(wanted):
+            return open_openvino(
+                wanted.checked, name=wanted.name, lanes=wanted.lanes, amx=lambda: amx
+            )
+
+        for name in (INT8, BF16):
+            replace_opener(monkeypatch, name, opener)
+        return opening.open_engine(bundle, order, lanes=2, max_batch=2)
+
+    return choose
+
+
+def test_int8s_file_serves_at_int8s_tolerance_where_openvino_was_not_measured(tmp_path, chosen):
+    opened = chosen(bundle_with(tmp_path))
+    assert (opened.engine.name, opened.file.file) == (INT8, "model.int8.onnx")
+    assert opened.profile.alone.keys() == {1}
+
+
+def test_what_was_measured_of_openvino_is_what_it_is_held_to(tmp_path, chosen):
+    bundle = bundle_with(tmp_path, measured=7.0)
+    assert chosen(bundle).file.tolerance == 7.0
+    opened = chosen(bundle_with(tmp_path, measured=-1.0))
+    assert opened.engine.name == "int8"
+    assert [refusal.reason for refusal in opened.refusals] == ["answers_differ"]
+
+
+def test_bfloat16_serves_where_it_was_measured_and_nowhere_else(tmp_path, chosen):
+    bundle = bundle_with(tmp_path, measured=7.0)
+    opened = chosen(bundle, order=(BF16, "fp32"))
+    assert (opened.engine.name, opened.refusals[0].reason) == ("fp32", "not_in_bundle")
+    file = msgspec.structs.replace(engine_file("model.onnx", "bf16"), tolerance=1.0)
+    (bundle.folder / "manifest.json").unlink()
+    engines = {**bundle.manifest.engines, BF16: file}
+    write_bundle(bundle.folder, msgspec.structs.replace(bundle.manifest, engines=engines))
+    opened = chosen(open_bundle(bundle.folder), order=(BF16, "fp32"))
+    assert (opened.engine.name, opened.file.precision) == (BF16, "bf16")
+
+
+def test_what_failed_when_it_was_exported_does_not_serve(tmp_path, chosen):
+    opened = chosen(bundle_with(tmp_path, left_out="top-1 agreement 72.00%"))
+    assert opened.engine.name == "int8"
+    (refusal,) = opened.refusals
+    assert (refusal.reason, refusal.message) == (
+        "not_in_bundle", "not in the bundle: top-1 agreement 72.00%",
+    )  # fmt: skip
+
+
+def test_onnx_runtime_takes_over_on_a_cpu_without_amx(tmp_path, chosen):
+    opened = chosen(bundle_with(tmp_path), amx=False)
+    assert opened.engine.name == "int8"
+    assert [refusal.reason for refusal in opened.refusals] == ["wrong_cpu"]
+
+
+def test_int8_on_openvino_rounds_as_onnx_runtime_does(tmp_path):
+    fp32, prepared, target = (tmp_path / name for name in ("fp32.onnx", "p.onnx", "int8.onnx"))
+    prepare(write_network(fp32), prepared)
+    images = photos(16)
+    quantize(prepared, target, Histograms(prepared, images, tmp_path).calibration("minmax"), CPU)
+    truth = OnnxRuntimeEngine(fp32, name="fp32", lanes=1).run(images).logits
+    expected = OnnxRuntimeEngine(target, name="int8", lanes=1).run(images).logits
+    answers = OpenVinoEngine(target, name=INT8, lanes=1).run(images).logits
+    assert np.abs(answers - expected).max() <= np.abs(expected - truth).max()
