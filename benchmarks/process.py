@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-READY = re.compile(r"engine (\w+), on ([\d.]+:\d+)(?:, metrics on (http://[\w.:/]+))?")
+READY = re.compile(r"engine ([\w-]+), on ([\d.]+:\d+)(?:, metrics on (http://[\w.:/]+))?")
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 

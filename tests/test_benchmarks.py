@@ -18,7 +18,7 @@ from benchmarks.flame import places
 from benchmarks.loops import batches, in_lanes
 from benchmarks.operations import operations_per_image
 from benchmarks.plain_server import plain_pixels
-from benchmarks.process import server, started
+from benchmarks.process import READY, server, started
 from benchmarks.reload import write_copy
 from benchmarks.series import NAMES
 from packshot.bundle import open_bundle
@@ -89,6 +89,17 @@ def test_the_plain_server_answers_as_packshot_does(tmp_path):
     for (label, probability), (plain_label, plain_probability) in zip(*answers, strict=True):
         assert plain_label == label
         assert plain_probability == pytest.approx(probability, abs=1e-4)
+
+
+def test_the_engine_and_the_ports_are_read_from_the_line_that_says_ready():
+    line = (
+        '"event":"ready: model products version 1, engine openvino-int8, on 127.0.0.1:8001, '
+        'metrics on http://127.0.0.1:8002/metrics"'
+    )
+    found = READY.search(line)
+    assert found.groups() == (
+        "openvino-int8", "127.0.0.1:8001", "http://127.0.0.1:8002/metrics",
+    )  # fmt: skip
 
 
 def test_the_null_server_answers_whatever_it_is_sent_at_once_and_alike(tmp_path):
