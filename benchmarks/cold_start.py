@@ -1,8 +1,8 @@
 """From the start of the process to ready, and the memory of a server at work.
 
 Ready means that the engine was opened, proved on the golden samples, warmed up and profiled. Held
-against the least that a process with this engine does: it imports onnxruntime, grpc and numpy,
-opens one session and runs one image. In turns; the files are in the page cache on both sides.
+against the least that a process with this file does: it imports onnxruntime, grpc and numpy, opens
+one session and runs one image. In turns; the files are in the page cache on both sides.
 
     python -m benchmarks.cold_start --models models --model products
 """

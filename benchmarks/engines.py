@@ -21,13 +21,14 @@ from benchmarks.figures import Figure, Findings
 from benchmarks.operations import operations_per_image
 from benchmarks.options import Options
 from benchmarks.products import OPERATIONS, products
+from exporters.proof import open_onnx
 from packshot.bundle import PLAN, Bundle
 from packshot.cores import available_cores
 from packshot.errors import EngineRefused
 from packshot.plan import read_sidecar, sidecar_path
 from packshot.tables import table
 from serving.engines import Engine
-from serving.engines.onnxruntime import OnnxRuntimeEngine
+from serving.engines.openvino import PRECISIONS, check_openvino
 from serving.engines.tensorrt import open_plan
 
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -84,7 +85,9 @@ def open_engines(bundle: Bundle, stack: ExitStack) -> dict[str, Engine]:
 def _open(bundle: Bundle, name: str) -> Engine:
     path = bundle.engine_path(name)
     if not path.name.endswith(PLAN):
-        return OnnxRuntimeEngine(path, name=name, lanes=available_cores())
+        if name in PRECISIONS:
+            check_openvino()
+        return open_onnx(path, name)
     max_batch = max(profile.max_batch for profile in read_sidecar(sidecar_path(path)).profiles)
     return open_plan(path, max_batch=max_batch, image_shape=bundle.manifest.image.shape)
 
@@ -165,7 +168,7 @@ def measure(options: Options) -> Findings:
     on_cpu = {
         name: peaks[file.precision] / an_image
         for name, file in bundle.manifest.engines.items()
-        if not file.file.endswith(PLAN)
+        if file.precision in peaks and not file.file.endswith(PLAN)
     }
     found = list(rows(of_engines, on_cpu))
     print(table([HEAD, *(one.cells() for one in found)]), flush=True)

@@ -31,7 +31,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cpu_engine(bundle: Bundle) -> str:
-    """Of the bundle's, the first of the server's order that runs on this CPU."""
+    """The first of the server's order that is in the manifest and runs on this CPU."""
     here = [name for name in ON_CPU if name in bundle.manifest.engines]
     with suppress(EngineRefused):
         check_openvino()

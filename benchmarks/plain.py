@@ -8,7 +8,7 @@ one image, waits for the answer and sends the next.
     python -m benchmarks.plain --models models --model products
 """
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 import msgspec
@@ -22,6 +22,7 @@ from benchmarks.options import Options, cpu_engine
 from benchmarks.photos import photos
 from benchmarks.process import Served, server, started
 from packshot.bundle import Bundle
+from serving.engines.openvino import BF16, INT8
 
 BARS = {"fp32": 3.0, "int8": 1.6}
 LONE_BAR = 0.85
@@ -78,7 +79,7 @@ def _round(
         served=driven(served),
         plain={name: driven(one) for name, one in plain.items()},
         served_alone=driven_alone(served),
-        plain_alone=driven_alone(plain[_same_file(engine, plain)]),
+        plain_alone=driven_alone(plain[_same_file(engine)]),
     )
 
 
@@ -91,14 +92,14 @@ def _figures(engine: str, rounds: list[Round]) -> list[Figure]:
     lone = tuple(
         one.served_alone.latency_ms["p50"] / one.plain_alone.latency_ms["p50"] for one in rounds
     )
-    same = _same_file(engine, rounds[0].plain)
+    same = _same_file(engine)
     name = f"{engine} served / plain server, {same}: p50 of a lone client"
     return [*found, Figure(name=name, rounds=lone, better="lower", bar=LONE_BAR)]
 
 
-def _same_file(engine: str, plain: Container[str]) -> str:
-    """OpenVINO runs INT8's."""
-    return engine if engine in plain else "int8"
+def _same_file(engine: str) -> str:
+    """The engine of ONNX Runtime that runs the file of this one."""
+    return {BF16: "fp32", INT8: "int8"}.get(engine, engine)
 
 
 def _line(engine: str, found: Round) -> str:

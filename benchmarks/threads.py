@@ -7,6 +7,7 @@ With a pause before each run, as at low load: that is where it matters.
 
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -55,8 +56,7 @@ def lone_runs(one: Any, image: np.ndarray) -> Run:
 
 def measure(options: Options) -> Findings:
     bundle = options.open_bundle()
-    engine = cpu_engine(bundle)
-    path, cores = str(bundle.engine_path(engine)), available_cores()
+    path, cores = str(bundle.engine_path(cpu_engine(bundle))), available_cores()
     image = np.random.default_rng(0).integers(0, 255, (1, *bundle.manifest.image.shape), np.uint8)
     ways = {ONE: (1, False), ALL: (cores, False), SPINNING: (cores, True)}
     sessions = {name: session(path, *way) for name, way in ways.items()}
@@ -67,7 +67,7 @@ def measure(options: Options) -> Findings:
         told = ", ".join(
             f"{name} {run.wall_ms:.1f} ms, {run.cpu_ms:.1f} of CPU" for name, run in found.items()
         )
-        print(f"{engine}: {told}", flush=True)
+        print(f"{Path(path).name} by ONNX Runtime: {told}", flush=True)
     return Findings(
         figures=(
             _time("a lone image: all threads / one, time", rounds, ALL, ONE),

@@ -69,13 +69,14 @@ def add_engine(options: AddOptions) -> Path:
             images=at_hand.to_calibrate,
             ways=known,
         )
-        made, left_out = make_all(maker, options.engines, options.require)
+        made, left_out, not_here = make_all(maker, options.engines, options.require)
         if not made:
             told = "; ".join(f"{name}: {why}" for name, why in left_out.items())
             raise AnswersDiffer(
                 f"no engine was added: {told or 'none that was asked for runs here'}"
             )
-        manifest = next_manifest(base.manifest, version, made, options.engines, left_out)
+        tried = [name for name in options.engines if name not in not_here]
+        manifest = next_manifest(base.manifest, version, made, tried, left_out)
         complete(work, manifest, report, timed=made)
     return model / str(version)
 
@@ -84,21 +85,23 @@ def next_manifest(
     before: Manifest,
     version: int,
     made: dict[str, EngineFile],
-    asked: Sequence[str],
+    tried: Sequence[str],
     left_out: dict[str, str],
 ) -> Manifest:
-    """With what was made; of what was asked for before, only what still holds is left out."""
+    """With what was made; of what was left out before, only what still holds."""
     engines = {**before.engines, **made}
-    if "int8" in made and INT8 not in made:
-        engines.pop(INT8, None)  # it was measured on another file
+    left_out_before = dict(before.left_out)
+    if "int8" in made and INT8 not in made:  # what was known of it was of another file
+        engines.pop(INT8, None)
+        left_out_before.pop(INT8, None)
     return msgspec.structs.replace(
         before,
         version=version,
         engines=engines,
         left_out={
             name: why
-            for name, why in {**before.left_out, **left_out}.items()
-            if name not in engines and (name in left_out or name not in asked)
+            for name, why in {**left_out_before, **left_out}.items()
+            if name not in engines and (name in left_out or name not in tried)
         },
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )

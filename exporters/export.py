@@ -47,7 +47,7 @@ def export(options: ExportOptions) -> Path:
             logs=options.build_logs or options.run,
             images=lambda: calibration_images(source, options.calibration_images, options.seed),
         )
-        made, left_out = make_all(maker, options.engines, options.require)
+        made, left_out, _ = make_all(maker, options.engines, options.require)
         manifest = new_manifest(options, version, source, {**engines, **made}, left_out)
         complete(work, manifest, report, timed=manifest.engines)
     seconds = time.monotonic() - started

@@ -1,8 +1,7 @@
 """Making: each engine's way from the fp32 model to a proved file of the version."""
 
-import itertools
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -191,19 +190,27 @@ class Maker:
         self._adopt(path)
 
 
-def make_all(
-    maker: Maker, engines: Sequence[str], required: Collection[str]
-) -> tuple[dict[str, EngineFile], dict[str, str]]:
-    """Those that passed, by key, and why the others did not, by the name they were asked for.
-
-    fp32 is made already. Raises what kept out a required engine.
+class Outcome(NamedTuple):
+    """What passed, by key; why others did not, by the name they were asked for; and what was not
+    tried, because this machine is not one for it.
     """
+
+    made: dict[str, EngineFile]
+    left_out: dict[str, str]
+    not_here: list[str]
+
+
+def make_all(maker: Maker, engines: Sequence[str], required: Collection[str]) -> Outcome:
+    """fp32 is made already. Raises what kept out a required engine."""
     made: dict[str, EngineFile] = {}
     left_out: dict[str, str] = {}
+    not_here: list[str] = []
     for name in _with_openvino(engines):
-        if name == "fp32" or (name == INT8 and "int8" in left_out):  # which tells why for both
+        if name == "fp32":
             continue
         try:
+            if name == INT8 and "int8" in left_out:
+                raise EngineRefused("not_in_bundle", f"int8 is left out: {left_out['int8']}")
             key, file = maker.make(name)
             made[key] = file
         except OSError:  # a full disk is no fault of the engine
@@ -216,16 +223,21 @@ def make_all(
                 raise EngineRefused("failed", f"{name} cannot be made: {error}") from error
             if name in PRECISIONS and _not_here(error):
                 print(f"{name} is not measured here: {error}", flush=True)
-                continue  # where it can run, the server will see
+                not_here.append(name)
+                continue
             left_out[name] = str(error)
             print(f"WARNING: {name} is left out: {error}", flush=True)
-    return made, left_out
+    return Outcome(made, left_out, not_here)
 
 
-def _with_openvino(engines: Sequence[str]) -> list[str]:
-    """Each next after the engine whose file it runs."""
-    names = ((name, ALSO_BY_OPENVINO.get(name, name)) for name in engines)
-    return list(dict.fromkeys(itertools.chain.from_iterable(names)))
+def _with_openvino(engines: Sequence[str]) -> Iterator[str]:
+    """Each of OpenVINO's next after the engine whose file it runs, where that is asked for."""
+    along = {ALSO_BY_OPENVINO[name] for name in engines if name in ALSO_BY_OPENVINO}
+    for name in engines:
+        if name not in along:
+            yield name
+        if name in ALSO_BY_OPENVINO:
+            yield ALSO_BY_OPENVINO[name]
 
 
 def _not_here(error: Exception) -> bool:

@@ -120,7 +120,7 @@ def _proved(
 ) -> EngineFile:
     gate = work.gates[precision]
     measured = measure(engine, work.held_out, work.temperature)
-    check_gate(path.name, measured, gate)
+    check_gate(f"{path.name} by {engine.name}", measured, gate)
     doubt = caveat(measured, gate)
     size = f"{path.stat().st_size / 1e6:.1f} MB"
     print(f"{path.name} by {engine.name}: {size}; {summary(measured)}", flush=True)

@@ -34,7 +34,7 @@ EngineReason = Literal[  # in the order in which they are found out
     "no_gpu",
     "wrong_cpu",
     "damaged",
-    "wrong_gpu",  # this and the other wrong_*: what a TensorRT plan was built for
+    "wrong_gpu",  # this and wrong_* below: what a TensorRT plan was built for
     "wrong_shape",
     "no_runtime",
     "wrong_flavour",

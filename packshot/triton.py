@@ -37,13 +37,19 @@ def export_triton(bundle: Bundle, out: Path, engine: str = "fp32") -> Path:
     """Writes `out`/<name>, whole or not at all, and returns it. `engine`: its key in the manifest.
 
     Raises NotFound without such an engine, EngineRefused for a plan that Triton cannot load,
-    InvalidInput if the folder exists.
+    InvalidInput for an engine of OpenVINO and if the folder exists.
     """
     manifest = bundle.manifest
     if engine not in manifest.engines:
         raise NotFound(
             f"version {manifest.version} of {manifest.model} has no engine {engine!r}; "
             f"there is {', '.join(manifest.engines)}"
+        )
+    file = manifest.engines[engine]
+    if "openvino" in file.made_with:
+        raise InvalidInput(
+            f"{engine} is {file.file} as OpenVINO runs it, and the configuration written here is "
+            f"for ONNX Runtime: name the engine of the same file, {_sibling(manifest, engine)}"
         )
     source = bundle.engine_path(engine)
     backend = _backend(source)
@@ -57,6 +63,12 @@ def export_triton(bundle: Bundle, out: Path, engine: str = "fp32") -> Path:
         (folder / "config.pbtxt").write_text(config(manifest, engine, backend), encoding="utf-8")
         (folder / "README.md").write_text(_readme(manifest, engine, backend), encoding="utf-8")
     return target
+
+
+def _sibling(manifest: Manifest, engine: str) -> str:
+    file = manifest.engines[engine].file
+    others = (name for name, one in manifest.engines.items() if one.file == file and name != engine)
+    return next(others, "fp32")
 
 
 def _backend(source: Path) -> Backend:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from packshot.bundle import Bundle, open_bundle
-from packshot.errors import EngineRefused, PackshotError
+from packshot.errors import EngineRefused
 from packshot.golden import check_pixels
 from serving.engines.open import Opened, open_engine
 from serving.freed_memory import give_back
@@ -35,7 +35,7 @@ def open_version(supply: Supply, folder: Path, choice: EngineChoice) -> tuple[Bu
         opened = open_chosen(bundle, choice, choice.order)
         try:
             checked.result()
-        except PackshotError:
+        except BaseException:
             opened.engine.close()
             raise
     return bundle, opened

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from processes import ROOT, program
-from tiny import PURE, colour_network, jpeg, tiny_bundle
+from tiny import PURE, add_openvino, colour_network, jpeg, tiny_bundle
 
 from benchmarks import calm
 from benchmarks.figures import Figure, figures_table, missed
@@ -23,6 +23,7 @@ from benchmarks.reload import write_copy
 from benchmarks.series import NAMES
 from packshot.bundle import open_bundle
 from packshot.image import ImageSpec, load_pixels
+from packshot.machine import has_amx
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierStub
 from trainer.command_line import parse_options
@@ -35,11 +36,15 @@ def test_resnet50_is_4_1_billion_multiply_adds(resnet50):
 
 
 def test_every_engine_that_runs_here_is_measured_at_every_batch(tmp_path):
-    tiny_bundle(tmp_path, int8=colour_network())
+    add_openvino(tiny_bundle(tmp_path, int8=colour_network()))
     done = program("benchmarks.engines", "--models", tmp_path, "--model", "colours", "--rounds", 1)
     assert done.returncode == 0, done.stderr
-    rows = re.findall(r"^(fp32|int8) +(\d+) .*%$", done.stdout, re.MULTILINE)
-    assert rows == [(name, str(1 << n)) for name in ("fp32", "int8") for n in range(6)]
+    rows = re.findall(r"^(fp32|int8|openvino-int8) +(\d+) .*%$", done.stdout, re.MULTILINE)
+    here = ("fp32", "int8", *(["openvino-int8"] if has_amx() else []))
+    assert rows == [(name, str(1 << n)) for name in here for n in range(6)]
+    # There is no product in bfloat16 to hold it against.
+    without = re.findall(r"^openvino-bf16 +\d+ .* -$", done.stdout, re.MULTILINE)
+    assert len(without) == 6 * has_amx()
 
 
 def test_a_gpu_engine_is_held_against_its_own_loop(tmp_path):

@@ -80,18 +80,18 @@ def container(podman, image, models, ports) -> Iterator[Container]:
 
 def test_what_is_in_the_image(podman, image):
     inspected = podman.inspected(image)
-    assert inspected["Size"] < 400e6
+    assert inspected["Size"] < 530e6
     config = inspected["Config"]
     assert config["User"] == "10001:10001"
     assert config["Labels"]["org.opencontainers.image.version"] == __version__
     assert config["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
     installed = podman("run", "--rm", "--entrypoint", "python", image, "-c", MODULES).stdout
-    assert installed == "onnxruntime opentelemetry serving\n"
+    assert installed == "onnxruntime opentelemetry openvino serving\n"
 
 
 MODULES = """
 from importlib.util import find_spec
-wanted = ["onnxruntime", "opentelemetry", "serving"]
+wanted = ["onnxruntime", "opentelemetry", "openvino", "serving"]
 unwanted = ["exporters", "hatchling", "onnx", "pip", "setuptools", "torch", "trainer"]
 print(*filter(find_spec, wanted + unwanted))
 """

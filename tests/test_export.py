@@ -308,7 +308,7 @@ def small_maker(
 
 def test_what_cannot_be_built_is_left_out_and_told(tmp_path, capsys):
     maker = small_maker(tmp_path, "9.0")
-    made, left_out = make_all(maker, ["trt-fp16", "int8"], required=["int8"])
+    made, left_out, _ = make_all(maker, ["trt-fp16", "int8"], required=["int8"])
     assert list(made) == ["int8", *INT8_HERE]
     assert "compute capability 9.0" in left_out["trt-fp16"]
     assert "WARNING: trt-fp16 is left out: " in capsys.readouterr().out
@@ -328,7 +328,7 @@ def amx(monkeypatch):
 
 
 def test_openvino_proves_the_files_of_fp32_and_int8_for_itself(tmp_path, amx, capsys):
-    made, left_out = make_all(small_maker(tmp_path, "9.0"), ["fp32", "int8"], required=[])
+    made, left_out, _ = make_all(small_maker(tmp_path, "9.0"), ["fp32", "int8"], required=[])
     files = {name: (file.file, file.precision) for name, file in made.items()}
     assert files == {
         BF16: ("model.onnx", "bf16"), "int8": ("model.int8.onnx", "int8"),
@@ -343,30 +343,55 @@ def test_openvino_proves_the_files_of_fp32_and_int8_for_itself(tmp_path, amx, ca
 
 def test_openvino_that_fails_its_gate_is_left_out_alone(tmp_path, amx):
     gates = {"bf16": Gate(min_agreement=1.1, max_accuracy_drop=0.0)}
-    made, left_out = make_all(small_maker(tmp_path, "9.0", gates=gates), ["fp32"], required=[])
+    made, left_out, _ = make_all(small_maker(tmp_path, "9.0", gates=gates), ["fp32"], required=[])
     assert (made, list(left_out)) == ({}, [BF16])
     assert "top-1 agreement 100.00%" in left_out[BF16]
+    assert "model.onnx by openvino-bf16" in left_out[BF16]
 
 
 def test_openvino_int8_needs_a_file_to_run(tmp_path, amx):
-    made, left_out = make_all(small_maker(tmp_path, "9.0"), [INT8], required=[])
+    made, left_out, _ = make_all(small_maker(tmp_path, "9.0"), [INT8], required=[])
     assert (made, left_out) == (
         {}, {INT8: "there is no INT8 model to run: add int8 to --engines"},
     )  # fmt: skip
 
 
-def test_why_int8_is_left_out_is_told_once():
-    class Failing:
-        def make(self, engine: str):
-            raise AnswersDiffer(f"{engine} lost answers")
+class Recorded:
+    """In the place of a Maker: fails what it is told to, and keeps the order."""
 
-    made, left_out = make_all(Failing(), ["int8"], required=[])
-    assert (made, left_out) == ({}, {"int8": "int8 lost answers"})
+    def __init__(self, *failing: str) -> None:
+        self.asked: list[str] = []
+        self._failing = failing
+
+    def make(self, engine: str) -> tuple[str, str]:
+        self.asked.append(engine)
+        if engine in self._failing:
+            raise AnswersDiffer(f"{engine} lost answers")
+        return engine, "file"
+
+
+@pytest.mark.parametrize(
+    "asked", [["fp32", INT8, "int8"], ["int8", INT8, "fp32"], ["fp32", "int8"]]
+)
+def test_openvino_comes_after_what_it_runs_in_whatever_order_it_is_asked_for(asked):
+    maker = Recorded()
+    make_all(maker, asked, required=[])
+    assert sorted(maker.asked) == ["int8", BF16, INT8]
+    assert maker.asked.index("int8") < maker.asked.index(INT8)
+
+
+def test_openvino_int8_falls_with_its_file_and_says_so():
+    made, left_out, _ = make_all(Recorded("int8"), ["int8"], required=[])
+    assert (made, left_out) == (
+        {}, {"int8": "int8 lost answers", INT8: "int8 is left out: int8 lost answers"},
+    )  # fmt: skip
+    with pytest.raises(EngineRefused, match="int8 is left out"):
+        make_all(Recorded("int8"), ["int8", INT8], required=[INT8])
 
 
 def test_a_cpu_without_amx_leaves_openvino_to_the_server(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(making, "check_openvino", partial(check_openvino, amx=lambda: False))
-    assert make_all(small_maker(tmp_path, "9.0"), ["fp32"], required=[]) == ({}, {})
+    assert make_all(small_maker(tmp_path, "9.0"), ["fp32"], required=[]) == ({}, {}, [BF16])
     assert f"{BF16} is not measured here: this CPU has no AMX" in capsys.readouterr().out
 
 
@@ -378,6 +403,17 @@ def test_figures_of_openvino_go_with_the_int8_file_that_they_were_of(bundle):
     after = next_manifest(before, 2, made, ["int8"], {})
     assert INT8 not in after.engines
     assert INT8 in next_manifest(before, 2, {**made, INT8: made["int8"]}, ["int8"], {}).engines
+
+
+def test_why_openvino_failed_goes_with_the_file_that_it_failed_on(bundle):
+    engines = bundle.manifest.engines
+    before = msgspec.structs.replace(
+        bundle.manifest, engines={"fp32": engines["fp32"]}, left_out={INT8: "72 %"}
+    )
+    made = {"int8": engines["int8"]}
+    assert next_manifest(before, 2, made, ["int8"], {}).left_out == {}
+    # It was asked for, and could not run here: what was found out elsewhere still holds.
+    assert next_manifest(before, 2, {}, [], {}).left_out == {INT8: "72 %"}
 
 
 def test_an_exported_network_gathers_nothing_by_computed_indices(bundle):
@@ -394,6 +430,7 @@ def test_openvino_reads_an_exported_int8_network_as_onnx_runtime_does(bundle):
         for name in ("int8", INT8)
     )
     off = bundle.manifest.engines["int8"].measured.max_logit_difference
+    # Both round, each in its own way, but not as far apart as INT8 is from fp32.
     assert np.abs(by_openvino - by_ort).max() < off / 2
 
 
@@ -497,7 +534,7 @@ def test_a_plan_of_several_profiles_is_run_by_the_largest_that_begins_at_one(tmp
         Profile(min_batch=least, opt_batch=8, max_batch=most) for least, most in ((1, 8), (8, 32))
     )
     maker = small_maker(tmp_path, "portable", profiles=profiles)
-    made, left_out = make_all(maker, ["trt-fp16"], required=[])
+    made, left_out, _ = make_all(maker, ["trt-fp16"], required=[])
     assert (list(made), left_out) == (["trt-fp16.portable"], {})
     assert asked == [8]
 

@@ -1,22 +1,22 @@
 """The engines of OpenVINO: they answer as others do, or are refused before they cost anything."""
 
+import importlib.util
 import logging
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 from small_network import photos, write_network
 from test_gpu_engines import replace_opener
-from tiny import colour_network, engine_file, tiny_bundle
+from tiny import add_openvino, change_manifest, colour_network, tiny_bundle
 
 from exporters.calibration import Histograms
 from exporters.to_int8 import CPU, prepare, quantize
 from packshot import machine
-from packshot.bundle import open_bundle, write_bundle
+from packshot.bundle import open_bundle
 from packshot.errors import EngineRefused
 from serving.engines import open as opening
 from serving.engines.onnxruntime import OnnxRuntimeEngine
@@ -28,7 +28,10 @@ from serving.engines.openvino import (
     open_openvino,
 )
 
-pytest.importorskip("openvino", reason="it is installed on x86-64 Linux only")
+# Not importorskip: it would import what reports its use.
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="it is installed on x86-64 Linux only"
+)
 
 IMAGES = photos(5)
 
@@ -125,25 +128,15 @@ def test_what_would_report_its_use_is_never_imported(network):
 # Its place in the order
 
 
-def bundle_with(store: Path, *, measured: float | None = None, left_out: str | None = None):
-    """Of fp32 and int8, and what an exporter with AMX has found out of openvino, if anything."""
-    folder = tiny_bundle(store, int8=colour_network())
-    manifest = open_bundle(folder).manifest
-    if measured is not None:
-        file = msgspec.structs.replace(engine_file("model.int8.onnx", "int8"), tolerance=measured)
-        manifest = msgspec.structs.replace(manifest, engines={**manifest.engines, INT8: file})
-    if left_out is not None:
-        manifest = msgspec.structs.replace(manifest, left_out={INT8: left_out})
-    (folder / "manifest.json").unlink()
-    write_bundle(folder, manifest)
-    return open_bundle(folder)
+def bundle(store: Path) -> Path:
+    return tiny_bundle(store, int8=colour_network())
 
 
 @pytest.fixture
 def chosen(monkeypatch):
     """Opens a bundle as a server on a CPU with AMX does; `amx=False`: on one without."""
 
-    def choose(bundle, *, amx: bool = True, order=(INT8, "int8")):
+    def choose(folder: Path, *, amx: bool = True, order=(INT8, "int8")):
         def opener(wanted):
             return open_openvino(
                 wanted.checked, name=wanted.name, lanes=wanted.lanes, amx=lambda: amx
@@ -151,39 +144,45 @@ def chosen(monkeypatch):
 
         for name in (INT8, BF16):
             replace_opener(monkeypatch, name, opener)
-        return opening.open_engine(bundle, order, lanes=2, max_batch=2)
+        return opening.open_engine(open_bundle(folder), order, lanes=2, max_batch=2)
 
     return choose
 
 
 def test_int8s_file_serves_at_int8s_tolerance_where_openvino_was_not_measured(tmp_path, chosen):
-    opened = chosen(bundle_with(tmp_path))
+    opened = chosen(bundle(tmp_path))
     assert (opened.engine.name, opened.file.file) == (INT8, "model.int8.onnx")
     assert opened.profile.alone.keys() == {1}
+    opened.engine.close()
 
 
 def test_what_was_measured_of_openvino_is_what_it_is_held_to(tmp_path, chosen):
-    bundle = bundle_with(tmp_path, measured=7.0)
-    assert chosen(bundle).file.tolerance == 7.0
-    opened = chosen(bundle_with(tmp_path, measured=-1.0))
+    assert chosen(add_openvino(bundle(tmp_path), tolerance=7.0)).file.tolerance == 7.0
+    opened = chosen(add_openvino(bundle(tmp_path), tolerance=-1.0))
     assert opened.engine.name == "int8"
     assert [refusal.reason for refusal in opened.refusals] == ["answers_differ"]
 
 
+def test_an_older_bundle_that_openvino_reads_otherwise_is_no_fault_of_the_bundle(tmp_path, chosen):
+    """Nobody said that it would: `answers_differ` would raise an alarm."""
+    folder = tiny_bundle(tmp_path, int8=colour_network(sign=-1))
+    opened = chosen(folder, order=(INT8, "fp32"))
+    (refusal,) = opened.refusals
+    assert (opened.engine.name, refusal.reason) == ("fp32", "not_in_bundle")
+    assert "not measured when the bundle was exported, and " in refusal.message
+    assert "export again" in refusal.message
+
+
 def test_bfloat16_serves_where_it_was_measured_and_nowhere_else(tmp_path, chosen):
-    bundle = bundle_with(tmp_path, measured=7.0)
-    opened = chosen(bundle, order=(BF16, "fp32"))
+    opened = chosen(bundle(tmp_path), order=(BF16, "fp32"))
     assert (opened.engine.name, opened.refusals[0].reason) == ("fp32", "not_in_bundle")
-    file = msgspec.structs.replace(engine_file("model.onnx", "bf16"), tolerance=1.0)
-    (bundle.folder / "manifest.json").unlink()
-    engines = {**bundle.manifest.engines, BF16: file}
-    write_bundle(bundle.folder, msgspec.structs.replace(bundle.manifest, engines=engines))
-    opened = chosen(open_bundle(bundle.folder), order=(BF16, "fp32"))
+    opened = chosen(add_openvino(bundle(tmp_path)), order=(BF16, "fp32"))
     assert (opened.engine.name, opened.file.precision) == (BF16, "bf16")
 
 
 def test_what_failed_when_it_was_exported_does_not_serve(tmp_path, chosen):
-    opened = chosen(bundle_with(tmp_path, left_out="top-1 agreement 72.00%"))
+    why = {INT8: "top-1 agreement 72.00%"}
+    opened = chosen(change_manifest(bundle(tmp_path), left_out=why))
     assert opened.engine.name == "int8"
     (refusal,) = opened.refusals
     assert (refusal.reason, refusal.message) == (
@@ -192,9 +191,16 @@ def test_what_failed_when_it_was_exported_does_not_serve(tmp_path, chosen):
 
 
 def test_onnx_runtime_takes_over_on_a_cpu_without_amx(tmp_path, chosen):
-    opened = chosen(bundle_with(tmp_path), amx=False)
+    opened = chosen(bundle(tmp_path), amx=False)
     assert opened.engine.name == "int8"
     assert [refusal.reason for refusal in opened.refusals] == ["wrong_cpu"]
+
+
+def test_a_run_that_fails_gives_its_memory_to_the_next(engine):
+    for _ in range(5):
+        with pytest.raises(Exception, match="shape"):
+            engine.run(IMAGES[:1, :100])
+    assert engine.run(IMAGES).logits.shape == (5, 4)
 
 
 def test_int8_on_openvino_rounds_as_onnx_runtime_does(tmp_path):

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from fake_gpu import VERSION, sidecar
 from processes import ROOT, environment
-from tiny import LABELS, PURE, colour_network, jpeg, tiny_bundle
+from tiny import LABELS, PURE, add_openvino, colour_network, jpeg, tiny_bundle
 
 from packshot import __version__
 from packshot.bundle import open_bundle
@@ -113,6 +113,14 @@ def test_a_plan_that_triton_cannot_use_is_refused(tmp_path, changes, reason):
     with pytest.raises(EngineRefused, match=r"model\.trt-fp16\.sm90\.plan") as refused:
         export_triton(open_bundle(folder), tmp_path / "triton", KEY)
     assert refused.value.reason == reason
+    assert not (tmp_path / "triton").exists()
+
+
+def test_an_engine_of_openvino_is_not_what_triton_would_run(tmp_path):
+    bundle = open_bundle(add_openvino(tiny_bundle(tmp_path, int8=colour_network())))
+    for engine, instead in (("openvino-int8", "int8"), ("openvino-bf16", "fp32")):
+        with pytest.raises(InvalidInput, match=f"engine of the same file, {instead}$"):
+            export_triton(bundle, tmp_path / "triton", engine)
     assert not (tmp_path / "triton").exists()
 
 

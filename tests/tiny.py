@@ -7,6 +7,7 @@ compute every answer by hand.
 import io
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -20,6 +21,7 @@ from packshot.bundle import (
     EngineFile,
     Manifest,
     Measured,
+    read_manifest,
     to_json,
     write_bundle,
 )
@@ -128,3 +130,25 @@ def tiny_bundle(
         )  # fmt: skip
         write_bundle(folder, manifest)
     return store / name / str(version)
+
+
+def change_manifest(folder: Path, **changes: object) -> Path:
+    """Of a version that nobody serves yet; returns its folder."""
+    manifest = read_manifest(folder)
+    (folder / "manifest.json").unlink()
+    write_bundle(folder, msgspec.structs.replace(manifest, **changes))
+    return folder
+
+
+def add_openvino(folder: Path, tolerance: float = 1.0) -> Path:
+    """What an exporter on a CPU with AMX adds to a bundle of fp32 and int8."""
+    made_with = {"openvino": "2026.4"}
+    added = {
+        "openvino-bf16": engine_file("model.onnx", "bf16"),
+        "openvino-int8": engine_file("model.int8.onnx", "int8"),
+    }
+    engines = {
+        name: msgspec.structs.replace(file, tolerance=tolerance, made_with=made_with)
+        for name, file in added.items()
+    }
+    return change_manifest(folder, engines={**read_manifest(folder).engines, **engines})

@@ -247,7 +247,7 @@ ENGINES = [
     ),
     Panel(
         "Engines refused since the start", "Engines of the order that could not be used. "
-        "not_in_bundle, no_gpu and no_driver are ordinary on a CPU.", units.Short,
+        "not_in_bundle, no_gpu, no_driver and wrong_cpu are ordinary on a CPU.", units.Short,
         (
             Query(
                 by("engine, reason", f"packshot_engine_refusals_total{{{MODEL}}}"),

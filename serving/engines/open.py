@@ -163,12 +163,22 @@ def _open_proved(
             engine = _open(bundle, name, file, lanes, max_batch)
             proof = _prove(engine, golden, file, max_batch)
         except EngineRefused as error:
-            refused[file.file] = error
+            refused[file.file] = _of_unmeasured(name, bundle.manifest, error)
         else:
             for other, why in refused.items():
                 log.info("%s is passed over for %s: %s", other, file.file, why)
             return Proved(engine, file, *proof)
     raise _as_one(refused)
+
+
+def _of_unmeasured(name: str, manifest: Manifest, error: EngineRefused) -> EngineRefused:
+    """What runs another engine's file need not fit it, and nobody said that it does."""
+    if error.reason != "answers_differ" or len(ENGINES[name].entries) == 1:
+        return error
+    if name in manifest.engines:
+        return error
+    told = f"it was not measured when the bundle was exported, and {error}: export again for it"
+    return EngineRefused("not_in_bundle", told)
 
 
 def _files_of(manifest: Manifest, name: str) -> list[EngineFile]:

@@ -39,19 +39,19 @@ class OpenVinoEngine:
         openvino = _import_openvino()
         try:
             core = openvino.Core()
-            self._compiled = _compiled_once(openvino, core, path, self._config(streams=1))
-            in_lanes = self._load(core, streams=lanes)
-            self._in_lanes = _Requests(in_lanes, lanes)
-            alone = self._load(core, streams=1) if self.largest_alone else in_lanes
-            self._alone = _Requests(alone, 1)
+            compiled = _compiled_once(openvino, core, path, self._config(streams=1))
+            self._alone = self._in_lanes = self._load(core, compiled, lanes)
+            if self.largest_alone:
+                self._alone = self._load(core, compiled, 1)
         except Exception as error:  # OpenVINO's errors share no narrower base class
             log.exception("OpenVINO cannot load %s", path)
             message = f"{path.name} cannot be loaded: the server's log has the error"
             raise EngineRefused("load_failed", message) from error
 
-    def _load(self, core: Any, *, streams: int) -> Any:
+    def _load(self, core: Any, compiled: Any, streams: int) -> "_Requests":
         """To run on all the lanes' threads, so many images at a time."""
-        return core.import_model(self._compiled, "CPU", self._config(streams))
+        loaded = core.import_model(compiled, "CPU", self._config(streams))
+        return _Requests(loaded, streams, compiled)
 
     def _config(self, streams: int) -> dict[str, Any]:
         return {
@@ -70,20 +70,24 @@ class OpenVinoEngine:
         return Answer(np.concatenate(logits), np.concatenate(embeddings))
 
     def close(self) -> None:
-        del self._in_lanes, self._alone, self._compiled
+        del self._in_lanes, self._alone
 
 
 class _Requests:
-    """As many runs at a time as the model was compiled for; each has memory of its own."""
+    """As many runs at a time as the model was loaded for; each has memory of its own.
 
-    def __init__(self, compiled: Any, count: int) -> None:
+    `weights`: the bytes that it was loaded from and goes on reading, so they have to outlive it.
+    """
+
+    def __init__(self, loaded: Any, count: int, weights: Any) -> None:
         self._free: SimpleQueue[Any] = SimpleQueue()
         for _ in range(count):
-            self._free.put(compiled.create_infer_request())
+            self._free.put(loaded.create_infer_request())
+        self._weights = weights
 
     def run(self, image: Any) -> Answer:
         """Of one image uint8 [crop, crop, 3]: arrays [1, ...], the caller's own."""
-        request = self._free.get()
+        request = self._free.get()  # there is one as soon as a run ends: each gives it back
         try:
             found = request.infer({INPUT: image[np.newaxis]}, share_inputs=True)
             return Answer(found[LOGITS], found[EMBEDDING])
@@ -116,7 +120,7 @@ def _import_openvino() -> Any:
     sys.modules.setdefault("openvino.tools.ovc", cast(ModuleType, None))
     try:
         import openvino
-    except ImportError as error:
+    except Exception as error:  # a library that is there but does not load is no ImportError
         log.exception("openvino cannot be imported")
         raise EngineRefused("no_runtime", "openvino cannot be imported") from error
     return openvino
