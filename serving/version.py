@@ -30,7 +30,9 @@ def open_version(supply: Supply, folder: Path, choice: EngineChoice) -> tuple[Bu
     """Raises NotFound, DamagedFile, AnswersDiffer or EngineRefused."""
     bundle = open_bundle(folder, engines=False)
     supply.check_place(folder, bundle.manifest)
-    with ThreadPoolExecutor(1) as beside:  # opening an engine leaves a core to decoders
+    # Opening an engine leaves a core to the decoder; a small one may be timed beside it, and the
+    # first requests then correct its times.
+    with ThreadPoolExecutor(1) as beside:
         checked = beside.submit(check_pixels, bundle.golden(), bundle.manifest.image)
         opened = open_chosen(bundle, choice, choice.order)
         try:

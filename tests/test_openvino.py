@@ -74,7 +74,7 @@ def test_more_threads_than_lanes_wait_for_each_other(engine):
         np.testing.assert_array_equal(answer, expected)
 
 
-def test_one_core_needs_one_copy_of_the_model(network):
+def test_on_one_core_nothing_runs_otherwise_when_it_runs_alone(network):
     engine = OpenVinoEngine(network, name=INT8, lanes=1)
     assert engine.largest_alone == 0
     assert engine.run(IMAGES).logits.shape == (5, 4)
