@@ -12,6 +12,7 @@ import numpy as np
 
 from packshot.bundle import EMBEDDING, INPUT, LOGITS
 from packshot.errors import EngineRefused
+from packshot.image import Pixels
 from packshot.machine import has_amx
 from serving.engines import Answer, Images
 
@@ -40,18 +41,19 @@ class OpenVinoEngine:
         try:
             core = openvino.Core()
             compiled = _compiled_once(openvino, core, path, self._config(streams=1))
-            self._alone = self._in_lanes = self._load(core, compiled, lanes)
+
+            def load(streams: int) -> _Runs:
+                """To run on all the lanes' threads, so many images at a time."""
+                loaded = core.import_model(compiled, "CPU", self._config(streams))
+                return _Runs(openvino, loaded, streams, compiled)
+
+            self._alone = self._in_lanes = load(lanes)
             if self.largest_alone:
-                self._alone = self._load(core, compiled, 1)
+                self._alone = load(1)
         except Exception as error:  # OpenVINO's errors share no narrower base class
             log.exception("OpenVINO cannot load %s", path)
             message = f"{path.name} cannot be loaded: the server's log has the error"
             raise EngineRefused("load_failed", message) from error
-
-    def _load(self, core: Any, compiled: Any, streams: int) -> "_Requests":
-        """To run on all the lanes' threads, so many images at a time."""
-        loaded = core.import_model(compiled, "CPU", self._config(streams))
-        return _Requests(loaded, streams, compiled)
 
     def _config(self, streams: int) -> dict[str, Any]:
         return {
@@ -64,8 +66,8 @@ class OpenVinoEngine:
         }
 
     def run(self, images: Images, *, alone: bool = False) -> Answer:
-        requests = self._alone if alone else self._in_lanes
-        answers = [requests.run(image) for image in images]
+        runs = self._alone if alone else self._in_lanes
+        answers = [runs.of(image) for image in images]
         logits, embeddings = zip(*answers, strict=True)
         return Answer(np.concatenate(logits), np.concatenate(embeddings))
 
@@ -73,26 +75,40 @@ class OpenVinoEngine:
         del self._in_lanes, self._alone
 
 
-class _Requests:
-    """As many runs at a time as the model was loaded for; each has memory of its own.
+class _Runs:
+    """As many at a time as the model was loaded for.
 
     `weights`: the bytes that it was loaded from and goes on reading, so they have to outlive it.
     """
 
-    def __init__(self, loaded: Any, count: int, weights: Any) -> None:
-        self._free: SimpleQueue[Any] = SimpleQueue()
+    def __init__(self, openvino: Any, loaded: Any, count: int, weights: Any) -> None:
+        self._free: SimpleQueue[_Run] = SimpleQueue()
         for _ in range(count):
-            self._free.put(loaded.create_infer_request())
+            self._free.put(_Run(openvino, loaded))
         self._weights = weights
 
-    def run(self, image: Any) -> Answer:
-        """Of one image uint8 [crop, crop, 3]: arrays [1, ...], the caller's own."""
-        request = self._free.get()  # there is one as soon as a run ends: each gives it back
+    def of(self, image: Pixels) -> Answer:
+        """Of uint8 [crop, crop, 3]: arrays [1, ...], the caller's own."""
+        run = self._free.get()  # there is one as soon as a run ends: each is given back
         try:
-            found = request.infer({INPUT: image[np.newaxis]}, share_inputs=True)
-            return Answer(found[LOGITS], found[EMBEDDING])
+            return run.of(image)
         finally:
-            self._free.put(request)
+            self._free.put(run)
+
+
+class _Run:
+    """One at a time, in memory of its own that is bound once: binding takes 0.1 ms."""
+
+    def __init__(self, openvino: Any, loaded: Any) -> None:
+        self._request = loaded.create_infer_request()
+        self._image = np.empty([*loaded.input(INPUT).shape], np.uint8)
+        self._request.set_tensor(INPUT, openvino.Tensor(self._image, shared_memory=True))
+        self._answer = [self._request.get_tensor(name).data for name in (LOGITS, EMBEDDING)]
+
+    def of(self, image: Pixels) -> Answer:
+        self._image[0] = image
+        self._request.infer()
+        return Answer(*(array.copy() for array in self._answer))
 
 
 def open_openvino(
