@@ -78,7 +78,7 @@ class OpenVinoEngine:
 class _Runs:
     """As many at a time as the model was loaded for.
 
-    `weights`: the bytes that it was loaded from and goes on reading, so they have to outlive it.
+    `weights`: the bytes that it was loaded from, and may go on reading: they have to outlive it.
     """
 
     def __init__(self, openvino: Any, loaded: Any, count: int, weights: Any) -> None:
