@@ -46,10 +46,10 @@ class Ticket:
     shed: bool = False
     engine: str = ""  # what ran its images
     stages: list[Stage] = field(default_factory=list)
+    urgency: Urgency = field(init=False)
 
-    @property
-    def urgency(self) -> Urgency:
-        return (self.priority, self.deadline)
+    def __post_init__(self) -> None:
+        self.urgency = (self.priority, self.deadline)
 
 
 class Admission:
@@ -82,9 +82,12 @@ class Admission:
 
         The second number: how many of them a lane has to decode, on average over each request.
         """
-        before = [t for t in self._tickets if not t.shed and t.urgency <= urgency]
-        encoded = sum(t.pending * t.encoded / t.images for t in before)
-        return sum(t.pending for t in before), encoded
+        images, encoded = 0, 0.0
+        for ticket in self._tickets:  # of each request: one loop, as there may be hundreds
+            if ticket.pending and ticket.urgency <= urgency and not ticket.shed:
+                images += ticket.pending
+                encoded += ticket.pending * ticket.encoded / ticket.images
+        return images, encoded
 
     def let_in(self, ticket: Ticket, *, fastest_run_seconds: float) -> list[Ticket]:
         """Returns the bulk requests that are shed for it. Raises Overloaded."""

@@ -4,6 +4,7 @@
 """
 
 import sys
+from functools import cache
 from typing import Literal, get_args
 
 import grpc
@@ -192,6 +193,10 @@ class Metrics:
             SECONDS,
             RPC,
         )
+        # Looking a series up by its labels takes three times as long as counting.
+        self._started_of = cache(self.started.labels)
+        self._handled_of = cache(self.handled.labels)
+        self._handling_of = cache(self.handling_seconds.labels)
 
     def of(self, model: str) -> "ModelMetrics":
         """The metrics of one model, whichever version of it serves."""
@@ -206,14 +211,14 @@ class Metrics:
                 self.handled.labels("unary", service, method, code.name)
 
     def rpc_started(self, service: str, method: str, kind: RpcKind = "unary") -> None:
-        self.started.labels(kind, service, method).inc()
+        self._started_of(kind, service, method).inc()
 
     def rpc_handled(
         self, service: str, method: str, code: str, seconds: float, kind: RpcKind = "unary"
     ) -> None:
         """`code`: name of the status; `seconds`: since `rpc_started`."""
-        self.handled.labels(kind, service, method, code).inc()
-        self.handling_seconds.labels(kind, service, method).observe(seconds)
+        self._handled_of(kind, service, method, code).inc()
+        self._handling_of(kind, service, method).observe(seconds)
 
 
 class ModelMetrics:

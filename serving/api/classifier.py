@@ -14,7 +14,7 @@ from serving.engines import Answer
 from serving.model import Model
 from serving.models import Models
 from serving.pipeline import Answers, Pipeline, SentImage, Terms
-from serving.ranking import Classified, Ranking
+from serving.ranking import Ranking
 
 PRIORITIES = {pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE, pb.PRIORITY_BULK: Priority.BULK}
 STREAM_WINDOW = 64  # images of one stream that are in the server at a time
@@ -34,15 +34,12 @@ class Classifier(ClassifierServicer):
     async def Classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
         ranking = _ranking(request)
         model, answers = await self._answer(request, call)
-        return pb.ClassifyResponse(
-            model=model.name,
-            version=model.version,
-            engine=answers.engine,
-            results=[
-                self._result(model, answer, ranking, request.include_logits)
-                for answer in answers.images
-            ],
+        response = pb.ClassifyResponse(
+            model=model.name, version=model.version, engine=answers.engine
         )
+        for answer in answers.images:
+            self._tell(response.results.add(), model, answer, ranking, request.include_logits)
+        return response
 
     @answering_stream
     async def ClassifyStream(
@@ -121,18 +118,29 @@ class Classifier(ClassifierServicer):
             response.model, response.version = model.name, model.version
             response.engine = answers.engine
             (answer,) = answers.images
-            response.result.CopyFrom(self._result(model, answer, ranking, request.include_logits))
+            self._tell(response.result, model, answer, ranking, request.include_logits)
         except Exception as error:
             response.result.error.CopyFrom(_stream_error(call, error))
         return response
 
-    def _result(
-        self, model: Model, answer: Answer | ImageError, ranking: Ranking, include_logits: bool
-    ) -> pb.ImageResult:
+    def _tell(
+        self,
+        result: pb.ImageResult,
+        model: Model,
+        answer: Answer | ImageError,
+        ranking: Ranking,
+        include_logits: bool,
+    ) -> None:
+        """Fills in the result: messages made by themselves would be copied, by being serialised."""
         found = self._pipeline.classified(model, answer, ranking)
         if isinstance(found, ImageError):
-            return pb.ImageResult(error=_image_error(found))
-        return _image_result(found, include_logits)
+            result.error.CopyFrom(_image_error(found))
+            return
+        for one in found.predictions:
+            result.predictions.add(label=one.label, index=one.index, probability=one.probability)
+        if include_logits:
+            result.logits.extend(found.logits.tolist())
+        result.abstained = found.abstained
 
     def _embedding(
         self, model: Model, answer: Answer | ImageError, normalize: bool
@@ -156,17 +164,6 @@ def _priority(value: pb.Priority) -> Priority:
 def _ranking(request: pb.ClassifyRequest | pb.ClassifyStreamRequest) -> Ranking:
     given = request.HasField("min_confidence")
     return Ranking(top_k=request.top_k, min_confidence=request.min_confidence if given else None)
-
-
-def _image_result(found: Classified, include_logits: bool) -> pb.ImageResult:
-    return pb.ImageResult(
-        predictions=[
-            pb.Prediction(label=p.label, index=p.index, probability=p.probability)
-            for p in found.predictions
-        ],
-        logits=found.logits.tolist() if include_logits else [],
-        abstained=found.abstained,
-    )
 
 
 def _image_error(error: ImageError) -> pb.ImageError:
