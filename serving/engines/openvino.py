@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from types import ModuleType
@@ -22,12 +23,17 @@ INT8, BF16 = "openvino-int8", "openvino-bf16"
 PRECISIONS = {INT8: "f32", BF16: "bf16"}
 """Of what is not quantised, told because the default goes by the CPU."""
 
+LANES_TO_SPLIT = 4
+"""From so many on, a lone image is worth a model of its own that splits it over all cores."""
+
 
 class OpenVinoEngine:
-    """The model on OpenVINO's CPU device, run by several lanes at once, of one thread each.
+    """The model on OpenVINO's CPU device: loaded once a lane, to run on the lane's own thread.
 
-    Images run one by one, whatever the batch: here a batch is no faster an image, and each of its
-    sizes would be compiled anew, and keep memory of its own (docs/decisions.md).
+    Loaded once for all lanes it would run on threads of OpenVINO, and each hand-over costs time in
+    which a core is idle. Images run one by one, whatever the batch: here a batch is no faster an
+    image, and each of its sizes would be compiled anew, and keep memory of its own
+    (docs/decisions.md).
     """
 
     lanes_share = False
@@ -36,29 +42,30 @@ class OpenVinoEngine:
         """`name`: of `PRECISIONS`. Raises EngineRefused if OpenVINO cannot load the file."""
         self.name = name
         self.lanes = lanes
-        self.largest_alone = lanes // 2
+        self.largest_alone = int(lanes >= LANES_TO_SPLIT)
         openvino = _import_openvino()
         try:
             core = openvino.Core()
-            compiled = _compiled_once(openvino, core, path, self._config(streams=1))
+            # Loaded models may go on reading it: it has to outlive them.
+            self._compiled = _compiled_once(openvino, core, path, self._config(threads=1))
 
-            def load(streams: int) -> _Runs:
-                """To run on all the lanes' threads, so many images at a time."""
-                loaded = core.import_model(compiled, "CPU", self._config(streams))
-                return _Runs(openvino, loaded, streams, compiled)
+            def load(threads: int) -> _Run:
+                return _Run(
+                    openvino, core.import_model(self._compiled, "CPU", self._config(threads))
+                )
 
-            self._alone = self._in_lanes = load(lanes)
-            if self.largest_alone:
-                self._alone = load(1)
+            self._in_lanes = _Runs([load(1) for _ in range(lanes)])
+            self._on_all_threads = _Runs([load(lanes)] if self.largest_alone else [])
         except Exception as error:  # OpenVINO's errors share no narrower base class
             log.exception("OpenVINO cannot load %s", path)
             message = f"{path.name} cannot be loaded: the server's log has the error"
             raise EngineRefused("load_failed", message) from error
+        self._threads = ThreadPoolExecutor(lanes, "openvino")  # they start when first needed
 
-    def _config(self, streams: int) -> dict[str, Any]:
+    def _config(self, threads: int) -> dict[str, Any]:
         return {
-            "NUM_STREAMS": streams,
-            "INFERENCE_NUM_THREADS": self.lanes,
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
             # As many as asked for, which follows the container's quota, where the scheduler likes.
             "ENABLE_HYPER_THREADING": True,
             "ENABLE_CPU_PINNING": False,
@@ -66,38 +73,23 @@ class OpenVinoEngine:
         }
 
     def run(self, images: Images, *, alone: bool = False) -> Answer:
-        runs = self._alone if alone else self._in_lanes
-        answers = [runs.of(image) for image in images]
+        """`alone`: several images take a lane each, one that of them all where that is sooner."""
+        if not alone:
+            answers = [self._in_lanes.of(image) for image in images]
+        elif len(images) <= self.largest_alone:
+            answers = [self._on_all_threads.of(image) for image in images]
+        else:
+            answers = list(self._threads.map(self._in_lanes.of, images))
         logits, embeddings = zip(*answers, strict=True)
         return Answer(np.concatenate(logits), np.concatenate(embeddings))
 
     def close(self) -> None:
-        del self._in_lanes, self._alone
-
-
-class _Runs:
-    """As many at a time as the model was loaded for.
-
-    `weights`: the bytes that it was loaded from, and may go on reading: they have to outlive it.
-    """
-
-    def __init__(self, openvino: Any, loaded: Any, count: int, weights: Any) -> None:
-        self._free: SimpleQueue[_Run] = SimpleQueue()
-        for _ in range(count):
-            self._free.put(_Run(openvino, loaded))
-        self._weights = weights
-
-    def of(self, image: Pixels) -> Answer:
-        """Of uint8 [crop, crop, 3]: arrays [1, ...], the caller's own."""
-        run = self._free.get()  # there is one as soon as a run ends: each is given back
-        try:
-            return run.of(image)
-        finally:
-            self._free.put(run)
+        self._threads.shutdown()
+        del self._in_lanes, self._on_all_threads, self._compiled
 
 
 class _Run:
-    """One at a time, in memory of its own that is bound once: binding takes 0.1 ms."""
+    """One image at a time, in memory of its own that is bound once: binding takes 0.1 ms."""
 
     def __init__(self, openvino: Any, loaded: Any) -> None:
         self._request = loaded.create_infer_request()
@@ -106,9 +98,27 @@ class _Run:
         self._answer = [self._request.get_tensor(name).data for name in (LOGITS, EMBEDDING)]
 
     def of(self, image: Pixels) -> Answer:
+        """Of uint8 [crop, crop, 3]: arrays [1, ...], the caller's own."""
         self._image[0] = image
         self._request.infer()
         return Answer(*(array.copy() for array in self._answer))
+
+
+class _Runs:
+    """For as many threads at a time as there are."""
+
+    def __init__(self, runs: Sequence[_Run]) -> None:
+        self._free: SimpleQueue[_Run] = SimpleQueue()
+        for run in runs:
+            self._free.put(run)
+
+    def of(self, image: Pixels) -> Answer:
+        """As `_Run.of`."""
+        run = self._free.get()  # there is one as soon as a run ends: each is given back
+        try:
+            return run.of(image)
+        finally:
+            self._free.put(run)
 
 
 def open_openvino(
