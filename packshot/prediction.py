@@ -22,9 +22,10 @@ def probabilities(logits: Logits, temperature: float = 1.0) -> npt.NDArray[np.fl
     """Softmax over the last axis of logits divided by the temperature that calibration found."""
     shares: npt.NDArray[np.float64] = logits.astype(np.float64)
     shares /= temperature
-    shares -= shares.max(axis=-1, keepdims=True)
+    # Not `max` and `sum`, which go through Python: of few classes most of the time is the calls'.
+    shares -= np.maximum.reduce(shares, axis=-1, keepdims=True)
     np.exp(shares, out=shares)
-    shares /= shares.sum(axis=-1, keepdims=True)
+    shares /= np.add.reduce(shares, axis=-1, keepdims=True)
     return shares
 
 
@@ -33,8 +34,7 @@ def top_predictions(
 ) -> tuple[Prediction, ...]:
     """The `k` most probable labels of one image, best first; ties in the order of the labels."""
     shares = probabilities(logits, temperature)
-    best = np.argsort(-shares, kind="stable")[:k]
+    best: list[int] = (-shares).argsort(kind="stable")[:k].tolist()
     return tuple(
-        Prediction(label=labels[index], index=index, probability=share)
-        for index, share in zip(best.tolist(), shares[best].tolist(), strict=True)
+        [Prediction(label=labels[one], index=one, probability=shares.item(one)) for one in best]
     )

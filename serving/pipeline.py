@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Coroutine, Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TypeVar
 
@@ -35,9 +36,13 @@ class SentImage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """How a request wants to be treated; without `timeout_seconds` the server's default holds."""
+    """How a request wants to be treated; without `timeout_seconds` the server's default holds.
+
+    `call_ends`: gRPC cancels the call when that time is over, which no timer has to do once more.
+    """
 
     timeout_seconds: float | None = None
+    call_ends: bool = False
     priority: Priority = Priority.INTERACTIVE
 
 
@@ -189,7 +194,7 @@ class Pipeline:
         ) as ticket:
             ticket.stages = stages
             try:
-                async with asyncio.timeout(timeout_seconds):
+                async with nullcontext() if terms.call_ends else asyncio.timeout(timeout_seconds):
                     answers = await all_of(self._one(model, ticket, image) for image in images)
             except TimeoutError as error:
                 raise DeadlineExceeded(f"no answer within {timeout_seconds:.3f} s") from error

@@ -147,13 +147,33 @@ def test_overload_is_answered_in_time_or_refused(tmp_path, times, bound, reason)
 
 VICTIM = """
 import sys, grpc
+timeout = float(sys.argv[2]) if sys.argv[2:] else None
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierStub
 request = pb.ClassifyRequest.FromString(sys.stdin.buffer.read())
 with grpc.insecure_channel(sys.argv[1]) as channel:
-    calls = [ClassifierStub(channel).Classify.future(request) for _ in range(5)]
+    stub = ClassifierStub(channel)
+    calls = [stub.Classify.future(request, timeout=timeout) for _ in range(5)]
     [call.result() for call in calls]
 """
+
+
+def test_a_deadline_ends_a_request_in_the_server_whatever_its_client_does(tmp_path):
+    with troubled(tmp_path, "--lanes", 1, *EVERY_REQUEST) as (server, _):
+        (tmp_path / "hang").touch()
+        with subprocess.Popen(
+            [sys.executable, "-c", VICTIM, server.target, "10"], cwd=ROOT, stdin=subprocess.PIPE
+        ) as frozen:
+            frozen.stdin.write(ONE.SerializeToString())
+            frozen.stdin.close()
+            until(lambda: server.metric("packshot_images_in_progress") == 5)
+            frozen.send_signal(signal.SIGSTOP)  # it can cancel nothing itself
+            until(lambda: server.metric("packshot_images_in_progress") == 0)
+            frozen.kill()
+        (tmp_path / "hang").unlink()
+        assert server.stop() == 0
+        codes = [line["code"] for line in requests_logged(server, "Classify")]
+        assert codes == ["DEADLINE_EXCEEDED"] * 5
 
 
 def test_the_images_of_a_killed_client_leave_the_queue(tmp_path):

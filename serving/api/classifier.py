@@ -96,7 +96,8 @@ class Classifier(ClassifierServicer):
     ) -> tuple[Model, Answers]:
         model = self._models.named(request.model)
         images = [_sent_image(image) for image in request.images]
-        terms = Terms(timeout_seconds=call.timeout_seconds, priority=_priority(request.priority))
+        seconds, priority = call.timeout_seconds, _priority(request.priority)
+        terms = Terms(timeout_seconds=seconds, call_ends=seconds is not None, priority=priority)
         call.asks(model, len(images))
         answers = await self._pipeline.answer(model, images, terms, call.stages)
         call.engine = answers.engine

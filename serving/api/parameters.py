@@ -37,7 +37,9 @@ def terms(parameters: Parameters, call_seconds: float | None) -> Terms:
     seconds = min(microseconds / 1e6, LONGEST_TIMEOUT_SECONDS) if microseconds else None
     allowed = [one for one in (seconds, call_seconds) if one is not None]
     interactive = (whole_number(parameters, "priority") or 0) <= HIGHEST_PRIORITY
+    shorter = min(allowed, default=None)
     return Terms(
-        timeout_seconds=min(allowed, default=None),
+        timeout_seconds=shorter,
+        call_ends=shorter is not None and shorter == call_seconds,
         priority=Priority.INTERACTIVE if interactive else Priority.BULK,
     )
