@@ -237,10 +237,25 @@ class Scheduler:
         alone = self._runs_alone(waiting)
         whole = alone or lanes.engine.lanes_share
         share = waiting if whole else -(-waiting // lanes.idle)
-        items = [heapq.heappop(self._queue) for _ in range(min(share, self._latency.largest))]
+        size = self._size_in_time(min(share, self._latency.largest), alone=alone)
+        items = [heapq.heappop(self._queue) for _ in range(size)]
         for item in items:
             item.ticket.pending -= 1
         return Batch(items=items, alone=alone)
+
+    def _size_in_time(self, size: int, *, alone: bool) -> int:
+        """As many as let the most urgent be answered in time; one at least, if there is one.
+
+        All answers of a batch come when its last image is done.
+        """
+        if not self._queue:
+            return 0
+        first = self._queue[0]
+        left = first.ticket.deadline - self._clock()
+        decode = self._decoding.value if callable(first.picture) else 0.0
+        while size > 1 and size * decode + self._latency.run_seconds(size, alone=alone) > left:
+            size -= 1
+        return size
 
     def _runs_alone(self, images: int) -> bool:
         """On all cores at once: too little to keep the lanes busy, and nothing else runs."""
