@@ -264,23 +264,36 @@ class Scheduler:
         return not self.lanes.running and images <= largest
 
     def _drop_dead(self) -> None:
-        """Takes out what nobody waits for, and what would be late even if it ran at once."""
-        soonest = self._clock() + self._latency.fastest_run_seconds
-        alive: list[Item] = []
+        """Takes out what nobody waits for, and what would be late even if it ran at once.
+
+        That goes by the estimates, as long as they leave anything to run; else by the fastest run
+        so far, or estimates that have become too high would never be corrected.
+        """
+        now, run, decode = self._clock(), self._latency.run_seconds(1), self._decoding.value
+        soonest = now + self._latency.fastest_run_seconds
+        wanted = [item for item in self._queue if not item.answer.done()]
+        alive = [
+            item
+            for item in wanted
+            if item.ticket.deadline >= now + run + (decode if callable(item.picture) else 0.0)
+        ] or [item for item in wanted if item.ticket.deadline >= soonest]
+        if len(alive) == len(self._queue):
+            return
+        kept = {item.number for item in alive}
         for item in self._queue:
-            if item.ticket.deadline >= soonest and not item.answer.done():
-                alive.append(item)
-                continue
-            item.ticket.pending -= 1
-            # A caller is told of its deadline by its own clock too: cancelled at it is expired.
-            late = item.ticket.deadline < soonest
-            self._metrics.dropped("expired" if late else "cancelled")
-            if not item.answer.done():
-                message = "the deadline would pass before the answer"
-                item.answer.set_exception(DeadlineExceeded(message))
-        if len(alive) < len(self._queue):
-            heapq.heapify(alive)
-            self._queue = alive
+            if item.number not in kept:
+                self._drop(item, soonest)
+        heapq.heapify(alive)
+        self._queue = alive
+
+    def _drop(self, item: Item, soonest: float) -> None:
+        item.ticket.pending -= 1
+        # A caller is told of its deadline by its own clock too: cancelled at it is expired.
+        cancelled = item.answer.done() and item.ticket.deadline >= soonest
+        self._metrics.dropped("cancelled" if cancelled else "expired")
+        if not item.answer.done():
+            message = "the deadline would pass before the answer"
+            item.answer.set_exception(DeadlineExceeded(message))
 
     async def _run(self, lanes: Lanes, batch: Batch) -> None:
         started, size = self._clock(), len(batch.items)

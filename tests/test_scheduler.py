@@ -364,6 +364,53 @@ def test_what_would_be_late_even_if_it_ran_at_once_is_dropped():
     run(test)
 
 
+@pytest.mark.parametrize("others", [True, False])
+def test_what_is_late_by_the_estimates_is_given_up_for_what_is_not(others):
+    async def test():
+        engine, clock = FakeEngine(), Clock()
+        scheduler = timed(engine, {1: 0.1}, clock)
+        await ask(scheduler, 0, clock.now + 9)  # at once: the fastest run takes no time now
+        engine.gate.clear()
+        wanted = [asyncio.create_task(ask(scheduler, 1, clock.now + 9))]
+        await entered(engine)
+        await entered(engine)
+        urgent = asyncio.create_task(ask(scheduler, 2, clock.now + 0.5))
+        if others:
+            wanted.append(asyncio.create_task(ask(scheduler, 3, clock.now + 9)))
+        await asyncio.sleep(0)
+        clock.now += 0.45
+        engine.gate.set()
+        await asyncio.gather(*wanted)
+        if others:
+            with pytest.raises(DeadlineExceeded):
+                await urgent
+        else:
+            assert (await urgent)[0] == 2
+        await scheduler.close()
+        assert engine.batches == [1, 1, 1]
+
+    run(test)
+
+
+def test_a_batch_is_no_larger_than_its_most_urgent_image_has_time_for():
+    async def test():
+        engine, clock = FakeEngine(), Clock()
+        engine.gate.clear()
+        scheduler = timed(engine, {1: 0.1, 2: 0.15, 3: 0.2, 4: 0.25}, clock)
+        tasks = [asyncio.create_task(ask(scheduler, 1, clock.now + 9))]
+        await entered(engine)
+        deadlines = [clock.now + 1, *[clock.now + 9] * 3]
+        tasks += [asyncio.create_task(ask(scheduler, 2, deadline)) for deadline in deadlines]
+        await asyncio.sleep(0)
+        clock.now += 0.82  # one of the four has time for a batch of two
+        engine.gate.set()
+        await asyncio.gather(*tasks)
+        await scheduler.close()
+        assert engine.batches == [1, 2, 2]
+
+    run(test)
+
+
 def test_predictions_learn_from_what_answers_take():
     async def test():
         engine, clock = FakeEngine(), Clock()
