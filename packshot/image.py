@@ -234,7 +234,7 @@ def _scans(encoded: bytes) -> int:
 
 
 def _pairs(encoded: bytes, pair: bytes) -> int:
-    """How often two bytes follow each other: `bytes.count`, in a fifth of its time."""
+    """How often two different bytes follow each other: `bytes.count`, in a fifth of its time."""
     wanted = int.from_bytes(pair, "little")
     return sum(
         int(np.count_nonzero(np.frombuffer(encoded, "<u2", (len(encoded) - at) // 2, at) == wanted))

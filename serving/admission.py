@@ -31,7 +31,7 @@ class Ticket:
     """A request that was let in. `pending`: its images that have not begun to run.
 
     `encoded`: those of its images that a lane decodes; `size`: its bytes. Its owner sets `answered`
-    when every image of it got an answer.
+    when every image of it got an answer. `late`: an image was given up as it would be too late.
     """
 
     priority: Priority
@@ -44,6 +44,7 @@ class Ticket:
     predicted_seconds: float
     answered: bool = False
     shed: bool = False
+    late: bool = False
     engine: str = ""  # what ran its images
     stages: list[Stage] = field(default_factory=list)
     urgency: Urgency = field(init=False)
@@ -151,6 +152,8 @@ class Admission:
     def _learn(self, ticket: Ticket) -> None:
         """Compares what was predicted with what it took, or with the deadline that it missed."""
         now = self._clock()
+        if ticket.late:  # it was told before
+            now = max(now, ticket.deadline)
         told = ticket.answered or now >= ticket.deadline
         if told and ticket.predicted_seconds > 0 and ticket.priority is Priority.INTERACTIVE:
             ratio = (now - ticket.admitted_at) / ticket.predicted_seconds

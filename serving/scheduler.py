@@ -237,25 +237,32 @@ class Scheduler:
         alone = self._runs_alone(waiting)
         whole = alone or lanes.engine.lanes_share
         share = waiting if whole else -(-waiting // lanes.idle)
-        size = self._size_in_time(min(share, self._latency.largest), alone=alone)
-        items = [heapq.heappop(self._queue) for _ in range(size)]
+        most = min(share, self._latency.largest)
+        # A device takes little longer for a whole batch: there a small one would cost the others.
+        items = self._pop(most) if whole else self._pop_in_time(most)
         for item in items:
             item.ticket.pending -= 1
         return Batch(items=items, alone=alone)
 
-    def _size_in_time(self, size: int, *, alone: bool) -> int:
-        """As many as let the most urgent be answered in time; one at least, if there is one.
+    def _pop(self, size: int) -> list[Item]:
+        return [heapq.heappop(self._queue) for _ in range(size)]
 
-        All answers of a batch come when its last image is done.
-        """
-        if not self._queue:
-            return 0
-        first = self._queue[0]
-        left = first.ticket.deadline - self._clock()
-        decode = self._decoding.value if callable(first.picture) else 0.0
-        while size > 1 and size * decode + self._latency.run_seconds(size, alone=alone) > left:
-            size -= 1
-        return size
+    def _pop_in_time(self, most: int) -> list[Item]:
+        """No more than let the most urgent be answered in time: answers come when all have run."""
+        items = self._pop(min(1, most))
+        if not items:
+            return items
+        left = items[0].ticket.deadline - self._clock() - self._decode_seconds(items[0])
+        while len(items) < most:
+            left -= self._decode_seconds(self._queue[0])
+            if self._latency.run_seconds(len(items) + 1) > left:
+                break
+            items += self._pop(1)
+        return items
+
+    def _decode_seconds(self, item: Item) -> float:
+        """In the lane, by the estimate."""
+        return self._decoding.value if callable(item.picture) else 0.0
 
     def _runs_alone(self, images: int) -> bool:
         """On all cores at once: too little to keep the lanes busy, and nothing else runs."""
@@ -266,30 +273,40 @@ class Scheduler:
     def _drop_dead(self) -> None:
         """Takes out what nobody waits for, and what would be late even if it ran at once.
 
-        That goes by the estimates, as long as they leave anything to run; else by the fastest run
-        so far, or estimates that have become too high would never be corrected.
+        What would be late by the estimates gives way to what would not, and is no less urgent; what
+        is left of it goes by the fastest run so far, or estimates that have become too high would
+        never be corrected.
         """
-        now, run, decode = self._clock(), self._latency.run_seconds(1), self._decoding.value
-        soonest = now + self._latency.fastest_run_seconds
         wanted = [item for item in self._queue if not item.answer.done()]
-        alive = [
-            item
+        soonest = self._clock() + self._latency.fastest_run_seconds
+        in_time = self._in_time(wanted)
+        priorities = {item.ticket.priority for item in in_time}
+        kept = {item.number for item in in_time} | {
+            item.number
             for item in wanted
-            if item.ticket.deadline >= now + run + (decode if callable(item.picture) else 0.0)
-        ] or [item for item in wanted if item.ticket.deadline >= soonest]
-        if len(alive) == len(self._queue):
+            if item.ticket.deadline >= soonest
+            and not any(other <= item.ticket.priority for other in priorities)
+        }
+        if len(kept) == len(self._queue):
             return
-        kept = {item.number for item in alive}
         for item in self._queue:
             if item.number not in kept:
                 self._drop(item, soonest)
-        heapq.heapify(alive)
-        self._queue = alive
+        self._queue = [item for item in self._queue if item.number in kept]
+        heapq.heapify(self._queue)
+
+    def _in_time(self, items: list[Item]) -> list[Item]:
+        """By the estimates, if each ran at once."""
+        if not items:
+            return []
+        done = self._clock() + self._latency.run_seconds(1, alone=self._runs_alone(len(items)))
+        return [item for item in items if item.ticket.deadline >= done + self._decode_seconds(item)]
 
     def _drop(self, item: Item, soonest: float) -> None:
         item.ticket.pending -= 1
         # A caller is told of its deadline by its own clock too: cancelled at it is expired.
         cancelled = item.answer.done() and item.ticket.deadline >= soonest
+        item.ticket.late |= not cancelled
         self._metrics.dropped("cancelled" if cancelled else "expired")
         if not item.answer.done():
             message = "the deadline would pass before the answer"

@@ -167,9 +167,11 @@ def test_a_deadline_ends_a_request_in_the_server_whatever_its_client_does(tmp_pa
             frozen.stdin.write(ONE.SerializeToString())
             frozen.stdin.close()
             until(lambda: server.metric("packshot_images_in_progress") == 5)
-            frozen.send_signal(signal.SIGSTOP)  # it can cancel nothing itself
-            until(lambda: server.metric("packshot_images_in_progress") == 0)
-            frozen.kill()
+            try:
+                frozen.send_signal(signal.SIGSTOP)  # it can cancel nothing itself
+                until(lambda: server.metric("packshot_images_in_progress") == 0)
+            finally:
+                frozen.kill()
         (tmp_path / "hang").unlink()
         assert server.stop() == 0
         codes = [line["code"] for line in requests_logged(server, "Classify")]

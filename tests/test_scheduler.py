@@ -364,8 +364,8 @@ def test_what_would_be_late_even_if_it_ran_at_once_is_dropped():
     run(test)
 
 
-@pytest.mark.parametrize("others", [True, False])
-def test_what_is_late_by_the_estimates_is_given_up_for_what_is_not(others):
+@pytest.mark.parametrize("other", [None, Priority.INTERACTIVE, Priority.BULK])
+def test_what_is_late_by_the_estimates_gives_way_to_what_is_no_less_urgent(other):
     async def test():
         engine, clock = FakeEngine(), Clock()
         scheduler = timed(engine, {1: 0.1}, clock)
@@ -375,26 +375,49 @@ def test_what_is_late_by_the_estimates_is_given_up_for_what_is_not(others):
         await entered(engine)
         await entered(engine)
         urgent = asyncio.create_task(ask(scheduler, 2, clock.now + 0.5))
-        if others:
-            wanted.append(asyncio.create_task(ask(scheduler, 3, clock.now + 9)))
+        if other is not None:
+            wanted.append(asyncio.create_task(ask(scheduler, 3, clock.now + 9, other)))
         await asyncio.sleep(0)
         clock.now += 0.45
         engine.gate.set()
         await asyncio.gather(*wanted)
-        if others:
+        if other is Priority.INTERACTIVE:
             with pytest.raises(DeadlineExceeded):
                 await urgent
         else:
             assert (await urgent)[0] == 2
         await scheduler.close()
-        assert engine.batches == [1, 1, 1]
 
     run(test)
 
 
-def test_a_batch_is_no_larger_than_its_most_urgent_image_has_time_for():
+def test_what_is_given_up_counts_as_late():
     async def test():
         engine, clock = FakeEngine(), Clock()
+        engine.gate.clear()
+        scheduler = timed(engine, {1: 0.1}, clock)
+        first = asyncio.create_task(ask(scheduler, 1, clock.now + 9))
+        await entered(engine)
+        with scheduler.admit(images=1, deadline=clock.now + 0.5) as ticket:
+            waiting = asyncio.create_task(scheduler.submit(ticket, image_of(2)))
+            await asyncio.sleep(0)
+            clock.now += 0.45  # its deadline has not come, but less is left than a run takes
+            engine.gate.set()
+            with pytest.raises(DeadlineExceeded):
+                await waiting
+            assert ticket.late
+        await first
+        await scheduler.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize(("device", "batches"), [(False, [1, 2, 2]), (True, [1, 4])])
+def test_in_a_cpus_lanes_a_batch_is_no_larger_than_its_most_urgent_image_has_time_for(
+    device, batches
+):
+    async def test():
+        engine, clock = FakeEngine(lanes_share=device), Clock()
         engine.gate.clear()
         scheduler = timed(engine, {1: 0.1, 2: 0.15, 3: 0.2, 4: 0.25}, clock)
         tasks = [asyncio.create_task(ask(scheduler, 1, clock.now + 9))]
@@ -406,7 +429,7 @@ def test_a_batch_is_no_larger_than_its_most_urgent_image_has_time_for():
         engine.gate.set()
         await asyncio.gather(*tasks)
         await scheduler.close()
-        assert engine.batches == [1, 2, 2]
+        assert engine.batches == batches
 
     run(test)
 
@@ -449,6 +472,10 @@ def test_missed_deadlines_teach_and_lost_callers_do_not():
         assert prediction() == pytest.approx(before)
         with scheduler.admit(images=1, deadline=clock.now + 1):
             clock.now += 1
+        assert prediction() > before
+        before = prediction()
+        with scheduler.admit(images=1, deadline=clock.now + 9) as given_up:
+            given_up.late = True
         assert prediction() > before
         await scheduler.close()
 

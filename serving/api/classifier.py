@@ -121,6 +121,7 @@ class Classifier(ClassifierServicer):
             (answer,) = answers.images
             self._tell(response.result, model, answer, ranking, request.include_logits)
         except Exception as error:
+            response.ClearField("result")  # an error stands alone
             response.result.error.CopyFrom(_stream_error(call, error))
         return response
 
