@@ -1,9 +1,10 @@
 """Where the milliseconds of an image go: the server's threads, sampled while it is loaded.
 
 py-spy looks at the Python stacks of the server a hundred times a second, and counts those of
-threads that hold a core. What is left of the process's CPU is in threads that never run Python:
-gRPC's own, which read and write sockets, and OpenVINO's, which run its lanes. Writes flame.svg too.
-py-spy must be allowed to look into another process: as root, or with kernel.yama.ptrace_scope at 0.
+threads that want a core; the server's CPU is shared out by these counts. gRPC's own threads, which
+read and write sockets, never run Python and are not seen: theirs is spread over the rest. Writes
+flame.svg too. py-spy must be allowed to look into another process: as root, or with
+kernel.yama.ptrace_scope at 0.
 
     python -m benchmarks.flame --models models --model products --out docs
 """
@@ -22,7 +23,6 @@ from benchmarks.options import add_options, chosen, cpu_engine
 from benchmarks.photos import photos
 from benchmarks.process import Served, server
 from packshot.tables import table
-from serving.engines.openvino import PRECISIONS
 
 SAMPLES_A_SECOND = 100
 PLACES = {  # the innermost frame from one of these files says what a sample was spent on
@@ -44,8 +44,6 @@ PLACES = {  # the innermost frame from one of these files says what a sample was
     "serving/api/": "gRPC's adapters, protobuf",
 }
 ELSEWHERE = "event loop and gRPC's Python side"
-NATIVE = "gRPC's own threads: sockets, HTTP/2"
-NATIVE_WITH_ENGINE = "OpenVINO's own threads, the engine, and gRPC's"
 
 
 def record(served: Served, seconds: float, form: str, file: Path) -> None:
@@ -78,15 +76,12 @@ def places(folded: str) -> Counter[str]:
     return found
 
 
-def rows(
-    found: Counter[str], cpu_ms: float, images: float, native: str = NATIVE
-) -> Iterator[tuple[str, str, str]]:
-    """CPU milliseconds of an image by place, and their share. `native`: where the rest went."""
+def rows(found: Counter[str], cpu_ms: float) -> Iterator[tuple[str, str, str]]:
+    """`cpu_ms`, of an image, by place."""
     yield ("WHERE", "CPU MS AN IMAGE", "SHARE")
-    each = {place: count / SAMPLES_A_SECOND * 1000 / images for place, count in found.most_common()}
-    each[native] = max(0.0, cpu_ms - sum(each.values()))
-    for place, milliseconds in sorted(each.items(), key=lambda one: -one[1]):
-        yield (place, f"{milliseconds:.2f}", f"{milliseconds / cpu_ms:.1%}")
+    for place, count in found.most_common():
+        share = count / found.total()
+        yield (place, f"{cpu_ms * share:.2f}", f"{share:.1%}")
     yield ("all of it", f"{cpu_ms:.2f}", "100%")
 
 
@@ -107,8 +102,7 @@ def main() -> None:
         record(served, seconds, "flamegraph", given.out / "flame.svg")
         driven = loading.result()
         found = places(folded.read_text())
-    native = NATIVE_WITH_ENGINE if engine in PRECISIONS else NATIVE
-    print(table(rows(found, driven.cpu_ms, driven.images_per_second * seconds, native)))
+    print(table(rows(found, driven.cpu_ms)))
 
 
 def _parse() -> argparse.Namespace:
