@@ -92,7 +92,8 @@ class Admission:
 
     def let_in(self, ticket: Ticket, *, fastest_run_seconds: float) -> list[Ticket]:
         """Returns the bulk requests that are shed for it. Raises Overloaded."""
-        shed = self.check(ticket, fastest_run_seconds=fastest_run_seconds)
+        self._check_time(ticket, fastest_run_seconds)
+        shed = self._make_room(ticket)
         for one in shed:
             one.shed = True
             self._hold(one, -1)
@@ -100,11 +101,6 @@ class Admission:
         self._tickets.add(ticket)
         self._hold(ticket, 1)
         return shed
-
-    def check(self, ticket: Ticket, *, fastest_run_seconds: float) -> list[Ticket]:
-        """The bulk requests that would have to be shed to let it in. Raises Overloaded."""
-        self._check_time(ticket, fastest_run_seconds)
-        return self._make_room(ticket)
 
     def let_out(self, ticket: Ticket) -> None:
         self._learn(ticket)

@@ -24,18 +24,14 @@ class Cache:
         self._answers: OrderedDict[Key, Answer] = OrderedDict()
         self._bytes = 0
 
-    @property
-    def on(self) -> bool:
-        return self._max_bytes > 0
-
     def key(self, model: str, version: int, engine: str, content: bytes, kind: bool) -> Key:
         """`kind` tells pixels from files: the same bytes mean something else."""
-        if not self.on:
+        if not self._max_bytes:
             return ()
         return (model, version, engine, kind, hashlib.sha256(content).digest())
 
     def get(self, key: Key) -> Answer | None:
-        if not self.on:
+        if not self._max_bytes:
             return None
         found = self._answers.get(key)
         self._metrics.cache_lookups.labels("miss" if found is None else "hit").inc()

@@ -26,11 +26,6 @@ class Models:
     def names(self) -> list[str]:
         return sorted(self._serving)
 
-    @property
-    def only(self) -> Model | None:
-        """The one that every request is for; None if there are several, or none."""
-        return next(iter(self._serving.values())) if len(self._serving) == 1 else None
-
     def named(self, name: str) -> Model:
         """The model of that name; empty means the default.
 

@@ -110,13 +110,6 @@ class Pipeline:
         model.metrics.stage("total", time.monotonic() - started)
         return Answers(images=[a for a in answers if a is not None], engine=engine)
 
-    def refuse_early(self, model: Model, timeout_seconds: float | None) -> None:
-        """Raises Overloaded if a request could not be let in, whatever is in it."""
-        if self._cache.on:  # which may have the answer
-            return
-        allowed = self._default_timeout_seconds if timeout_seconds is None else timeout_seconds
-        model.scheduler.refuse_early(time.monotonic() + allowed)
-
     async def answer_when_free(self, model: Model, image: SentImage, terms: Terms) -> Answers:
         """Like `answer` for one image, but waits where that would refuse for overload."""
         timeout_seconds = terms.timeout_seconds or self._default_timeout_seconds

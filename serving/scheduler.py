@@ -148,19 +148,6 @@ class Scheduler:
             if self._admission.empty:
                 self._work.set()  # a lane may be waiting for this to end
 
-    def refuse_early(self, deadline: float) -> None:
-        """Raises Overloaded if not even one image, ready to run, would be let in."""
-        if len(self._queue) <= self.engine.lanes:  # too little waits for that
-            return
-        priority = Priority.INTERACTIVE
-        least = Ticket(
-            priority=priority, deadline=deadline, images=1, encoded=0, size=0, pending=1,
-            admitted_at=self._clock(),
-            predicted_seconds=self.predict_seconds(1, (priority, deadline)),
-        )  # fmt: skip
-        fastest = self._latency.fastest_run_seconds
-        self._admission.check(least, fastest_run_seconds=fastest)
-
     def predict_seconds(self, images: int, urgency: Urgency, encoded: int = 0) -> float:
         """Until `images` of that urgency, `encoded` of them still to be decoded by a lane, would be
         run, if nothing more urgent comes.

@@ -79,7 +79,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         # Names of methods that do not exist would be labels of an endless set.
         if handler is None:
             return self._refusing("/unknown/unknown", "unary")
-        return self._refusing(method, "bidi_stream" if handler.response_streaming else "unary")
+        return self._refusing(method, "bidi_stream" if handler.request_streaming else "unary")
 
     def _refusing(self, method: str, kind: RpcKind) -> Handler:
         """Of a stream, whatever the method is: it answers without waiting for the request."""

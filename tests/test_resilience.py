@@ -145,60 +145,6 @@ def test_overload_is_answered_in_time_or_refused(tmp_path, times, bound, reason)
         ]
 
 
-def classify(channel: grpc.Channel, requests: Iterator[pb.ClassifyRequest], seconds: float) -> str:
-    """What is told of a call of which the client sends no more than the iterator gives."""
-    method = channel.stream_unary(
-        "/packshot.v1.Classifier/Classify",
-        request_serializer=pb.ClassifyRequest.SerializeToString,
-        response_deserializer=pb.ClassifyResponse.FromString,
-    )
-    with pytest.raises(grpc.RpcError) as caught:
-        method(requests, timeout=seconds)
-    return f"{caught.value.code().name}: {caught.value.details()}"
-
-
-ROOM_FOR_EIGHT = ("--max-queued-images", 8, "--max-images-per-request", 8, "--lanes", 1)
-
-
-def test_what_cannot_be_let_in_is_refused_before_it_is_sent(tmp_path):
-    with (
-        troubled(tmp_path, "--max-batch", 1, *ROOM_FOR_EIGHT) as (server, stub),
-        grpc.insecure_channel(server.target) as channel,
-    ):
-        (tmp_path / "hang").touch()
-        waiting = stub.Classify.future(EIGHT, timeout=TIMEOUT)
-        until(lambda: server.metric("packshot_images_in_progress") == 8)
-        told = threading.Event()
-
-        def withheld() -> Iterator[pb.ClassifyRequest]:
-            told.wait(TIMEOUT)
-            yield ONE
-
-        refusal = classify(channel, withheld(), TIMEOUT)
-        assert refusal.startswith("RESOURCE_EXHAUSTED: there is room for 0 more images")
-        told.set()
-        (tmp_path / "hang").unlink()
-        assert len(waiting.result(TIMEOUT).results) == 8
-        refused = 'packshot_requests_refused_total{model="colours",reason="queue_full"}'
-        assert server.metric(refused) == 1
-        nothing = classify(channel, iter(()), TIMEOUT)
-        assert nothing == "INVALID_ARGUMENT: the call has no request: send one"
-        assert answered(stub)
-
-
-def test_what_the_cache_has_is_answered_when_there_is_no_room(tmp_path):
-    cache = ("--cache-bytes", MEGABYTE)
-    with troubled(tmp_path, "--max-batch", 1, *ROOM_FOR_EIGHT, *cache) as (server, stub):
-        assert answered(stub)
-        (tmp_path / "hang").touch()
-        others = pb.ClassifyRequest(images=[pb.Image(encoded=jpeg(PURE["blue"], (9, 9)))] * 8)
-        waiting = stub.Classify.future(others, timeout=TIMEOUT)
-        until(lambda: server.metric("packshot_images_in_progress") == 8)
-        assert answered(stub)
-        (tmp_path / "hang").unlink()
-        assert len(waiting.result(TIMEOUT).results) == 8
-
-
 VICTIM = """
 import sys, grpc
 timeout = float(sys.argv[2]) if sys.argv[2:] else None

@@ -29,15 +29,7 @@ class Servicer(Protocol):
     calls: Calls
 
 
-class ImageServicer(Servicer, Protocol):
-    """One whose requests are large."""
-
-    def refuse_early(self, timeout_seconds: float | None) -> None:
-        """Raises Overloaded if a request could not be let in, whatever is in it."""
-
-
 S = TypeVar("S", bound=Servicer)
-ImageS = TypeVar("ImageS", bound=ImageServicer)
 
 
 class _Ended(Exception):
@@ -64,48 +56,6 @@ def answering(
             raise AssertionError("abort raises") from None
 
     return unary
-
-
-def answering_images(
-    method: Callable[[ImageS, Request, Call], Awaitable[Reply]],
-) -> Callable[[ImageS, object, Context], Coroutine[Any, Any, Reply]]:
-    """Like `answering`, for a method whose requests are large.
-
-    Under overload most of them would be received only to be refused. So what cannot be let in is
-    refused before: the method is registered as one that reads a stream, of one message.
-    """
-    name = method.__name__
-
-    @functools.wraps(method)
-    async def unary(self: ImageS, _requests: object, context: Context) -> Reply:
-        try:
-            refused = _refused_early(self, context)
-            request: Any = None if refused else await _read(context)
-            with _calling(self, name, "unary", context) as call:
-                if refused:
-                    raise refused
-                return await method(self, readable(request), call)
-        except _Ended as ended:
-            await _abort(context, ended)
-            raise AssertionError("abort raises") from None
-
-    unary.reads_its_request = True  # type: ignore[attr-defined]
-    return unary
-
-
-def _refused_early(servicer: ImageServicer, context: Context) -> Overloaded | None:
-    try:
-        servicer.refuse_early(context.time_remaining())
-    except Overloaded as error:
-        return error
-    return None
-
-
-async def _read(context: Context) -> Any:
-    request = await context.read()
-    if request is grpc.aio.EOF:  # or the client is gone
-        raise _Ended(grpc.StatusCode.INVALID_ARGUMENT, "the call has no request: send one", ())
-    return request
 
 
 def answering_stream(

@@ -7,7 +7,7 @@ from packshot.errors import DeadlineExceeded, ImageError, InvalidInput, NotFound
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierServicer
 from serving.admission import Priority
-from serving.api.answering import answering, answering_images, answering_stream, internal_error
+from serving.api.answering import answering, answering_stream, internal_error
 from serving.api.calls import Call, Calls
 from serving.api.streaming import Window
 from serving.engines import Answer
@@ -30,11 +30,7 @@ class Classifier(ClassifierServicer):
         self._models = models
         self._pipeline = pipeline
 
-    def refuse_early(self, timeout_seconds: float | None) -> None:
-        if model := self._models.only:
-            self._pipeline.refuse_early(model, timeout_seconds)
-
-    @answering_images
+    @answering
     async def Classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
         ranking = _ranking(request)
         model, answers = await self._answer(request, call)
@@ -59,7 +55,7 @@ class Classifier(ClassifierServicer):
         if window.ended_early:
             raise Unavailable("the server is draining: send what is unanswered to another")
 
-    @answering_images
+    @answering
     async def Embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
         model, answers = await self._answer(request, call)
         return pb.EmbedResponse(

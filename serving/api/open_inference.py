@@ -9,7 +9,7 @@ from packshot.errors import InvalidInput, NotFound, Unavailable
 from packshot.oip import open_inference_pb2 as pb
 from packshot.oip.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from packshot.status import status_code
-from serving.api.answering import answering, answering_images, answering_stream, internal_error
+from serving.api.answering import answering, answering_stream, internal_error
 from serving.api.calls import Call, Calls
 from serving.api.metadata import model_config, model_metadata, repository_index, server_metadata
 from serving.api.outputs import add_output, wanted_outputs
@@ -93,11 +93,7 @@ class OpenInference(GRPCInferenceServiceServicer):
         found = [one for one in index if one.state == "READY" or not request.ready]
         return pb.RepositoryIndexResponse(models=found)
 
-    def refuse_early(self, timeout_seconds: float | None) -> None:
-        if model := self._models.only:
-            self._pipeline.refuse_early(model, timeout_seconds)
-
-    @answering_images
+    @answering
     async def ModelInfer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         return await self._infer(request, call, call.timeout_seconds, call.stages)
 

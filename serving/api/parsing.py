@@ -35,7 +35,7 @@ class Registrar:
         """Nothing: the same handlers come once more, by name, to the method below."""
 
     def add_registered_method_handlers(self, service: str, handlers: Handlers) -> None:
-        forgiving = {name: _read_late(_forgiving(handler)) for name, handler in handlers.items()}
+        forgiving = {name: _forgiving(handler) for name, handler in handlers.items()}
         handler = grpc.method_handlers_generic_handler(service, forgiving)
         self._server.add_generic_rpc_handlers((handler,))
 
@@ -51,15 +51,6 @@ async def all_readable(requests: AsyncIterator[Request]) -> AsyncIterator[Reques
     """Like `readable`, for a stream."""
     async for request in requests:
         yield readable(request)
-
-
-def _read_late(handler: Any) -> Any:
-    """A method that reads its request itself (`answering_images`), as gRPC has to know it."""
-    if not getattr(handler.unary_unary, "reads_its_request", False):
-        return handler
-    return grpc.stream_unary_rpc_method_handler(
-        handler.unary_unary, handler.request_deserializer, handler.response_serializer
-    )
 
 
 def _forgiving(handler: Any) -> Any:
