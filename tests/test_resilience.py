@@ -162,7 +162,7 @@ def test_a_deadline_ends_a_request_in_the_server_whatever_its_client_does(tmp_pa
     with troubled(tmp_path, "--lanes", 1, *EVERY_REQUEST) as (server, _):
         (tmp_path / "hang").touch()
         with subprocess.Popen(
-            [sys.executable, "-c", VICTIM, server.target, "10"], cwd=ROOT, stdin=subprocess.PIPE
+            [sys.executable, "-c", VICTIM, server.target, "5"], cwd=ROOT, stdin=subprocess.PIPE
         ) as frozen:
             frozen.stdin.write(ONE.SerializeToString())
             frozen.stdin.close()
