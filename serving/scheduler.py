@@ -316,7 +316,7 @@ class Scheduler:
         started, size = self._clock(), len(batch.items)
         pictures = [item.picture for item in batch.items]
         number = batch.items[0].number
-        self._until[number] = started + self._predict_batch(pictures, batch.alone)
+        self._until[number] = started + self._predict_batch(batch)
         try:
             outcome = await lanes.run(pictures, alone=batch.alone)
         except Exception:
@@ -338,10 +338,9 @@ class Scheduler:
             else:
                 item.answer.set_result(answer)
 
-    def _predict_batch(self, pictures: list[Picture], alone: bool) -> float:
-        encoded = sum(map(callable, pictures))
-        run = self._latency.run_seconds(len(pictures), alone=alone)
-        return encoded * self._decoding.value + run
+    def _predict_batch(self, batch: Batch) -> float:
+        run = self._latency.run_seconds(len(batch.items), alone=batch.alone)
+        return run + sum(map(self._decode_seconds, batch.items))
 
     def _learn(self, lanes: Lanes, batch: Batch, outcome: Outcome) -> None:
         assert outcome.ran is not None

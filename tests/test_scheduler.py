@@ -344,26 +344,6 @@ def test_a_request_that_cannot_be_in_time_is_refused_at_once():
     run(test)
 
 
-def test_what_would_be_late_even_if_it_ran_at_once_is_dropped():
-    async def test():
-        engine, clock = FakeEngine(), Clock()
-        engine.gate.clear()
-        scheduler = timed(engine, {1: 0.1}, clock)
-        first = asyncio.create_task(ask(scheduler, 1, clock.now + 9))
-        await entered(engine)
-        second = asyncio.create_task(ask(scheduler, 2, clock.now + 0.5))
-        await asyncio.sleep(0)
-        clock.now += 0.45
-        engine.gate.set()
-        with pytest.raises(DeadlineExceeded):
-            await second
-        await first
-        await scheduler.close()
-        assert engine.batches == [1]
-
-    run(test)
-
-
 @pytest.mark.parametrize("other", [None, Priority.INTERACTIVE, Priority.BULK])
 def test_what_is_late_by_the_estimates_gives_way_to_what_is_no_less_urgent(other):
     async def test():
@@ -391,7 +371,7 @@ def test_what_is_late_by_the_estimates_gives_way_to_what_is_no_less_urgent(other
     run(test)
 
 
-def test_what_is_given_up_counts_as_late():
+def test_what_would_be_late_even_if_it_ran_at_once_is_dropped_and_counts_as_late():
     async def test():
         engine, clock = FakeEngine(), Clock()
         engine.gate.clear()
@@ -408,6 +388,7 @@ def test_what_is_given_up_counts_as_late():
             assert ticket.late
         await first
         await scheduler.close()
+        assert engine.batches == [1]
 
     run(test)
 
@@ -430,6 +411,35 @@ def test_in_a_cpus_lanes_a_batch_is_no_larger_than_its_most_urgent_image_has_tim
         await asyncio.gather(*tasks)
         await scheduler.close()
         assert engine.batches == batches
+
+    run(test)
+
+
+def test_the_size_of_a_batch_leaves_time_to_decode_its_images():
+    async def test():
+        engine, clock = FakeEngine(), Clock()
+        scheduler = timed(engine, {1: 0.1, 2: 0.15}, clock)
+
+        def photo() -> np.ndarray:
+            clock.now += 0.2
+            return image_of(1)
+
+        async def ask_for_photo(deadline: float) -> None:
+            with scheduler.admit(images=1, encoded=1, deadline=deadline) as ticket:
+                await scheduler.submit(ticket, photo)
+
+        await ask_for_photo(clock.now + 9)  # teaches how long decoding takes
+        engine.gate.clear()
+        await entered(engine)
+        tasks = [asyncio.create_task(ask(scheduler, 0, clock.now + 9))]
+        await entered(engine)
+        tasks += [asyncio.create_task(ask_for_photo(clock.now + left)) for left in (0.5, 9, 9)]
+        await asyncio.sleep(0)
+        engine.gate.set()
+        await asyncio.gather(*tasks)
+        await scheduler.close()
+        # Two of them take 0.55 s and the first has 0.5: it runs by itself.
+        assert engine.batches == [1, 1, 1, 2]
 
     run(test)
 
