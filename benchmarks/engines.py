@@ -87,7 +87,7 @@ def _open(bundle: Bundle, name: str) -> Engine:
     path = bundle.engine_path(name)
     if not path.name.endswith(PLAN):
         if name in PRECISIONS:
-            check_openvino()
+            check_openvino(name)
         return open_onnx(path, name)
     max_batch = max(profile.max_batch for profile in read_sidecar(sidecar_path(path)).profiles)
     return open_plan(path, max_batch=max_batch, image_shape=bundle.manifest.image.shape)

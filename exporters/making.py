@@ -109,7 +109,7 @@ class Maker:
 
     def _by_openvino(self, name: str, path: Path, precision: str) -> Made:
         """Another runtime rounds otherwise, and may get a graph wrong."""
-        made_with = {"openvino": check_openvino()}
+        made_with = {"openvino": check_openvino(name)}
         return Made(
             name, prove_onnx(self._work, path, precision=precision, made_with=made_with, name=name)
         )

@@ -46,12 +46,12 @@ def processor() -> str:
 
 def has_vnni() -> bool:
     """Whether the CPU multiplies int8 in one instruction, which INT8 draws its speed from."""
-    return not VNNI.isdisjoint(_cpu_info().split())
+    return not VNNI.isdisjoint(cpu_flags())
 
 
-def has_amx() -> bool:
-    """Whether the CPU multiplies tiles of int8 and bfloat16, much faster than VNNI."""
-    return {"amx_int8", "amx_bf16"} <= set(_cpu_info().split())
+def cpu_flags() -> frozenset[str]:
+    """What the CPU can do, in the words of /proc/cpuinfo; empty where there is no such file."""
+    return frozenset(_cpu_info().split())
 
 
 def _model_name() -> str:

@@ -23,9 +23,10 @@ from benchmarks.reload import write_copy
 from benchmarks.series import NAMES
 from packshot.bundle import open_bundle
 from packshot.image import ImageSpec, load_pixels
-from packshot.machine import has_amx
+from packshot.machine import cpu_flags
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierStub
+from serving.engines.openvino import BF16, INSTRUCTIONS, INT8
 from trainer.command_line import parse_options
 from trainer.data import load_split
 
@@ -40,11 +41,11 @@ def test_every_engine_that_runs_here_is_measured_at_every_batch(tmp_path):
     done = program("benchmarks.engines", "--models", tmp_path, "--model", "colours", "--rounds", 1)
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"^(fp32|int8|openvino-int8) +(\d+) .*%$", done.stdout, re.MULTILINE)
-    here = ("fp32", "int8", *(["openvino-int8"] if has_amx() else []))
+    here = ("fp32", "int8", *([INT8] if INSTRUCTIONS[INT8] in cpu_flags() else []))
     assert rows == [(name, str(1 << n)) for name in here for n in range(6)]
     # There is no product in bfloat16 to hold it against.
     without = re.findall(r"^openvino-bf16 +\d+ .* \?$", done.stdout, re.MULTILINE)
-    assert len(without) == 6 * has_amx()
+    assert len(without) == 6 * (INSTRUCTIONS[BF16] in cpu_flags())
 
 
 def test_a_gpu_engine_is_held_against_its_own_loop(tmp_path):

@@ -36,18 +36,20 @@ from packshot.audit import faults
 from packshot.bundle import Timing, open_bundle, read_manifest
 from packshot.errors import AnswersDiffer, DamagedFile, EngineRefused, InvalidInput, NotFound
 from packshot.golden import GoldenSamples
-from packshot.machine import has_amx
+from packshot.machine import cpu_flags
 from packshot.plan import Profile, read_sidecar
 from packshot.store import versions
-from serving.engines.openvino import BF16, INT8, check_openvino
+from serving.engines.openvino import BF16, INSTRUCTIONS, INT8, check_openvino
 from trainer.checkpoint import read_record, save_record
 from trainer.sample import draw_catalogue
 
 pytest.importorskip("tensorrt_rtx", reason="there is no wheel for this platform")
 
 PLANS = ("--targets", "portable")
-# OpenVINO's engines come along unasked where the CPU has AMX.
-BF16_HERE, INT8_HERE = ([BF16], [INT8]) if has_amx() else ([], [])
+# OpenVINO's engines come along unasked where the CPU is one for them.
+BF16_HERE, INT8_HERE = (
+    [name] if INSTRUCTIONS[name] in cpu_flags() else [] for name in (BF16, INT8)
+)
 
 
 @pytest.fixture(scope="module")
@@ -322,14 +324,14 @@ def test_a_required_engine_that_is_left_out_fails_all(tmp_path):
 
 
 @pytest.fixture
-def amx(monkeypatch):
-    """What is proved there; it must have one, as elsewhere bfloat16 may not run at all."""
-    if not has_amx():
-        pytest.skip("this CPU has no AMX")
-    monkeypatch.setattr(making, "check_openvino", lambda: "2026.4")
+def openvino(monkeypatch):
+    """What is proved; the CPU must be one for it, as elsewhere bfloat16 may not run at all."""
+    if not (BF16_HERE and INT8_HERE):
+        pytest.skip("this CPU has no VNNI or no bfloat16")
+    monkeypatch.setattr(making, "check_openvino", lambda _name: "2026.4")
 
 
-def test_openvino_proves_the_files_of_fp32_and_int8_for_itself(tmp_path, amx, capsys):
+def test_openvino_proves_the_files_of_fp32_and_int8_for_itself(tmp_path, openvino, capsys):
     made, left_out, _ = make_all(small_maker(tmp_path, "9.0"), ["fp32", "int8"], required=[])
     files = {name: (file.file, file.precision) for name, file in made.items()}
     assert files == {
@@ -343,7 +345,7 @@ def test_openvino_proves_the_files_of_fp32_and_int8_for_itself(tmp_path, amx, ca
         assert f"{file} by {engine}: " in told
 
 
-def test_openvino_that_fails_its_gate_is_left_out_alone(tmp_path, amx):
+def test_openvino_that_fails_its_gate_is_left_out_alone(tmp_path, openvino):
     gates = {"bf16": Gate(min_agreement=1.1, max_accuracy_drop=0.0)}
     made, left_out, _ = make_all(small_maker(tmp_path, "9.0", gates=gates), ["fp32"], required=[])
     assert (made, list(left_out)) == ({}, [BF16])
@@ -351,7 +353,7 @@ def test_openvino_that_fails_its_gate_is_left_out_alone(tmp_path, amx):
     assert "model.onnx by openvino-bf16" in left_out[BF16]
 
 
-def test_openvino_int8_needs_a_file_to_run(tmp_path, amx):
+def test_openvino_int8_needs_a_file_to_run(tmp_path, openvino):
     made, left_out, _ = make_all(small_maker(tmp_path, "9.0"), [INT8], required=[])
     assert (made, left_out) == (
         {}, {INT8: "there is no INT8 model to run: add int8 to --engines"},
@@ -391,10 +393,10 @@ def test_openvino_int8_falls_with_its_file_and_says_so():
         make_all(Recorded("int8"), ["int8", INT8], required=[INT8])
 
 
-def test_a_cpu_without_amx_leaves_openvino_to_the_server(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(making, "check_openvino", partial(check_openvino, amx=lambda: False))
+def test_another_cpu_leaves_openvino_to_the_server(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(making, "check_openvino", partial(check_openvino, flags=tuple))
     assert make_all(small_maker(tmp_path, "9.0"), ["fp32"], required=[]) == ({}, {}, [BF16])
-    assert f"{BF16} is not measured here: this CPU has no AMX" in capsys.readouterr().out
+    assert f"{BF16} is not measured here: this CPU has no avx512_bf16" in capsys.readouterr().out
 
 
 def test_figures_of_openvino_go_with_the_int8_file_that_they_were_of(bundle):

@@ -23,6 +23,7 @@ from serving.engines import open as opening
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.engines.openvino import (
     BF16,
+    INSTRUCTIONS,
     INT8,
     LANES_TO_SPLIT,
     OpenVinoEngine,
@@ -101,28 +102,35 @@ def test_with_many_lanes_a_lone_image_runs_on_all_of_their_threads(network):
         engine.close()
 
 
-def test_a_cpu_without_amx_is_refused_before_the_file_is_asked_for():
+@pytest.mark.parametrize(
+    ("name", "flags", "lacks"),
+    [
+        (INT8, {"fma", "avx2", "avx_vnni"}, "avx512_vnni"),
+        (BF16, {"fma", "avx512_vnni"}, "avx512_bf16"),
+    ],
+)
+def test_another_cpu_is_refused_before_the_file_is_asked_for(name, flags, lacks):
     def file() -> Path:
         raise AssertionError("it was asked for")
 
-    with pytest.raises(EngineRefused, match="no AMX") as refused:
-        open_openvino(file, name=INT8, lanes=1, amx=lambda: False)
+    with pytest.raises(EngineRefused, match=f"this CPU has no {lacks}") as refused:
+        open_openvino(file, name=name, lanes=1, flags=lambda: flags)
     assert refused.value.reason == "wrong_cpu"
+    check_openvino(name, flags=lambda: {*flags, lacks})
 
 
-@pytest.mark.parametrize(
-    ("flags", "has"), [("fma avx512_vnni", False), ("amx_bf16 amx_tile amx_int8", True)]
-)
-def test_amx_is_read_from_the_flags_of_the_cpu(tmp_path, monkeypatch, flags, has):
-    (tmp_path / "cpuinfo").write_text(f"model name\t: A CPU\nflags\t\t: {flags}\n")
+def test_what_the_cpu_can_do_is_read_from_the_system(tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text("model name\t: A CPU\nflags\t\t: fma avx512_vnni\n")
     monkeypatch.setattr(machine, "CPU_INFO", tmp_path / "cpuinfo")
-    assert machine.has_amx() is has
+    assert {"fma", "avx512_vnni"} <= machine.cpu_flags()
+    monkeypatch.setattr(machine, "CPU_INFO", tmp_path / "none")
+    assert not machine.cpu_flags()
 
 
 def test_without_the_package_it_is_refused(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with caplog.at_level(logging.ERROR), pytest.raises(EngineRefused) as refused:
-        check_openvino(amx=lambda: True)
+        check_openvino(INT8, flags=INSTRUCTIONS.values)
     assert refused.value.reason == "no_runtime"
 
 
@@ -155,12 +163,12 @@ def bundle(store: Path) -> Path:
 
 @pytest.fixture
 def chosen(monkeypatch):
-    """Opens a bundle as a server on a CPU with AMX does; `amx=False`: on one without."""
+    """Opens a bundle as a server does on a CPU for OpenVINO, or on one with `flags`."""
 
-    def choose(folder: Path, *, amx: bool = True, order=(INT8, "int8")):
+    def choose(folder: Path, *, flags=INSTRUCTIONS.values(), order=(INT8, "int8")):
         def opener(wanted):
             return open_openvino(
-                wanted.checked, name=wanted.name, lanes=wanted.lanes, amx=lambda: amx
+                wanted.checked, name=wanted.name, lanes=wanted.lanes, flags=lambda: flags
             )
 
         for name in (INT8, BF16):
@@ -199,7 +207,9 @@ def test_bfloat16_does_not_serve_where_it_was_not_measured(tmp_path, chosen):
     assert (opened.engine.name, opened.refusals[0].reason) == ("fp32", "not_in_bundle")
 
 
-@pytest.mark.skipif(not machine.has_amx(), reason="this CPU has no AMX")
+@pytest.mark.skipif(
+    INSTRUCTIONS[BF16] not in machine.cpu_flags(), reason="this CPU has no bfloat16"
+)
 def test_bfloat16_serves_where_it_was_measured(tmp_path, chosen):
     opened = chosen(add_openvino(bundle(tmp_path)), order=(BF16, "fp32"))
     assert (opened.engine.name, opened.file.precision) == (BF16, "bf16")
@@ -215,8 +225,8 @@ def test_what_failed_when_it_was_exported_does_not_serve(tmp_path, chosen):
     )  # fmt: skip
 
 
-def test_onnx_runtime_takes_over_on_a_cpu_without_amx(tmp_path, chosen):
-    opened = chosen(bundle(tmp_path), amx=False)
+def test_onnx_runtime_takes_over_on_another_cpu(tmp_path, chosen):
+    opened = chosen(bundle(tmp_path), flags=())
     assert opened.engine.name == "int8"
     assert [refusal.reason for refusal in opened.refusals] == ["wrong_cpu"]
 

@@ -141,7 +141,7 @@ def change_manifest(folder: Path, **changes: object) -> Path:
 
 
 def add_openvino(folder: Path, tolerance: float = 1.0) -> Path:
-    """What an exporter on a CPU with AMX adds to a bundle of fp32 and int8."""
+    """What an exporter on a CPU for OpenVINO adds to a bundle of fp32 and int8."""
     made_with = {"openvino": "2026.4"}
     added = {
         "openvino-bf16": engine_file("model.onnx", "bf16"),

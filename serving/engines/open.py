@@ -72,7 +72,7 @@ def _open_tensorrt(wanted: Wanted) -> Engine:
 ENGINES = {
     "tensorrt": Kind((PLAN,), _open_tensorrt),
     "cuda": Kind(("fp32",), _open_cuda),
-    # Exported on a CPU without AMX, INT8 was not measured on OpenVINO: golden samples then decide.
+    # Exported on a CPU without VNNI, INT8 was not measured on OpenVINO: golden samples then decide.
     # bfloat16 rounds more than fp32's tolerance allows, and has none of its own then.
     "openvino-int8": Kind(("openvino-int8", "int8"), _open_openvino),
     "openvino-bf16": Kind(("openvino-bf16",), _open_openvino),

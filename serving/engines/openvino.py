@@ -1,8 +1,8 @@
-"""OpenVINO: the engines "openvino-int8" and "openvino-bf16", for CPUs with AMX."""
+"""OpenVINO: the engines "openvino-int8" and "openvino-bf16", for CPUs with AVX-512."""
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -14,7 +14,7 @@ import numpy as np
 from packshot.bundle import EMBEDDING, INPUT, LOGITS
 from packshot.errors import EngineRefused
 from packshot.image import Pixels
-from packshot.machine import has_amx
+from packshot.machine import cpu_flags
 from serving.engines import Answer, Images
 
 log = logging.getLogger("packshot.engines")
@@ -22,6 +22,9 @@ log = logging.getLogger("packshot.engines")
 INT8, BF16 = "openvino-int8", "openvino-bf16"
 PRECISIONS = {INT8: "f32", BF16: "bf16"}
 """Of what is not quantised, told because the default goes by the CPU."""
+
+INSTRUCTIONS = {INT8: "avx512_vnni", BF16: "avx512_bf16"}
+"""With these it is faster than ONNX Runtime: CPUs with AMX have them too (docs/decisions.md)."""
 
 LANES_TO_SPLIT = 4
 """From so many on, a lone image is worth a model of its own that splits it over all cores."""
@@ -124,21 +127,26 @@ class _Runs:
 
 
 def open_openvino(
-    file: Callable[[], Path], *, name: str, lanes: int, amx: Callable[[], bool] = has_amx
+    file: Callable[[], Path],
+    *,
+    name: str,
+    lanes: int,
+    flags: Callable[[], Collection[str]] = cpu_flags,
 ) -> OpenVinoEngine:
     """The engine, where it is worth its memory. Raises EngineRefused, before it asks for the file.
 
-    `amx`: whether the CPU multiplies tiles of int8 and bfloat16.
+    `flags`: the CPU's.
     """
-    check_openvino(amx)
+    check_openvino(name, flags)
     return OpenVinoEngine(file(), name=name, lanes=lanes)
 
 
-def check_openvino(amx: Callable[[], bool] = has_amx) -> str:
-    """OpenVINO's version. Raises EngineRefused if this machine is not one for it."""
-    if not amx():
+def check_openvino(name: str, flags: Callable[[], Collection[str]] = cpu_flags) -> str:
+    """OpenVINO's version. Raises EngineRefused if this machine is not one for the engine `name`."""
+    needed = INSTRUCTIONS[name]
+    if needed not in flags():
         raise EngineRefused(
-            "wrong_cpu", "this CPU has no AMX, without which ONNX Runtime is about as fast"
+            "wrong_cpu", f"this CPU has no {needed}, without which ONNX Runtime is about as fast"
         )
     return str(_import_openvino().__version__)
 
