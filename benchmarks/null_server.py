@@ -5,6 +5,7 @@ python -m benchmarks.null_server --models models --port 0
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,6 +22,7 @@ class NullEngine:
     """In the place of a proved engine, in as many lanes: every answer is its to a black image."""
 
     lanes_share = False
+    one_by_one = False
     largest_alone = 0
 
     def __init__(self, proved: Engine, spec: ImageSpec, max_batch: int) -> None:
@@ -39,18 +41,9 @@ class NullEngine:
         """It holds nothing."""
 
 
-def open_null(
-    bundle: Bundle,
-    order: Sequence[str],
-    *,
-    lanes: int,
-    max_batch: int,
-    pass_over_damaged: bool = False,
-) -> Opened:
+def open_null(bundle: Bundle, order: Sequence[str], *, max_batch: int, **options: Any) -> Opened:
     """As `open_engine`; the engine is proved as ever, and only then replaced."""
-    opened = open_engine(
-        bundle, order, lanes=lanes, max_batch=max_batch, pass_over_damaged=pass_over_damaged
-    )
+    opened = open_engine(bundle, order, max_batch=max_batch, **options)
     null = NullEngine(opened.engine, bundle.manifest.image, max_batch)
     opened.engine.close()
     at_once = Profile(lanes=dict.fromkeys(opened.profile.lanes, 0.0))

@@ -55,9 +55,15 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @contextmanager
-def server(models: Path, model: str, *options: str, module: str = "serving") -> Iterator[Served]:
+def server(
+    models: Path,
+    model: str,
+    *options: str,
+    module: str = "serving",
+    compiled: Path = Path("runs/bench/compiled"),
+) -> Iterator[Served]:
     """On free ports; `module` is what is run in the place of the server itself."""
-    store = ("--models", str(models), "--model", model)
+    store = ("--models", str(models), "--model", model, "--compiled-models", str(compiled))
     ports = ("--port", "0", "--http-port", "0", "--access-log-per-second", "1")
     with started(module, *store, *ports, *options) as served:
         yield served

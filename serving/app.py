@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -244,7 +245,16 @@ def _choice(settings: Settings) -> EngineChoice:
         required=settings.require is not None,
         lanes=settings.lanes or available_cores(),
         max_batch=settings.max_batch,
+        compiled=_home_expanded(settings.compiled_models),
     )
+
+
+def _home_expanded(folder: Path) -> Path | None:
+    """None for a user without a home."""
+    try:
+        return folder.expanduser()
+    except RuntimeError:
+        return None
 
 
 def _room(settings: Settings) -> Room:

@@ -28,6 +28,7 @@ log = logging.getLogger("packshot.scheduler")
 
 CLOSE_TIMEOUT_SECONDS = 30.0
 FAILURES_TO_REPLACE = 3
+COMPANY_FRESHNESS = 0.1  # about the last ten requests count
 
 
 @dataclass(order=True)
@@ -78,6 +79,7 @@ class Scheduler:
         self._queue: list[Item] = []
         self._numbers = itertools.count()
         self._until: dict[int, float] = {}  # number of a batch -> when it should end
+        self._company = 0.0  # share of requests, of late, that met others
         self._work = asyncio.Event()
         self._out = False
         self._closing = False
@@ -138,6 +140,7 @@ class Scheduler:
             predicted_seconds=decode_seconds
             + self.predict_seconds(images, (priority, deadline), encoded),
         )  # fmt: skip
+        self._company += COMPANY_FRESHNESS * ((not self._admission.empty) - self._company)
         fastest = self._latency.fastest_run_seconds
         for shed in self._admission.let_in(ticket, fastest_run_seconds=fastest):
             self._fail_queued(shed)
@@ -266,9 +269,11 @@ class Scheduler:
 
     def _runs_alone(self, images: int) -> bool:
         """On all cores at once: too little to keep the lanes busy, and nothing else runs."""
+        # Splitting takes more CPU: where the next is likely to come meanwhile, that is missed.
+        if self.lanes.running or self._company > 0.5:
+            return False
         # Never more than a batch holds: on many cores the engine's bound is the larger one.
-        largest = min(self.engine.largest_alone, self._latency.largest)
-        return not self.lanes.running and images <= largest
+        return images <= min(self.engine.largest_alone, self._latency.largest)
 
     def _drop_dead(self) -> None:
         """Takes out what nobody waits for, and what would be late even if it ran at once.

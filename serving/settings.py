@@ -91,6 +91,11 @@ class Settings(BaseSettings):
     max_batch: Annotated[int, SERVED] = Field(
         8, ge=1, le=256, description="images per run of the engine"
     )
+    compiled_models: Annotated[Path, SERVED] = Field(
+        Path("~/.cache/packshot"),
+        description="folder that keeps what OpenVINO compiled for this CPU, for the next start; "
+        "where it cannot be written, each start compiles",
+    )
     cache_bytes: Annotated[int, SERVED] = Field(
         0, ge=0, le=1 << 40, description="memory for answers to images seen before; 0: none"
     )

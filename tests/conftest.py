@@ -13,6 +13,8 @@ from serving.engines.gpu import probe_gpu
 # PyTorch's threads spin while they wait for each other. Here they share the cores with loaders,
 # servers and whatever else runs: training then takes three times as long. Read when it is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Servers under test leave nothing in the home folder: here nothing can be kept.
+os.environ["PACKSHOT_COMPILED_MODELS"] = os.devnull
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,6 +27,7 @@ class TroubledEngine:
         self.name = inside.name
         self.lanes = inside.lanes
         self.lanes_share = inside.lanes_share
+        self.one_by_one = inside.one_by_one
         self.largest_alone = inside.largest_alone
         self._inside = inside
         self._control = control

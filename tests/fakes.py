@@ -20,10 +20,12 @@ class FakeEngine:
         name: str = "fake",
         largest_alone: int = 0,
         lanes_share: bool = False,
+        one_by_one: bool = False,
     ) -> None:
         self.name = name
         self.lanes = lanes
         self.lanes_share = lanes_share
+        self.one_by_one = one_by_one
         self.largest_alone = largest_alone
         self.alone: list[bool] = []
         self.batches: list[int] = []

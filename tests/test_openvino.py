@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import serving, until
 from small_network import photos, write_network
 from test_gpu_engines import replace_opener
 from tiny import add_openvino, change_manifest, colour_network, tiny_bundle
@@ -18,14 +19,16 @@ from exporters.calibration import Histograms
 from exporters.to_int8 import CPU, prepare, quantize
 from packshot import machine
 from packshot.bundle import open_bundle
+from packshot.client import Client
 from packshot.errors import EngineRefused
 from serving.engines import open as opening
+from serving.engines.compiled import CompiledModels
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.engines.openvino import (
+    AMX,
     BF16,
     INSTRUCTIONS,
     INT8,
-    LANES_TO_SPLIT,
     OpenVinoEngine,
     check_openvino,
     open_openvino,
@@ -37,6 +40,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 IMAGES = photos(5)
+
+
+def kept(folder: Path) -> list[Path]:
+    return [*folder.glob("*.compiled")]
 
 
 @pytest.fixture(scope="module")
@@ -86,20 +93,43 @@ def test_an_image_runs_on_the_thread_that_asks(engine):
     assert time.thread_time() - here > 0.5 * (time.process_time() - all_threads)
 
 
-def test_where_lanes_are_few_nothing_runs_otherwise_when_it_runs_alone(engine):
-    assert engine.largest_alone == 0
+@pytest.mark.parametrize(("lanes", "splits", "with_amx"), [(1, 0, 0), (2, 1, 0), (4, 1, 1)])
+def test_a_lone_image_is_split_where_that_gains_enough(network, lanes, splits, with_amx):
+    for flags, expected in (((), splits), ((AMX,), with_amx)):
+        engine = OpenVinoEngine(network, name=INT8, lanes=lanes, flags=lambda flags=flags: flags)
+        engine.close()
+        assert engine.largest_alone == expected
 
 
-def test_with_many_lanes_a_lone_image_runs_on_all_of_their_threads(network):
-    engine = OpenVinoEngine(network, name=INT8, lanes=LANES_TO_SPLIT)
+def test_what_is_split_over_all_threads_is_answered_as_in_a_lane(network):
+    engine = OpenVinoEngine(network, name=INT8, lanes=2, flags=tuple)
     try:
         expected = engine.run(IMAGES)
-        assert engine.largest_alone == 1
         for count in (1, len(IMAGES)):
             answer = engine.run(IMAGES[:count], alone=True)
             np.testing.assert_allclose(answer.logits, expected.logits[:count], atol=1e-4)
     finally:
         engine.close()
+
+
+def test_what_was_compiled_is_loaded_by_the_next_that_runs_the_same_file(network, tmp_path):
+    def opened(sha256: str):
+        return open_openvino(
+            lambda: network, name=INT8, lanes=1, flags=INSTRUCTIONS.values,
+            compiled=CompiledModels(tmp_path), sha256=sha256,
+        )  # fmt: skip
+
+    first = opened("a file")
+    until(lambda: kept(tmp_path))
+    (path,) = kept(tmp_path)
+    written = path.stat().st_ino
+    second = opened("a file")
+    np.testing.assert_array_equal(second.run(IMAGES).logits, first.run(IMAGES).logits)
+    opened("another file").close()
+    until(lambda: len(kept(tmp_path)) == 2)
+    assert path.stat().st_ino == written
+    first.close()
+    second.close()
 
 
 @pytest.mark.parametrize(
@@ -154,6 +184,20 @@ def test_what_would_report_its_use_is_never_imported(network):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.skipif(INSTRUCTIONS[INT8] not in machine.cpu_flags(), reason="this CPU has no VNNI")
+def test_a_server_keeps_what_it_compiled_and_starts_from_it(tmp_path):
+    bundle(tmp_path / "models")
+    folder = tmp_path / "compiled"
+    options = ("--models", tmp_path / "models", "--engines", INT8, "--compiled-models", folder)
+    with serving(*options):
+        until(lambda: kept(folder))
+        (path,) = kept(folder)
+    written = path.stat().st_ino
+    with serving(*options) as server, Client(server.target) as client:
+        assert client.classify(IMAGES[0])
+    assert [one.stat().st_ino for one in kept(folder)] == [written]
+
+
 # Its place in the order
 
 
@@ -181,7 +225,6 @@ def chosen(monkeypatch):
 def test_int8s_file_serves_at_int8s_tolerance_where_openvino_was_not_measured(tmp_path, chosen):
     opened = chosen(bundle(tmp_path))
     assert (opened.engine.name, opened.file.file) == (INT8, "model.int8.onnx")
-    assert not opened.profile.alone  # two lanes: no way of running of its own
     opened.engine.close()
 
 

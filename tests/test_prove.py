@@ -44,6 +44,14 @@ def test_on_a_cpu_the_largest_warms_up_and_doubling_sizes_hold_every_sample(
     assert proof.profile.alone == {}
 
 
+def test_where_images_run_one_by_one_a_batch_takes_as_long_as_its_images():
+    engine = FakeEngine(lanes=2, one_by_one=True)
+    proof = prove(engine, samples(5), tolerance=0.0, max_batch=3)
+    assert engine.batches == [1] * 5
+    each = proof.profile.lanes[1]
+    assert proof.profile.lanes == pytest.approx({1: each, 2: 2 * each, 3: 3 * each})
+
+
 def test_a_device_runs_every_size_and_is_timed_at_the_second_run():
     engine = FakeEngine(lanes=2, lanes_share=True)
     proof = prove(engine, samples(2), tolerance=0.0, max_batch=3)

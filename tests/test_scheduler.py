@@ -576,6 +576,25 @@ def test_a_lone_image_runs_on_all_cores_and_several_in_lanes():
     run(test)
 
 
+def test_where_requests_meet_a_lone_image_stays_in_its_lane_until_they_no_longer_do():
+    """Split over all cores it takes more CPU, which the next to come would lack."""
+
+    async def test():
+        engine = FakeEngine(lanes=2, largest_alone=1)
+        async with scheduling(engine) as scheduler:
+            with scheduler.admit(images=1, deadline=LATER):
+                for _ in range(10):
+                    with scheduler.admit(images=1, deadline=LATER):
+                        pass
+            await ask(scheduler, 1)
+            assert engine.alone == [False], "the queue was empty, but seldom is"
+            for _ in range(10):
+                await ask(scheduler, 2)
+            assert engine.alone[-1]
+
+    run(test)
+
+
 def test_a_prediction_for_an_idle_moment_is_that_of_all_cores():
     async def test():
         engine, clock = FakeEngine(lanes=2, largest_alone=1), Clock()

@@ -44,11 +44,13 @@ class Engine(Protocol):
     `largest_alone`: up to so many images are answered sooner by one run on all cores than by the
     lanes; 0 if never. `lanes_share`: lanes overlap copies with the computing of one device, so that
     two half batches are no faster than a whole one; else each lane has a core of its own.
+    `one_by_one`: a batch's images run one after the other, so that each takes as long as one alone.
     """
 
     name: str
     lanes: int
     lanes_share: bool
+    one_by_one: bool
     largest_alone: int
 
     def run(self, images: Images, *, alone: bool = False) -> Answer:

@@ -34,6 +34,8 @@ class OnnxRuntimeEngine:
     over all cores, answers a lone image sooner (docs/decisions.md).
     """
 
+    one_by_one = False
+
     def __init__(self, path: Path, *, name: str, lanes: int, provider: str = CPU) -> None:
         """Raises EngineRefused if the runtime or the file cannot be used with this provider."""
         self.name = name

@@ -11,6 +11,7 @@ from packshot.bundle import PLAN, PLAN_KEYS, SIDECAR, Bundle, EngineFile, Manife
 from packshot.errors import AnswersDiffer, DamagedFile, EngineReason, EngineRefused
 from packshot.golden import GoldenSamples
 from serving.engines import Engine, Profile
+from serving.engines.compiled import CompiledModels
 from serving.engines.onnxruntime import OnnxRuntimeEngine, open_cuda
 from serving.engines.openvino import open_openvino
 from serving.engines.prove import Proof, prove
@@ -29,11 +30,20 @@ class Wanted(NamedTuple):
     image_shape: tuple[int, int, int]
     lanes: int  # of an engine on the CPU; one on a GPU knows its own number
     max_batch: int
+    compiled: Path | None  # folder that keeps compiled models
 
     def checked(self) -> Path:
         """The file, for who reads it now. Raises DamagedFile if it is not what was exported."""
         check_file(self.path, self.sha256)
         return self.path
+
+
+class Ways(NamedTuple):
+    """How engines run here: the last fields of `Wanted`."""
+
+    lanes: int
+    max_batch: int
+    compiled: Path | None
 
 
 class Kind(NamedTuple):
@@ -52,7 +62,13 @@ def _open_on_cpu(wanted: Wanted) -> Engine:
 
 
 def _open_openvino(wanted: Wanted) -> Engine:
-    return open_openvino(wanted.checked, name=wanted.name, lanes=wanted.lanes)
+    return open_openvino(
+        wanted.checked,
+        name=wanted.name,
+        lanes=wanted.lanes,
+        compiled=CompiledModels(wanted.compiled) if wanted.compiled else None,
+        sha256=wanted.sha256,
+    )
 
 
 def _open_cuda(wanted: Wanted) -> Engine:
@@ -120,18 +136,20 @@ def open_engine(
     lanes: int,
     max_batch: int,
     pass_over_damaged: bool = False,
+    compiled: Path | None = None,
 ) -> Opened:
     """Tries the engines in order. Raises EngineRefused, with every reason, if none can be used.
 
     Raises DamagedFile if a file that would be used is not what was exported, unless such an engine
-    is to be passed over for the next.
+    is to be passed over for the next. `compiled`: folder that keeps compiled models.
     """
     golden = bundle.golden()
+    ways = Ways(lanes, max_batch, compiled)
     _check_width(golden, bundle.manifest)
     refusals: list[Refusal] = []
     for name in order:
         try:
-            proved = _open_proved(bundle, name, golden, lanes, max_batch)
+            proved = _open_proved(bundle, name, golden, ways)
         except (EngineRefused, DamagedFile) as error:
             if isinstance(error, DamagedFile) and not pass_over_damaged:
                 raise
@@ -153,15 +171,13 @@ def _check_width(golden: GoldenSamples, manifest: Manifest) -> None:
         )
 
 
-def _open_proved(
-    bundle: Bundle, name: str, golden: GoldenSamples, lanes: int, max_batch: int
-) -> Proved:
+def _open_proved(bundle: Bundle, name: str, golden: GoldenSamples, ways: Ways) -> Proved:
     """With the first of its files that fits. Raises EngineRefused, telling of each file."""
     refused: dict[str, EngineRefused] = {}
     for file in _files_of(bundle.manifest, name):
         try:
-            engine = _open(bundle, name, file, lanes, max_batch)
-            proof = _prove(engine, golden, file, max_batch)
+            engine = _open(bundle, name, file, ways)
+            proof = _prove(engine, golden, file, ways.max_batch)
         except EngineRefused as error:
             refused[file.file] = _of_unmeasured(name, bundle.manifest, error)
         else:
@@ -211,7 +227,7 @@ def _as_one(refused: dict[str, EngineRefused]) -> EngineRefused:
     return EngineRefused(furthest.reason, told)
 
 
-def _open(bundle: Bundle, name: str, file: EngineFile, lanes: int, max_batch: int) -> Engine:
+def _open(bundle: Bundle, name: str, file: EngineFile, ways: Ways) -> Engine:
     return ENGINES[name].open(
         Wanted(
             name=name,
@@ -219,8 +235,7 @@ def _open(bundle: Bundle, name: str, file: EngineFile, lanes: int, max_batch: in
             sha256=bundle.manifest.files[file.file],
             sidecar_sha256=bundle.manifest.files.get(file.file + SIDECAR),
             image_shape=bundle.manifest.image.shape,
-            lanes=lanes,
-            max_batch=max_batch,
+            **ways._asdict(),
         )
     )
 

@@ -4,10 +4,11 @@ import logging
 import sys
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from packshot.errors import EngineRefused
 from packshot.image import Pixels
 from packshot.machine import cpu_flags
 from serving.engines import Answer, Images
+from serving.engines.compiled import CompiledModels, Content, Kept, made_anew
 
 log = logging.getLogger("packshot.engines")
 
@@ -26,8 +28,10 @@ PRECISIONS = {INT8: "f32", BF16: "bf16"}
 INSTRUCTIONS = {INT8: "avx512_vnni", BF16: "avx512_bf16"}
 """With these it is faster than ONNX Runtime: CPUs with AMX have them too (docs/decisions.md)."""
 
-LANES_TO_SPLIT = 4
-"""From so many on, a lone image is worth a model of its own that splits it over all cores."""
+AMX = "amx_int8"
+
+Flags: TypeAlias = Callable[[], Collection[str]]
+"""What the CPU can do, as /proc/cpuinfo calls it."""
 
 
 class OpenVinoEngine:
@@ -40,28 +44,42 @@ class OpenVinoEngine:
     """
 
     lanes_share = False
+    one_by_one = True
 
-    def __init__(self, path: Path, *, name: str, lanes: int) -> None:
-        """`name`: of `PRECISIONS`. Raises EngineRefused if OpenVINO cannot load the file."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        name: str,
+        lanes: int,
+        flags: Flags = cpu_flags,
+        kept: Kept = made_anew,
+    ) -> None:
+        """`name`: of `PRECISIONS`. `kept`: returns what compiling does, or did at another start.
+
+        Raises EngineRefused if OpenVINO cannot load the file.
+        """
         self.name = name
         self.lanes = lanes
-        self.largest_alone = int(lanes >= LANES_TO_SPLIT)
+        self.largest_alone = int(splits(lanes, flags()))
         openvino = _import_openvino()
+        self._threads = ThreadPoolExecutor(lanes, "openvino")
         try:
             core = openvino.Core()
-            compiled = _compiled_once(openvino, core, path, self._config(threads=1))
+            content = kept(partial(_compile, core, path, self._config(threads=1)))
+            weights = openvino.Tensor(content, shared_memory=True)
 
             def load(threads: int) -> _Run:
-                loaded = core.import_model(compiled, "CPU", self._config(threads))
-                return _Run(openvino, loaded, compiled)
+                loaded = core.import_model(weights, "CPU", self._config(threads))
+                return _Run(openvino, loaded, weights)
 
-            self._in_lanes = _Runs([load(1) for _ in range(lanes)])
-            self._on_all_threads = _Runs([load(lanes)] if self.largest_alone else [])
+            widths = [1] * lanes + [lanes] * self.largest_alone
+            runs = list(self._threads.map(load, widths))
         except Exception as error:  # OpenVINO's errors share no narrower base class
             log.exception("OpenVINO cannot load %s", path)
             message = f"{path.name} cannot be loaded: the server's log has the error"
             raise EngineRefused("load_failed", message) from error
-        self._threads = ThreadPoolExecutor(lanes, "openvino")  # they start when first needed
+        self._in_lanes, self._on_all_threads = _Runs(runs[:lanes]), _Runs(runs[lanes:])
 
     def _config(self, threads: int) -> dict[str, Any]:
         return {
@@ -126,22 +144,34 @@ class _Runs:
             self._free.put(run)
 
 
+def splits(lanes: int, flags: Collection[str]) -> bool:
+    """Whether a lone image is worth a model of its own that splits it over all cores.
+
+    With AMX a core is done so soon that halves gain little, for two thirds more CPU.
+    """
+    return lanes >= (4 if AMX in flags else 2)
+
+
 def open_openvino(
     file: Callable[[], Path],
     *,
     name: str,
     lanes: int,
-    flags: Callable[[], Collection[str]] = cpu_flags,
+    flags: Flags = cpu_flags,
+    compiled: CompiledModels | None = None,
+    sha256: str = "",
 ) -> OpenVinoEngine:
     """The engine, where it is worth its memory. Raises EngineRefused, before it asks for the file.
 
-    `flags`: the CPU's.
+    `compiled`: where it may be kept compiled, by the file's `sha256`.
     """
-    check_openvino(name, flags)
-    return OpenVinoEngine(file(), name=name, lanes=lanes)
+    version = check_openvino(name, flags)
+    made_of = (sha256, name, version, *sorted(flags()))
+    kept = partial(compiled.get, made_of) if compiled else made_anew
+    return OpenVinoEngine(file(), name=name, lanes=lanes, flags=flags, kept=kept)
 
 
-def check_openvino(name: str, flags: Callable[[], Collection[str]] = cpu_flags) -> str:
+def check_openvino(name: str, flags: Flags = cpu_flags) -> str:
     """OpenVINO's version. Raises EngineRefused if this machine is not one for the engine `name`."""
     needed = INSTRUCTIONS[name]
     if needed not in flags():
@@ -162,8 +192,8 @@ def _import_openvino() -> Any:
     return openvino
 
 
-def _compiled_once(openvino: Any, core: Any, path: Path, config: dict[str, Any]) -> Any:
-    """The model compiled for one image: a tensor of bytes, which all that load it share.
+def _compile(core: Any, path: Path, config: dict[str, Any]) -> Content:
+    """For one image, as bytes that all lanes load and share.
 
     Compiling takes several times as long as loading, and what it leaves behind twice the memory.
     """
@@ -172,4 +202,4 @@ def _compiled_once(openvino: Any, core: Any, path: Path, config: dict[str, Any])
     shape[0] = 1
     model.reshape({INPUT: shape})
     compiled = core.compile_model(model, "CPU", config).export_model()
-    return openvino.Tensor(np.array(compiled.getbuffer()), shared_memory=True)
+    return np.array(compiled.getbuffer(), np.uint8)

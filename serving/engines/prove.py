@@ -43,12 +43,16 @@ def _try(
     """The largest difference, and seconds by batch size, for every size up to `largest`."""
     # A core's lane is timed as it will run under load: beside the others.
     threads = 1 if alone or engine.lanes_share else engine.lanes
-    batches = _batches(engine, largest, threads, samples=len(golden.pixels))
+    timed = 1 if engine.one_by_one else largest
+    batches = _batches(engine, timed, threads, samples=len(golden.pixels))
     with ThreadPoolExecutor(threads) as pool:
         runs = list(pool.map(partial(_timed, engine, alone, golden.pixels), batches))
     logits = np.concatenate([logits for logits, _ in runs])
     difference = check_answers(logits, golden.logits[np.concatenate(batches)], tolerance)
-    return difference, every_size(map(len, batches), [seconds for _, seconds in runs])
+    seconds = every_size(map(len, batches), [seconds for _, seconds in runs])
+    if engine.one_by_one:
+        seconds = {size: size * seconds[1] for size in range(1, largest + 1)}
+    return difference, seconds
 
 
 def _batches(engine: Engine, largest: int, threads: int, *, samples: int) -> list[Rows]:

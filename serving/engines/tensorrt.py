@@ -59,6 +59,7 @@ class TensorRTEngine:
     name = "tensorrt"
     lanes = 2
     lanes_share = True
+    one_by_one = False
     largest_alone = 0
 
     def __init__(
