@@ -50,22 +50,23 @@ def has_vnni() -> bool:
 
 
 def cpu_flags() -> frozenset[str]:
-    """What the CPU can do, in the words of /proc/cpuinfo; empty where there is no such file."""
-    return frozenset(_cpu_info().split())
+    """What the CPU can do, in the words of /proc/cpuinfo; empty where it says nothing of it."""
+    return frozenset(" ".join(_lines("flags")[:1]).split())
 
 
 def _model_name() -> str:
-    lines = _cpu_info().splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    names = _lines("model name")
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _cpu_info() -> str:
-    """Empty where the system has no such file."""
+def _lines(field: str) -> list[str]:
+    """What the system says of each core; none where it has no such file."""
     try:
-        return CPU_INFO.read_text(encoding="utf-8")
+        lines = CPU_INFO.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return ""
+        return []
+    told = (line.split(":", 1) for line in lines if ":" in line)
+    return [value.strip() for name, value in told if name.strip() == field]
 
 
 def _memory_bytes() -> int:

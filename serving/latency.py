@@ -37,11 +37,12 @@ class Average:
 
 
 class LatencyModel:
-    """Seconds that a run of the engine takes, by batch size."""
+    """Seconds that a run of the engine takes, by batch size, and decoding an image in its lanes."""
 
     def __init__(self, profile: Profile) -> None:
         self._lanes = {size: Average(seconds) for size, seconds in profile.lanes.items()}
         self._alone = {size: Average(seconds) for size, seconds in profile.alone.items()}
+        self._decoding = Average()
         self.largest = max(profile.lanes)
         self.fastest_run_seconds = min([*profile.lanes.values(), *profile.alone.values()])
 
@@ -53,6 +54,14 @@ class LatencyModel:
         """Of any number of images, run in full batches one after the other on a lane."""
         full, rest = divmod(images, self.largest)
         return full * self.run_seconds(self.largest) + (self.run_seconds(rest) if rest else 0.0)
+
+    def decode_seconds(self, images: float) -> float:
+        """Of so many, on average, one after the other; 0 before one was decoded."""
+        return images * self._decoding.value
+
+    def observe_decoding(self, seconds: float) -> None:
+        """Of one image."""
+        self._decoding.observe(seconds)
 
     def observe(self, images: int, seconds: float, *, alone: bool = False) -> None:
         self._runs(alone)[images].observe(seconds)

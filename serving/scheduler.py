@@ -1,46 +1,30 @@
-"""The queue in front of an engine: in which order images run, and which run together.
-
-The earliest deadline runs first, interactive requests before bulk ones; what is cancelled or cannot
-be in time any more never reaches the engine (early drop: Nexus, SOSP 2019).
+"""An engine and those who wait for it: lets requests in, runs their images, tells the answers.
 
 Work-conserving: a free lane takes what is there at once, so batches form only while lanes are busy.
 Several lanes share what waits evenly: on a CPU two half batches on two cores beat one whole.
 """
 
 import asyncio
-import heapq
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from packshot.errors import DeadlineExceeded, Overloaded, PackshotError, ServiceFailed, Unavailable
+from packshot.errors import Overloaded, PackshotError, ServiceFailed, Unavailable
 from serving.admission import RETRY_AFTER_SECONDS, Admission, Priority, Ticket, Urgency
 from serving.engines import Answer, Engine
 from serving.lanes import Lanes, Outcome, Picture
-from serving.latency import Average, LatencyModel
+from serving.latency import LatencyModel
 from serving.metrics import ModelMetrics
 from serving.stages import Stage
+from serving.waiting import Item, Waiting
 
 log = logging.getLogger("packshot.scheduler")
 
 CLOSE_TIMEOUT_SECONDS = 30.0
 FAILURES_TO_REPLACE = 3
 COMPANY_FRESHNESS = 0.1  # about the last ten requests count
-
-
-@dataclass(order=True)
-class Item:
-    """One image in the queue. Its waiter owns `answer`."""
-
-    urgency: Urgency
-    number: int
-    ticket: Ticket = field(compare=False)
-    picture: Picture = field(compare=False)
-    answer: "asyncio.Future[Answer]" = field(compare=False)
-    queued_at: float = field(compare=False)
 
 
 @dataclass(kw_only=True)
@@ -76,8 +60,7 @@ class Scheduler:
         self._admission = Admission(
             max_images=max_queued_images, max_bytes=max_queued_bytes, metrics=metrics, clock=clock
         )
-        self._queue: list[Item] = []
-        self._numbers = itertools.count()
+        self._waiting = Waiting(metrics, clock)
         self._until: dict[int, float] = {}  # number of a batch -> when it should end
         self._company = 0.0  # share of requests, of late, that met others
         self._work = asyncio.Event()
@@ -89,7 +72,6 @@ class Scheduler:
 
     def _start(self, engine: Engine, latency: LatencyModel) -> None:
         self._latency = latency
-        self._decoding = Average()
         self.lanes = lanes = Lanes(engine, self._clock)
         self._serving = [asyncio.create_task(self._serve_lane(lanes)) for _ in range(engine.lanes)]
 
@@ -155,16 +137,20 @@ class Scheduler:
         """Until `images` of that urgency, `encoded` of them still to be decoded by a lane, would be
         run, if nothing more urgent comes.
         """
-        each = self._decoding.value
+        latency = self._latency
         if self._admission.empty and self._runs_alone(images):
-            return encoded * each + self._latency.run_seconds(images, alone=True)
+            return latency.decode_seconds(encoded) + latency.run_seconds(images, alone=True)
         lanes = 1 if self.engine.lanes_share else self.engine.lanes
         now = self._clock()
         busy = sum(max(0.0, end - now) for end in self._until.values())
         ahead, encoded_ahead = self._admission.ahead(urgency)
-        work = self._latency.work_seconds(ahead + images) + (encoded_ahead + encoded) * each
-        alone = self._latency.work_seconds(-(-images // lanes)) - (-encoded // lanes) * each
-        return max((busy + work) / lanes, alone)
+        work = latency.work_seconds(ahead + images) + latency.decode_seconds(
+            encoded_ahead + encoded
+        )
+        # Its own images share the lanes, if nothing else is in them.
+        most_a_lane, encoded_a_lane = -(-images // lanes), -(-encoded // lanes)
+        own = latency.work_seconds(most_a_lane) + latency.decode_seconds(encoded_a_lane)
+        return max((busy + work) / lanes, own)
 
     async def submit(self, ticket: Ticket, picture: Picture) -> Answer:
         """The answer to one image of an admitted request; cancelling the caller takes it out.
@@ -177,8 +163,7 @@ class Scheduler:
         if ticket.shed:
             raise _shed()
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        item = Item(ticket.urgency, next(self._numbers), ticket, picture, answer, self._clock())
-        heapq.heappush(self._queue, item)
+        self._waiting.put(ticket, picture, answer)
         self._work.set()
         return await answer
 
@@ -206,14 +191,14 @@ class Scheduler:
         self._work.set()
         await _end_lanes(self.lanes, self._serving, timeout_seconds)
         self._ended = True
-        for item in self._queue:
+        for item in self._waiting:
             if not item.answer.done():
                 item.answer.set_exception(Unavailable("the server is shutting down"))
         if self._old:
             await asyncio.wait(self._old)
 
     def _fail_queued(self, ticket: Ticket) -> None:
-        for item in self._queue:
+        for item in self._waiting:
             if item.ticket is ticket and not item.answer.done():
                 item.answer.set_exception(_shed())
 
@@ -235,37 +220,16 @@ class Scheduler:
             lanes.idle -= 1
 
     def _form_batch(self, lanes: Lanes) -> Batch:
-        self._drop_dead()
-        waiting = len(self._queue)
+        self._waiting.drop_dead(self._latency, self._runs_alone)
+        waiting = len(self._waiting)
         alone = self._runs_alone(waiting)
         whole = alone or lanes.engine.lanes_share
         share = waiting if whole else -(-waiting // lanes.idle)
         most = min(share, self._latency.largest)
         # A device takes little longer for a whole batch: there a small one would cost the others.
-        items = self._pop(most) if whole else self._pop_in_time(most)
-        for item in items:
-            item.ticket.pending -= 1
-        return Batch(items=items, alone=alone)
-
-    def _pop(self, size: int) -> list[Item]:
-        return [heapq.heappop(self._queue) for _ in range(size)]
-
-    def _pop_in_time(self, most: int) -> list[Item]:
-        """No more than let the most urgent be answered in time: answers come when all have run."""
-        items = self._pop(min(1, most))
-        if not items:
-            return items
-        left = items[0].ticket.deadline - self._clock() - self._decode_seconds(items[0])
-        while len(items) < most:
-            left -= self._decode_seconds(self._queue[0])
-            if self._latency.run_seconds(len(items) + 1) > left:
-                break
-            items += self._pop(1)
-        return items
-
-    def _decode_seconds(self, item: Item) -> float:
-        """In the lane, by the estimate."""
-        return self._decoding.value if callable(item.picture) else 0.0
+        if whole:
+            return Batch(items=self._waiting.take(most), alone=alone)
+        return Batch(items=self._waiting.take_in_time(most, self._latency), alone=False)
 
     def _runs_alone(self, images: int) -> bool:
         """On all cores at once: too little to keep the lanes busy, and nothing else runs."""
@@ -274,48 +238,6 @@ class Scheduler:
             return False
         # Never more than a batch holds: on many cores the engine's bound is the larger one.
         return images <= min(self.engine.largest_alone, self._latency.largest)
-
-    def _drop_dead(self) -> None:
-        """Takes out what nobody waits for, and what would be late even if it ran at once.
-
-        What would be late by the estimates gives way to what would not, and is no less urgent; what
-        is left of it goes by the fastest run so far, or estimates that have become too high would
-        never be corrected.
-        """
-        wanted = [item for item in self._queue if not item.answer.done()]
-        soonest = self._clock() + self._latency.fastest_run_seconds
-        in_time = self._in_time(wanted)
-        priorities = {item.ticket.priority for item in in_time}
-        kept = {item.number for item in in_time} | {
-            item.number
-            for item in wanted
-            if item.ticket.deadline >= soonest
-            and not any(other <= item.ticket.priority for other in priorities)
-        }
-        if len(kept) == len(self._queue):
-            return
-        for item in self._queue:
-            if item.number not in kept:
-                self._drop(item, soonest)
-        self._queue = [item for item in self._queue if item.number in kept]
-        heapq.heapify(self._queue)
-
-    def _in_time(self, items: list[Item]) -> list[Item]:
-        """By the estimates, if each ran at once."""
-        if not items:
-            return []
-        done = self._clock() + self._latency.run_seconds(1, alone=self._runs_alone(len(items)))
-        return [item for item in items if item.ticket.deadline >= done + self._decode_seconds(item)]
-
-    def _drop(self, item: Item, soonest: float) -> None:
-        item.ticket.pending -= 1
-        # A caller is told of its deadline by its own clock too: cancelled at it is expired.
-        cancelled = item.answer.done() and item.ticket.deadline >= soonest
-        item.ticket.late |= not cancelled
-        self._metrics.dropped("cancelled" if cancelled else "expired")
-        if not item.answer.done():
-            message = "the deadline would pass before the answer"
-            item.answer.set_exception(DeadlineExceeded(message))
 
     async def _run(self, lanes: Lanes, batch: Batch) -> None:
         started, size = self._clock(), len(batch.items)
@@ -345,7 +267,7 @@ class Scheduler:
 
     def _predict_batch(self, batch: Batch) -> float:
         run = self._latency.run_seconds(len(batch.items), alone=batch.alone)
-        return run + sum(map(self._decode_seconds, batch.items))
+        return run + self._latency.decode_seconds(sum(item.encoded for item in batch.items))
 
     def _learn(self, lanes: Lanes, batch: Batch, outcome: Outcome) -> None:
         assert outcome.ran is not None
@@ -356,7 +278,7 @@ class Scheduler:
         if lanes is self.lanes:
             self._latency.observe(ran, seconds, alone=batch.alone)
             for decoded in filter(None, outcome.decoded):
-                self._decoding.observe(decoded.ended - decoded.started)
+                self._latency.observe_decoding(decoded.ended - decoded.started)
 
     def _tell(
         self, item: Item, engine: str, started: float, decoded: Stage | None, ran: Stage | None

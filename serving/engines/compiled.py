@@ -59,11 +59,13 @@ class CompiledModels:
     def _keep(self, name: str, content: Content) -> None:
         try:
             write_whole(self._folder / name, b"".join((content.data, _digest(content))))
-            kept = {path: path.stat().st_mtime for path in self._folder.glob(f"*{SUFFIX}")}
-            for path in sorted(kept, key=lambda path: -kept[path])[KEPT:]:
-                path.unlink(missing_ok=True)
         except OSError as error:
             log.info("what was compiled is not kept: %s", error)
+            return
+        with suppress(FileNotFoundError):  # another process was faster
+            kept = {path: path.stat().st_mtime for path in self._folder.glob(f"*{SUFFIX}")}
+            for path in sorted(kept, key=lambda path: -kept[path])[KEPT:]:
+                path.unlink()
 
 
 def _read(path: Path) -> Content | None:
