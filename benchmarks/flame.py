@@ -10,6 +10,8 @@ kernel.yama.ptrace_scope at 0.
 """
 
 import argparse
+import html
+import re
 import shutil
 import subprocess
 import tempfile
@@ -39,11 +41,13 @@ PLACES = {  # the innermost frame from one of these files says what a sample was
     "serving/scheduler.py": "admission, queue, batches",
     "serving/admission.py": "admission, queue, batches",
     "serving/latency.py": "admission, queue, batches",
+    "serving/waiting.py": "admission, queue, batches",
     "packshot/prediction.py": "softmax, top-k, labels",
     "serving/pipeline.py": "the way between them",
     "serving/api/": "gRPC's adapters, protobuf",
 }
 ELSEWHERE = "event loop and gRPC's Python side"
+TITLE = re.compile(r'(<text id="title"[^>]*>)[^<]*<')
 
 
 def record(served: Served, seconds: float, form: str, file: Path) -> None:
@@ -60,6 +64,11 @@ def record(served: Served, seconds: float, form: str, file: Path) -> None:
     )  # fmt: skip
     if done.returncode or not file.exists():
         raise SystemExit(f"py-spy could not look into the server: {done.stderr.strip()}")
+
+
+def titled(flame_graph: str, title: str) -> str:
+    """py-spy's own title is its command, with the paths of this machine."""
+    return TITLE.sub(lambda found: f"{found[1]}{html.escape(title)}<", flame_graph, count=1)
 
 
 def places(folded: str) -> Counter[str]:
@@ -99,7 +108,9 @@ def main() -> None:
         loading = pool.submit(drive, served, plan, images)
         folded = Path(folder) / "stacks"
         record(served, seconds, "raw", folded)
-        record(served, seconds, "flamegraph", given.out / "flame.svg")
+        flame_graph = given.out / "flame.svg"
+        record(served, seconds, "flamegraph", flame_graph)
+        flame_graph.write_text(titled(flame_graph.read_text(), f"{engine} under load"))
         driven = loading.result()
         found = places(folded.read_text())
     print(table(rows(found, driven.cpu_ms)))

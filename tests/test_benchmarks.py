@@ -14,7 +14,7 @@ from tiny import PURE, add_openvino, colour_network, jpeg, tiny_bundle
 
 from benchmarks import calm
 from benchmarks.figures import Figure, figures_table, missed
-from benchmarks.flame import places
+from benchmarks.flame import places, titled
 from benchmarks.loops import batches, in_lanes
 from benchmarks.operations import operations_per_image
 from benchmarks.plain_server import plain_pixels
@@ -241,3 +241,11 @@ Thread.run (threading.py:9);Lanes._in_thread (serving/lanes.py:8);Session.run (o
         "the engine": 7,
         "event loop and gRPC's Python side": 2,
     }
+
+
+def test_a_flame_graph_has_a_title_of_ours_and_no_path_of_the_machine():
+    svg = (
+        '<svg><text id="title" x="1">/home/me/py-spy record</text><text id="details">a</text></svg>'
+    )
+    expected = '<svg><text id="title" x="1">int8 &lt; load</text><text id="details">a</text></svg>'
+    assert titled(svg, "int8 < load") == expected
