@@ -5,7 +5,7 @@ python -m benchmarks.null_server --models models --port 0
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -41,9 +41,24 @@ class NullEngine:
         """It holds nothing."""
 
 
-def open_null(bundle: Bundle, order: Sequence[str], *, max_batch: int, **options: Any) -> Opened:
+def open_null(
+    bundle: Bundle,
+    order: Sequence[str],
+    *,
+    lanes: int,
+    max_batch: int,
+    pass_over_damaged: bool = False,
+    compiled_folder: Path | None = None,
+) -> Opened:
     """As `open_engine`; the engine is proved as ever, and only then replaced."""
-    opened = open_engine(bundle, order, max_batch=max_batch, **options)
+    opened = open_engine(
+        bundle,
+        order,
+        lanes=lanes,
+        max_batch=max_batch,
+        pass_over_damaged=pass_over_damaged,
+        compiled_folder=compiled_folder,
+    )
     null = NullEngine(opened.engine, bundle.manifest.image, max_batch)
     opened.engine.close()
     at_once = Profile(lanes=dict.fromkeys(opened.profile.lanes, 0.0))

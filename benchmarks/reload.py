@@ -8,6 +8,7 @@ its part of the cores, so that p99 rises; not one request may fail.
 """
 
 import itertools
+import os
 import tempfile
 import threading
 import time
@@ -53,7 +54,9 @@ def measure(options: Options) -> Findings:
         store = Path(folder)
         to_release = itertools.cycle([write_copy(bundle, store / model, engine) for _ in range(2)])
         release(store / model, next(to_release))
-        with server(store, model, "--engines", engine, *look) as served:
+        # What is released is new to a server, and has to be compiled: nothing is kept here.
+        nowhere = Path(os.devnull)
+        with server(store, model, "--engines", engine, *look, compiled=nowhere) as served:
             # No warm-up that does not count: not one request may fail.
             plan = msgspec.structs.replace(
                 steady(served, TIMES_AS_LONG * options.seconds), warmup_seconds=0.0

@@ -40,14 +40,15 @@ def whole_folder(target: Path) -> Iterator[Path]:
         raise
 
 
-def write_whole(target: Path, content: bytes) -> None:
-    """Replaces `target` by `content` in one step."""
+def write_whole(target: Path, *parts: bytes | memoryview) -> None:
+    """Replaces `target` by these bytes in one step."""
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target.parent)
     handle, name = tempfile.mkstemp(prefix=f"{UNFINISHED}{target.name}-", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o644)

@@ -245,7 +245,7 @@ def _choice(settings: Settings) -> EngineChoice:
         required=settings.require is not None,
         lanes=settings.lanes or available_cores(),
         max_batch=settings.max_batch,
-        compiled=_home_expanded(settings.compiled_models),
+        compiled_folder=_home_expanded(settings.compiled_models),
     )
 
 

@@ -18,13 +18,16 @@ from serving.supply import Supply
 
 
 class EngineChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """Which engines to try, in order, and how they run. `compiled`: what keeps compiled models."""
+    """Which engines to try, in order, and how they run.
+
+    `compiled_folder` keeps what was compiled for the next start.
+    """
 
     order: tuple[str, ...]
     required: bool = False  # then nothing may take the place of the only one in the order
     lanes: int
     max_batch: int
-    compiled: Path | None = None
+    compiled_folder: Path | None = None
 
 
 def open_version(supply: Supply, folder: Path, choice: EngineChoice) -> tuple[Bundle, Opened]:
@@ -51,7 +54,7 @@ def open_chosen(
     try:
         opened = open_engine(
             bundle, order, lanes=choice.lanes, max_batch=choice.max_batch,
-            pass_over_damaged=pass_over_damaged, compiled=choice.compiled,
+            pass_over_damaged=pass_over_damaged, compiled_folder=choice.compiled_folder,
         )  # fmt: skip
         give_back()  # compiling a network and proving it takes more than serving it
         return opened

@@ -13,7 +13,7 @@ from packshot.errors import AnswersDiffer, DamagedFile, EngineRefused
 from packshot.golden import GoldenSamples
 from serving.engines import Answer, Images
 from serving.engines.open import open_engine
-from serving.engines.prove import every_size, prove
+from serving.engines.prove import every_size, one_after_the_other, prove
 
 
 def samples(number: int) -> GoldenSamples:
@@ -48,8 +48,10 @@ def test_where_images_run_one_by_one_a_batch_takes_as_long_as_its_images():
     engine = FakeEngine(lanes=2, one_by_one=True)
     proof = prove(engine, samples(5), tolerance=0.0, max_batch=3)
     assert engine.batches == [1] * 5
-    each = proof.profile.lanes[1]
-    assert proof.profile.lanes == pytest.approx({1: each, 2: 2 * each, 3: 3 * each})
+    assert [*proof.profile.lanes] == [1, 2, 3]
+    assert one_after_the_other([0.2, 0.1, 0.2, 0.2, 9.0], 3) == pytest.approx(
+        {1: 0.2, 2: 0.4, 3: 0.6}
+    )
 
 
 def test_a_device_runs_every_size_and_is_timed_at_the_second_run():

@@ -1,17 +1,18 @@
 """Models as a runtime compiled them for this CPU, kept from start to start.
 
 Compiling takes a good part of a server's start. What is kept is named by all that it depends on,
-and ends with its own hash: what is damaged is compiled anew.
+and ends with its own hash: what is damaged, or cannot be loaded, is compiled anew.
 """
 
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,52 +21,47 @@ from packshot.atomic import write_whole
 
 log = logging.getLogger("packshot.engines")
 
+T = TypeVar("T")
+
 Content: TypeAlias = npt.NDArray[np.uint8]
 
-Kept: TypeAlias = Callable[[Callable[[], Content]], Content]
-"""Returns what it is given returns, or returned at another time."""
-
-KEPT = 8
-"""Files: a model's versions and precisions; the ones not used for longest go first."""
-
+MOST_FILES = 32  # of all models, some 25 MB each in INT8: those used last stay
+UNUSED_SECONDS = 30 * 24 * 3600
 SUFFIX = ".compiled"
 DIGEST_BYTES = 32
 
 
-def made_anew(compile_model: Callable[[], Content]) -> Content:
-    """Keeps nothing."""
-    return compile_model()
-
-
 class CompiledModels:
-    """A folder of them; several processes may use it at once."""
+    """What was compiled of one file, in a folder for all; several processes may use it at once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, source_sha256: str) -> None:
         self._folder = folder
+        self._source = source_sha256
 
-    def get(self, made_of: tuple[str, ...], compile_model: Callable[[], Content]) -> Content:
-        """What is kept of `made_of`, or what `compile_model` returns, which is then kept.
+    def load(
+        self,
+        made_with: tuple[str, ...],
+        compile_model: Callable[[], Content],
+        load_model: Callable[[Content], T],
+    ) -> T:
+        """What `load_model` makes of what is kept, or of what is compiled, which is then kept.
 
-        A folder that cannot be read or written costs the time only.
+        `made_with`: whatever else what is compiled depends on. A folder that cannot be read or
+        written costs the time only.
         """
-        name = f"{hashlib.sha256(repr(made_of).encode()).hexdigest()}{SUFFIX}"
-        if (found := _read(self._folder / name)) is not None:
-            return found
+        name = hashlib.sha256(repr((self._source, *made_with)).encode()).hexdigest() + SUFFIX
+        path = self._folder / name
+        if (found := _read(path)) is not None:
+            try:
+                return load_model(found)
+            except Exception as error:  # it may be a model that makes it fail: that is told below
+                log.warning("%s cannot be loaded, compiling anew: %s", path, error)
         content = compile_model()
-        # Nobody waits for a slow disk, but a program that ends at once: no daemon.
-        Thread(target=self._keep, args=(name, content), name="keep-compiled").start()
-        return content
-
-    def _keep(self, name: str, content: Content) -> None:
-        try:
-            write_whole(self._folder / name, b"".join((content.data, _digest(content))))
-        except OSError as error:
-            log.info("what was compiled is not kept: %s", error)
-            return
-        with suppress(FileNotFoundError):  # another process was faster
-            kept = {path: path.stat().st_mtime for path in self._folder.glob(f"*{SUFFIX}")}
-            for path in sorted(kept, key=lambda path: -kept[path])[KEPT:]:
-                path.unlink()
+        loaded = load_model(content)
+        with suppress(RuntimeError):  # no thread to be had
+            # Neither a start nor an exit waits for a slow disk; nothing half-written is ever seen.
+            Thread(target=_write, args=(path, content), name="keep-compiled", daemon=True).start()
+        return loaded
 
 
 def _read(path: Path) -> Content | None:
@@ -81,6 +77,25 @@ def _read(path: Path) -> Content | None:
     with suppress(OSError):
         os.utime(path)  # used now
     return content
+
+
+def _write(path: Path, content: Content) -> None:
+    try:
+        write_whole(path, content.data, _digest(content))
+        _prune(path.parent)
+    except OSError as error:
+        log.info("what was compiled is not kept in %s: %s", path.parent, error)
+
+
+def _prune(folder: Path) -> None:
+    used: dict[Path, float] = {}
+    for path in folder.glob(f"*{SUFFIX}"):
+        with suppress(FileNotFoundError):  # another process was faster
+            used[path] = path.stat().st_mtime
+    latest = sorted(used, key=lambda path: -used[path])
+    for number, path in enumerate(latest):
+        if number >= MOST_FILES or time.time() - used[path] > UNUSED_SECONDS:
+            path.unlink(missing_ok=True)
 
 
 def _digest(content: Content) -> bytes:

@@ -30,7 +30,7 @@ class Wanted(NamedTuple):
     image_shape: tuple[int, int, int]
     lanes: int  # of an engine on the CPU; one on a GPU knows its own number
     max_batch: int
-    compiled: Path | None  # folder that keeps compiled models
+    compiled_folder: Path | None  # keeps compiled models
 
     def checked(self) -> Path:
         """The file, for who reads it now. Raises DamagedFile if it is not what was exported."""
@@ -43,7 +43,7 @@ class Ways(NamedTuple):
 
     lanes: int
     max_batch: int
-    compiled: Path | None
+    compiled_folder: Path | None
 
 
 class Kind(NamedTuple):
@@ -62,13 +62,9 @@ def _open_on_cpu(wanted: Wanted) -> Engine:
 
 
 def _open_openvino(wanted: Wanted) -> Engine:
-    return open_openvino(
-        wanted.checked,
-        name=wanted.name,
-        lanes=wanted.lanes,
-        compiled=CompiledModels(wanted.compiled) if wanted.compiled else None,
-        sha256=wanted.sha256,
-    )
+    folder = wanted.compiled_folder
+    compiled = CompiledModels(folder, wanted.sha256) if folder else None
+    return open_openvino(wanted.checked, name=wanted.name, lanes=wanted.lanes, compiled=compiled)
 
 
 def _open_cuda(wanted: Wanted) -> Engine:
@@ -136,15 +132,15 @@ def open_engine(
     lanes: int,
     max_batch: int,
     pass_over_damaged: bool = False,
-    compiled: Path | None = None,
+    compiled_folder: Path | None = None,
 ) -> Opened:
     """Tries the engines in order. Raises EngineRefused, with every reason, if none can be used.
 
     Raises DamagedFile if a file that would be used is not what was exported, unless such an engine
-    is to be passed over for the next. `compiled`: folder that keeps compiled models.
+    is to be passed over for the next. `compiled_folder`: it keeps compiled models.
     """
     golden = bundle.golden()
-    ways = Ways(lanes, max_batch, compiled)
+    ways = Ways(lanes, max_batch, compiled_folder)
     _check_width(golden, bundle.manifest)
     refusals: list[Refusal] = []
     for name in order:

@@ -17,7 +17,7 @@ from packshot.errors import EngineRefused
 from packshot.image import Pixels
 from packshot.machine import cpu_flags
 from serving.engines import Answer, Images
-from serving.engines.compiled import CompiledModels, Content, Kept, made_anew
+from serving.engines.compiled import CompiledModels, Content
 
 log = logging.getLogger("packshot.engines")
 
@@ -29,6 +29,9 @@ INSTRUCTIONS = {INT8: "avx512_vnni", BF16: "avx512_bf16"}
 """With these it is faster than ONNX Runtime: CPUs with AMX have them too (docs/decisions.md)."""
 
 AMX = "amx_int8"
+
+FORM = "one image"
+"""What `_compile` makes besides what is in its configuration: part of the name it is kept by."""
 
 Flags: TypeAlias = Callable[[], Collection[str]]
 """What the CPU can do, as /proc/cpuinfo calls it."""
@@ -53,9 +56,9 @@ class OpenVinoEngine:
         name: str,
         lanes: int,
         flags: Flags = cpu_flags,
-        kept: Kept = made_anew,
+        compiled: CompiledModels | None = None,
     ) -> None:
-        """`name`: of `PRECISIONS`. `kept`: returns what compiling does, or did at another start.
+        """`name`: of `PRECISIONS`. `compiled`: where what other starts compiled of the file is.
 
         Raises EngineRefused if OpenVINO cannot load the file.
         """
@@ -64,17 +67,24 @@ class OpenVinoEngine:
         self.largest_alone = int(splits(lanes, flags()))
         openvino = _import_openvino()
         self._threads = ThreadPoolExecutor(lanes, "openvino")
+        config = self._config(threads=1)
+
+        def load(content: Content) -> list[_Run]:
+            read = openvino.Tensor(content, shared_memory=True)
+
+            def load_one(threads: int) -> _Run:
+                loaded = core.import_model(read, "CPU", self._config(threads))
+                return _Run(openvino, loaded, read)
+
+            return list(self._threads.map(load_one, [1] * lanes + [lanes] * self.largest_alone))
+
         try:
             core = openvino.Core()
-            content = kept(partial(_compile, core, path, self._config(threads=1)))
-            weights = openvino.Tensor(content, shared_memory=True)
-
-            def load(threads: int) -> _Run:
-                loaded = core.import_model(weights, "CPU", self._config(threads))
-                return _Run(openvino, loaded, weights)
-
-            widths = [1] * lanes + [lanes] * self.largest_alone
-            runs = list(self._threads.map(load, widths))
+            if compiled is None:
+                runs = load(_compile(core, path, config))
+            else:
+                made_with = (FORM, openvino.__version__, repr(config), *sorted(flags()))
+                runs = compiled.load(made_with, partial(_compile, core, path, config), load)
         except Exception as error:  # OpenVINO's errors share no narrower base class
             log.exception("OpenVINO cannot load %s", path)
             message = f"{path.name} cannot be loaded: the server's log has the error"
@@ -110,15 +120,15 @@ class OpenVinoEngine:
 class _Run:
     """One image at a time, in memory of its own that is bound once: binding takes 0.1 ms.
 
-    `weights`: the bytes that the model was loaded from, and may go on reading: they outlive it.
+    `read`: the bytes that the model was loaded from, and may go on reading: they outlive it.
     """
 
-    def __init__(self, openvino: Any, loaded: Any, weights: Any) -> None:
+    def __init__(self, openvino: Any, loaded: Any, read: Any) -> None:
         self._request = loaded.create_infer_request()
         self._image = np.empty([*loaded.input(INPUT).shape], np.uint8)
         self._request.set_tensor(INPUT, openvino.Tensor(self._image, shared_memory=True))
         self._answer = [self._request.get_tensor(name).data for name in (LOGITS, EMBEDDING)]
-        self._weights = weights
+        self._read = read
 
     def of(self, image: Pixels) -> Answer:
         """Of uint8 [crop, crop, 3]: arrays [1, ...], the caller's own."""
@@ -159,25 +169,20 @@ def open_openvino(
     lanes: int,
     flags: Flags = cpu_flags,
     compiled: CompiledModels | None = None,
-    sha256: str = "",
 ) -> OpenVinoEngine:
     """The engine, where it is worth its memory. Raises EngineRefused, before it asks for the file.
 
-    `compiled`: where it may be kept compiled, by the file's `sha256`.
+    `compiled`: where what other starts compiled of the file is.
     """
-    version = check_openvino(name, flags)
-    made_of = (sha256, name, version, *sorted(flags()))
-    kept = partial(compiled.get, made_of) if compiled else made_anew
-    return OpenVinoEngine(file(), name=name, lanes=lanes, flags=flags, kept=kept)
+    check_openvino(name, flags)
+    return OpenVinoEngine(file(), name=name, lanes=lanes, flags=flags, compiled=compiled)
 
 
 def check_openvino(name: str, flags: Flags = cpu_flags) -> str:
     """OpenVINO's version. Raises EngineRefused if this machine is not one for the engine `name`."""
     needed = INSTRUCTIONS[name]
     if needed not in flags():
-        raise EngineRefused(
-            "wrong_cpu", f"this CPU has no {needed}, without which ONNX Runtime is about as fast"
-        )
+        raise EngineRefused("wrong_cpu", f"this CPU has no {needed}, which the engine is for")
     return str(_import_openvino().__version__)
 
 

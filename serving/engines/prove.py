@@ -1,5 +1,6 @@
 """Proves an engine on the golden samples; the same runs warm it up and time it."""
 
+import statistics
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -49,10 +50,10 @@ def _try(
         runs = list(pool.map(partial(_timed, engine, alone, golden.pixels), batches))
     logits = np.concatenate([logits for logits, _ in runs])
     difference = check_answers(logits, golden.logits[np.concatenate(batches)], tolerance)
-    seconds = every_size(map(len, batches), [seconds for _, seconds in runs])
+    times = [seconds for _, seconds in runs]
     if engine.one_by_one:
-        seconds = {size: size * seconds[1] for size in range(1, largest + 1)}
-    return difference, seconds
+        return difference, one_after_the_other(times, largest)
+    return difference, every_size(map(len, batches), times)
 
 
 def _batches(engine: Engine, largest: int, threads: int, *, samples: int) -> list[Rows]:
@@ -89,6 +90,12 @@ def _timed(
     started = time.monotonic()
     logits = engine.run(images, alone=alone).logits
     return logits, time.monotonic() - started
+
+
+def one_after_the_other(seconds: Iterable[float], largest: int) -> dict[int, float]:
+    """By batch size, of runs of one image: the median, as one of them may have been disturbed."""
+    each = statistics.median(seconds)
+    return {size: size * each for size in range(1, largest + 1)}
 
 
 def every_size(sizes: Iterable[int], seconds: Iterable[float]) -> dict[int, float]:
