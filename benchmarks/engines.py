@@ -1,9 +1,10 @@
 """Every engine of a bundle that runs here, at batches of 1 to 32, each run over all cores.
 
 Of OpenVINO several images take a core each, and so does a single one where it is not worth
-splitting. Held against the machine's peak: what a large matrix product of the same precision reaches
-on as many threads, in the same rounds. For a plan there is none: it runs on a GPU. All take turns,
-so that a noisy neighbour hits all alike; all rates are work over time, slow runs included.
+splitting. Held against the machine's peak: what a large matrix product of the same precision
+reaches on as many threads, in the same rounds. For a plan there is none: it runs on a GPU. All
+take turns, so that a noisy neighbour hits all alike; all rates are work over time, slow runs
+included.
 
     python -m benchmarks.engines --models models --model products
 """
