@@ -42,6 +42,7 @@ class Podman:
     def __init__(self, folder: Path) -> None:
         configuration = folder / "containers.conf"
         configuration.write_text(CONFIGURATION)
+        self._folder = folder
         self._environment = {**os.environ, "CONTAINERS_CONF": str(configuration)}
         self._command = (
             "podman", "--root", str(folder / "root"), "--runroot", str(folder / "run"),
@@ -55,8 +56,9 @@ class Podman:
         return done
 
     def attempt(self, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        # Where a container ran out of memory, its monitor leaves a file in the folder it began in.
         return subprocess.run(
-            [*self._command, *map(str, arguments)],
+            [*self._command, *map(str, arguments)], cwd=self._folder,
             env=self._environment, text=True, capture_output=True, timeout=600, **options,
         )  # fmt: skip
 
