@@ -30,6 +30,7 @@ from packshot.bundle import (
 from packshot.errors import AnswersDiffer, InvalidInput
 from packshot.image import Pixels
 from packshot.store import current_version, new_version, share
+from serving.engines.compiled import home_expanded
 from serving.engines.openvino import INT8
 
 WRITTEN_ANEW = (LABELS, REPORT)
@@ -60,6 +61,7 @@ def add_engine(options: AddOptions) -> Path:
             held_out=at_hand.held_out,
             temperature=base.manifest.temperature,
             gates=options.gates,
+            compiled_folder=home_expanded(options.compiled_models),
         )
         maker = Maker(
             work,

@@ -5,6 +5,7 @@ python -m exporters add-engine --model products ...           a new version with
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -17,6 +18,7 @@ from exporters.making import ENGINES
 from exporters.plan_options import AMPERE_PLUS, PORTABLE, THIS, PlanOptions
 from packshot.errors import InvalidInput
 from packshot.plan import Flavour, Profile
+from serving.engines.compiled import DEFAULT_FOLDER
 
 ADD_ENGINE = "add-engine"
 
@@ -34,6 +36,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     plan: PlanOptions
     calibration_images: int
     seed: int
+    compiled_models: Path
 
     def __post_init__(self) -> None:
         if not self.model or "/" in self.model or self.model.startswith("."):
@@ -195,6 +198,13 @@ def _common(parser: argparse.ArgumentParser, engines: tuple[str, ...]) -> None:
         help="training images of the run to calibrate INT8 with",
     )
     add("--seed", type=int, default=0, help="chooses the calibration images")
+    add(
+        "--compiled-models",
+        type=Path,
+        default=Path(os.environ.get("PACKSHOT_COMPILED_MODELS") or DEFAULT_FOLDER),
+        metavar="FOLDER",
+        help="keeps what OpenVINO compiled for this CPU, for a server's first start here",
+    )
     _add_gates(parser)
     _add_plan(parser)
 

@@ -16,6 +16,7 @@ from exporters.to_onnx import OPSET, export_onnx, metadata_of
 from exporters.version import complete, peak_gigabytes, read_report
 from packshot.bundle import GOLDEN, EngineFile, Manifest
 from packshot.store import new_version
+from serving.engines.compiled import home_expanded
 
 
 def export(options: ExportOptions) -> Path:
@@ -37,6 +38,7 @@ def export(options: ExportOptions) -> Path:
             held_out=source.held_out,
             temperature=source.checkpoint.temperature,
             gates=options.gates,
+            compiled_folder=home_expanded(options.compiled_models),
         )
         (folder / GOLDEN).write_bytes(work.golden.to_bytes())
         engines = {"fp32": export_fp32(source, work)}

@@ -18,6 +18,7 @@ from packshot.cores import available_cores
 from packshot.errors import EngineReason, EngineRefused
 from packshot.golden import GoldenSamples
 from serving.engines import Engine
+from serving.engines.compiled import CompiledModels
 from serving.engines.gpu import Probe, probe_gpu
 from serving.engines.onnxruntime import OnnxRuntimeEngine
 from serving.engines.openvino import PRECISIONS, OpenVinoEngine
@@ -37,12 +38,16 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     held_out: HeldOut
     temperature: float
     gates: dict[str, Gate]  # by precision
+    compiled_folder: Path | None = None  # where a server on this machine looks first
 
 
-def open_onnx(path: Path, name: str = "fp32") -> Engine:
-    """The server's engine of that name, one run at a time over all cores."""
+def open_onnx(path: Path, name: str = "fp32", compiled: CompiledModels | None = None) -> Engine:
+    """The server's engine of that name, one run at a time over all cores.
+
+    `compiled`: keeps what the engine compiles, if it does.
+    """
     if name in PRECISIONS:
-        return OpenVinoEngine(path, name=name, lanes=available_cores())
+        return OpenVinoEngine(path, name=name, lanes=available_cores(), compiled=compiled)
     return OnnxRuntimeEngine(path, name=name, lanes=available_cores())
 
 

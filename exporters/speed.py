@@ -13,11 +13,12 @@ import msgspec
 import numpy as np
 
 from exporters.proof import Work, open_onnx
-from packshot.bundle import PLAN, EngineFile, Timing
+from packshot.bundle import PLAN, EngineFile, Timing, sha256_of
 from packshot.image import Pixels
 from packshot.machine import processor
 from packshot.plan import largest_batch, read_sidecar, sidecar_path
 from serving.engines import Engine
+from serving.engines.compiled import CompiledModels
 from serving.engines.gpu import probe_gpu
 from serving.engines.tensorrt import open_plan
 
@@ -46,7 +47,10 @@ def timed_engines(work: Work, files: Mapping[str, EngineFile]) -> dict[str, Engi
 def _open(work: Work, name: str, file: EngineFile) -> Engine:
     path = work.folder / file.file
     if not file.file.endswith(PLAN):
-        return open_onnx(path, name)
+        # The file is the one that will be served: a server on this machine finds it compiled.
+        folder = work.compiled_folder
+        compiled = CompiledModels(folder, sha256_of(path)) if folder else None
+        return open_onnx(path, name, compiled)
     max_batch = largest_batch(read_sidecar(sidecar_path(path)).profiles)
     return open_plan(path, max_batch=max_batch, image_shape=work.golden.pixels.shape[1:])
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -21,6 +20,7 @@ from serving.api.parsing import Registrar
 from serving.cache import Cache
 from serving.check import table
 from serving.decoding import DecodePool
+from serving.engines.compiled import home_expanded
 from serving.http import HttpPort
 from serving.listening import add_port, new_server
 from serving.liveness import Liveness
@@ -245,16 +245,8 @@ def _choice(settings: Settings) -> EngineChoice:
         required=settings.require is not None,
         lanes=settings.lanes or available_cores(),
         max_batch=settings.max_batch,
-        compiled_folder=_home_expanded(settings.compiled_models),
+        compiled_folder=home_expanded(settings.compiled_models),
     )
-
-
-def _home_expanded(folder: Path) -> Path | None:
-    """None for a user without a home."""
-    try:
-        return folder.expanduser()
-    except RuntimeError:
-        return None
 
 
 def _room(settings: Settings) -> Room:

@@ -15,6 +15,7 @@ from pydantic_settings import (
 )
 
 from packshot.errors import InvalidInput
+from serving.engines.compiled import DEFAULT_FOLDER
 from serving.sources import PREFIX, ConfigFile, Environment, Origins, is_missing
 
 
@@ -92,7 +93,7 @@ class Settings(BaseSettings):
         8, ge=1, le=256, description="images per run of the engine"
     )
     compiled_models: Annotated[Path, SERVED] = Field(
-        Path("~/.cache/packshot"),
+        DEFAULT_FOLDER,
         description="folder that keeps what OpenVINO compiled for this CPU, for the next start; "
         "where it cannot be written, each start compiles",
     )

@@ -39,6 +39,7 @@ from packshot.golden import GoldenSamples
 from packshot.machine import cpu_flags
 from packshot.plan import Profile, read_sidecar
 from packshot.store import versions
+from serving.engines.open import open_engine
 from serving.engines.openvino import BF16, INSTRUCTIONS, INT8, check_openvino
 from trainer.checkpoint import read_record, save_record
 from trainer.sample import draw_catalogue
@@ -87,6 +88,7 @@ def store(run) -> Path:
         run, store, "--engines", "fp32,int8,trt-fp16,trt-int8", *PLANS, "--require", "int8",
         "--gate-int8-agreement", 0, "--gate-int8-drop", 1, "--gate-fp16-agreement", 0.5,
         "--gate-fp16-drop", 1, "--gate-bf16-agreement", 0.5, "--gate-bf16-drop", 1,
+        "--compiled-models", run.parent / "compiled",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "exported in" in done.stdout
@@ -127,6 +129,18 @@ def test_what_ran_here_is_timed_and_what_did_not_says_so(bundle):
     for name in ("trt-fp16.portable", "trt-int8.portable"):
         assert engines[name].proved_by == "source"
         assert engines[name].timings == ()
+
+
+@pytest.mark.parametrize("name", [*INT8_HERE, *BF16_HERE])
+def test_a_servers_first_start_here_finds_what_was_compiled(run, bundle, monkeypatch, name):
+    def compile_anew(*_: object) -> None:
+        raise AssertionError("it was not found")
+
+    monkeypatch.setattr("serving.engines.openvino._compile", compile_anew)
+    folder = run.parent / "compiled"
+    opened = open_engine(bundle, [name], lanes=2, max_batch=2, compiled_folder=folder)
+    assert opened.engine.name == name
+    opened.engine.close()
 
 
 def test_int8_engines_keep_the_ways_that_were_tried(bundle):

@@ -23,12 +23,22 @@ log = logging.getLogger("packshot.engines")
 
 T = TypeVar("T")
 
+DEFAULT_FOLDER = Path("~/.cache/packshot")
+
 Content: TypeAlias = npt.NDArray[np.uint8]
 
 MOST_FILES = 32  # of all models, some 25 MB each in INT8: those used last stay
 UNUSED_SECONDS = 30 * 24 * 3600
 SUFFIX = ".compiled"
 DIGEST_BYTES = 32
+
+
+def home_expanded(folder: Path) -> Path | None:
+    """None for a user without a home."""
+    try:
+        return folder.expanduser()
+    except RuntimeError:
+        return None
 
 
 class CompiledModels:
