@@ -3,8 +3,9 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -17,7 +18,7 @@ class Threads:
     """
 
     def __init__(self, count: int, name: str) -> None:
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._serve, name=f"{name}-{number}", daemon=True)
             for number in range(count)
@@ -31,30 +32,9 @@ class Threads:
         `ended` is called on the loop when the thread is free again, which may be after the caller
         has lost interest and was cancelled.
         """
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[T] = loop.create_future()
-
-        def tell(result: T | None, error: Exception | None) -> None:
-            ended()
-            if answer.done():
-                return
-            if error is not None:
-                answer.set_exception(error)
-            else:
-                answer.set_result(result)  # type: ignore[arg-type]  # without an error it is a T
-
-        def job() -> None:
-            result, failed = None, None
-            try:
-                result = work(*arguments)
-            except Exception as error:
-                failed = error
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(tell, result, failed)
-            del result, failed  # an error holds this frame: not the frame the error, too
-
+        job = _Job(partial(work, *arguments), ended)
         self._jobs.put(job)
-        return await answer
+        return await job.answer
 
     def close(self) -> None:
         """Ends the threads, each after what it is doing."""
@@ -63,5 +43,34 @@ class Threads:
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:
-            job()
+            job.run()
             del job  # with what it worked on
+
+
+class _Job(Generic[T]):
+    """Made and told of on the event loop, run in a thread."""
+
+    def __init__(self, work: Callable[[], T], ended: Callable[[], None]) -> None:
+        self.answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._work = work
+        self._ended = ended
+
+    def run(self) -> None:
+        loop = self.answer.get_loop()
+        result, failed = None, None
+        try:
+            result = self._work()
+        except Exception as error:
+            failed = error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._tell, result, failed)
+        del result, failed  # an error holds this frame: not the frame the error, too
+
+    def _tell(self, result: T | None, error: Exception | None) -> None:
+        self._ended()
+        if self.answer.done():
+            return
+        if error is not None:
+            self.answer.set_exception(error)
+        else:
+            self.answer.set_result(result)  # type: ignore[arg-type]  # without an error it is a T

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.engines.compiled import MOST_FILES, UNUSED_SECONDS, CompiledModels
+from serving.engines import compiled
+from serving.engines.compiled import DIGEST_BYTES, UNUSED_SECONDS, CompiledModels
 
 
 class Runtime:
@@ -96,14 +97,16 @@ def age(folder: Path, seconds: float) -> None:
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime - seconds))
 
 
-def test_many_models_are_all_kept_and_those_used_last_where_they_are_too_many(tmp_path):
-    for number in range(MOST_FILES):
-        load(tmp_path, (str(number),), Runtime(b"content"))
+def test_those_used_last_stay_where_all_are_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled, "MOST_BYTES", 3 * len(b"content" + bytes(DIGEST_BYTES)))
+    for name in ("0", "1", "2"):
+        load(tmp_path, (name,), Runtime(b"content"))
         age(tmp_path, 60)
+    assert len([*tmp_path.iterdir()]) == 3
     used = Runtime(b"content")
     load(tmp_path, ("0",), used)
     load(tmp_path, ("one more",), Runtime(b"content"))
-    assert len([*tmp_path.iterdir()]) == MOST_FILES
+    assert len([*tmp_path.iterdir()]) == 3
     load(tmp_path, ("0",), used)
     given_up = Runtime(b"content")
     load(tmp_path, ("1",), given_up)

@@ -75,8 +75,14 @@ def test_memory_holds_what_the_settings_let_in():
     assert int(SERVER["mem_limit"].removesuffix("g")) * 2**30 >= needed
 
 
+def test_what_openvino_compiled_is_kept():
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    folder = re.search(r"PACKSHOT_COMPILED_MODELS=(\S+)", dockerfile)[1]
+    assert mounts(SERVER)[folder] == ("compiled", "rw")
+
+
 def test_a_missing_store_is_not_made_by_root():
-    [models] = SERVER["volumes"]
+    models = SERVER["volumes"][0]
     assert models["bind"] == {"create_host_path": False}
 
 

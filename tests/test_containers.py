@@ -182,6 +182,8 @@ def test_the_deployment_of_kubernetes_serves_and_drains(podman, image, models, t
         assert "drain_delay_seconds=10.0 (environment)" in server.log
         assert server.execute("id", "-u").stdout == "10001\n"
         assert "Read-only file system" in server.execute("touch", "/models/x").stderr
+        # A volume of its own for what OpenVINO compiled.
+        assert server.execute("sh", "-c", 'touch "$PACKSHOT_COMPILED_MODELS/x"').returncode == 0
         assert server.stop() == 0
         assert '"event":"drained"' in server.log
     finally:

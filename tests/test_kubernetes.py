@@ -41,6 +41,7 @@ from packshot.cli import main
 from packshot.errors import Unauthenticated
 from serving.app import SENDING_SECONDS, SERVICES
 from serving.command_line import parse_settings
+from serving.engines.compiled import MOST_BYTES
 from serving.metrics import Metrics
 from serving.settings import Settings
 
@@ -298,7 +299,15 @@ def no_environment(monkeypatch):
 def test_volumes_are_there_and_of_one_kind(service):
     check_volumes(service)
     [server] = service.server["containers"]
-    assert all(mount["readOnly"] for mount in server["volumeMounts"])
+    writable = [mount for mount in server["volumeMounts"] if not mount.get("readOnly")]
+    assert [mount["mountPath"] for mount in writable] == [COMPILED_MODELS]
+    [volume] = [one for one in service.server["volumes"] if one["name"] == writable[0]["name"]]
+    assert quantity(volume["emptyDir"]["sizeLimit"]) > MOST_BYTES
+
+
+COMPILED_MODELS = re.search(
+    r"PACKSHOT_COMPILED_MODELS=(\S+)", (ROOT / "deploy" / "Dockerfile").read_text()
+)[1]
 
 
 PAGE = KUBERNETES / "README.md"
