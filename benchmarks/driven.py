@@ -8,7 +8,8 @@ that depends least on who else is there.
 from collections.abc import Sequence
 
 from benchmarks.measured import Measured
-from benchmarks.process import Served
+from benchmarks.process import Served, started
+from packshot.cores import available_cores
 from packshot.load import LoadPlan, run_load
 
 CONCURRENCY = 16
@@ -36,6 +37,21 @@ def steady(
     return LoadPlan(
         target=served.target, concurrency=concurrency, seconds=seconds, pixels=pixels, processes=1
     )
+
+
+def cores_left(
+    rate: float, images: Sequence[bytes], seconds: float, *, pixels: bool = False
+) -> float:
+    """Share of the cores that a bare gRPC server and its load generator leave at this rate."""
+    with started("benchmarks.bare_server") as bare:
+        plan = LoadPlan(
+            target=bare.target, rate=rate, arrivals="constant", seconds=seconds, pixels=pixels,
+            processes=1,
+        )  # fmt: skip
+        drive(bare, plan, images)  # warm
+        found = drive(bare, plan, images)
+    taken = (found.cpu_ms + found.generator_cpu_ms) / 1000 * found.images_per_second
+    return 1 - taken / available_cores()
 
 
 def drive(served: Served, plan: LoadPlan, images: Sequence[bytes]) -> Driven:

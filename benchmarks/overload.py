@@ -16,12 +16,11 @@ import msgspec
 
 from benchmarks.alone import run_alone
 from benchmarks.calm import calm_rounds
-from benchmarks.driven import CONCURRENCY, Driven, drive, steady
+from benchmarks.driven import CONCURRENCY, Driven, cores_left, drive, steady
 from benchmarks.figures import Figure, Findings
 from benchmarks.options import Options, cpu_engine
 from benchmarks.photos import photos
-from benchmarks.process import Served, server, started
-from packshot.cores import available_cores
+from benchmarks.process import Served, server
 from packshot.load import LoadPlan
 
 DEADLINE_SECONDS = 0.5
@@ -69,18 +68,6 @@ def measure(options: Options) -> Findings:
         for times in (TWICE, FIVE_TIMES)
     }
     return Findings(figures=tuple(_figures(rounds, left)), rounds=tuple(rounds))
-
-
-def cores_left(rate: float, images: Sequence[bytes], seconds: float) -> float:
-    """Share of the cores that a bare gRPC server and its load generator leave at this rate."""
-    with started("benchmarks.bare_server") as bare:
-        plan = LoadPlan(
-            target=bare.target, rate=rate, arrivals="constant", seconds=seconds, processes=1
-        )
-        drive(bare, plan, images)  # warm
-        found = drive(bare, plan, images)
-    taken = (found.cpu_ms + found.generator_cpu_ms) / 1000 * found.images_per_second
-    return 1 - taken / available_cores()
 
 
 def _round(served: Served, seconds: float, images: Sequence[bytes]) -> Round:

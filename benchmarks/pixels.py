@@ -2,7 +2,8 @@
 
 Nothing is decoded on either side, so that what the server adds shows the most: 150 kB a request
 through sockets and protobuf, the queue, the batches, the answers. And eight images a request, as
-those who decode for themselves may well send them: the cost of a request is then shared.
+those who decode for themselves may well send them: the cost of a request is then shared. At the
+end: what is left of the cores while a gRPC server that answers a constant takes in as many.
 
     python -m benchmarks.pixels --models models --model products
 """
@@ -13,8 +14,8 @@ import msgspec
 
 from benchmarks.alone import run_alone
 from benchmarks.calm import calm_rounds
-from benchmarks.driven import Driven, drive, steady
-from benchmarks.figures import Findings
+from benchmarks.driven import Driven, cores_left, drive, steady
+from benchmarks.figures import Figure, Findings
 from benchmarks.loops import batches, in_lanes
 from benchmarks.measured import Measured, cpu, throughput
 from benchmarks.options import Options, cpu_engine
@@ -54,6 +55,7 @@ def measure(options: Options) -> Findings:
             )
 
         rounds = calm_rounds(options.rounds, take, partial(_line, engine_name))
+    left = cores_left(rounds[-1].lanes.images_per_second, images, options.seconds, pixels=True)
     pairs = [(one.served, one.lanes) for one in rounds]
     of_eights = [(one.in_eights, one.lanes) for one in rounds]
     return Findings(
@@ -62,6 +64,11 @@ def measure(options: Options) -> Findings:
             cpu("pixels served / lanes without a server", pairs),
             throughput("pixels served, eight a request / lanes without a server", of_eights),
             cpu("pixels served, eight a request / lanes without a server", of_eights),
+            Figure(
+                name="cores left by a bare server, pixels at the rate of the lanes",
+                better="higher",
+                rounds=(left,),
+            ),
         ),
         rounds=tuple(rounds),
     )

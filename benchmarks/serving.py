@@ -4,7 +4,8 @@ Held against the ceiling: one thread a core, each decoding its own images and ru
 one shared session, with the server's own engine and decoder. And against the loop that one writes
 first: decode eight, run eight, on a session of ONNX Runtime over all cores, whose threads spin or
 not, whichever is faster in that round. It decodes as most do, with Pillow alone; the same loop with
-packshot's decoder and engine tells how much of the lead is theirs.
+packshot's decoder and engine tells how much of the lead is theirs, and the ceiling over that loop
+how much of a lead this machine has room for.
 
     python -m benchmarks.serving --models models --model products
 """
@@ -98,6 +99,7 @@ def measure(options: Options) -> Findings:
     to_lanes = [(one.served, one.lanes) for one in rounds]
     to_serial = [(one.served, one.serial) for one in rounds]
     to_ours = [(one.served, one.serial_by_packshot) for one in rounds]
+    ceiling = [(one.lanes, one.serial) for one in rounds]
     return Findings(
         figures=(
             throughput("served / lanes without a server", to_lanes, bar=0.90),
@@ -105,6 +107,7 @@ def measure(options: Options) -> Findings:
             throughput("served / serial loop", to_serial, bar=1.9),
             cpu("served / serial loop", to_serial),
             throughput("served / serial loop, packshot's decoder and engine", to_ours),
+            throughput("lanes without a server / serial loop", ceiling),
         ),
         rounds=tuple(rounds),
     )
