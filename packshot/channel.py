@@ -79,6 +79,11 @@ class Connection:
         return (self.tls if isinstance(self.tls, Tls) else Tls()).credentials()
 
 
+def endpoint(host: str, port: int) -> str:
+    """host:port, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def is_loopback(host: str) -> bool:
     """Whether nothing said to this host leaves the machine."""
     try:

@@ -121,10 +121,11 @@ class Admission:
         untried = self.empty and allowed >= fastest_run_seconds
         if corrected > allowed and not untried:
             self._metrics.refused("deadline")
+            left = max(0.0, allowed)
             raise Overloaded(
-                f"the answer would take {corrected * 1000:.0f} ms and has {allowed * 1000:.0f} ms: "
+                f"the answer would take {corrected * 1000:.0f} ms and has {left * 1000:.0f} ms: "
                 "try again later or allow more time",
-                retry_after_seconds=corrected - max(0.0, allowed),
+                retry_after_seconds=corrected - left,
             )
 
     def _make_room(self, wanted: Ticket) -> list[Ticket]:

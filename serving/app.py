@@ -8,6 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
+from packshot.channel import endpoint
 from packshot.cores import available_cores
 from packshot.image import ImageLimits
 from packshot.oip.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
@@ -226,7 +227,10 @@ class App:
             f"model {model.name} version {model.version}, engine {model.engine}"
             for model in self._models
         )
-        log.info("ready: %s, on %s:%d, metrics on http://%s:%d/metrics", served, host, port, host, http_port)  # fmt: skip  # noqa: E501
+        log.info(
+            "ready: %s, on %s, metrics on http://%s/metrics",
+            served, endpoint(host, port), endpoint(host, http_port),
+        )  # fmt: skip
 
 
 def _traces(settings: Settings) -> "Traces | None":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from packshot.channel import is_loopback
+from packshot.channel import endpoint, is_loopback
 from packshot.errors import InvalidInput
 from serving.metrics import Metrics
 from serving.settings import Settings
@@ -54,7 +54,7 @@ def _age_ms(settings: Settings) -> int:
 
 def add_port(server: grpc.aio.Server, settings: Settings, metrics: Metrics) -> int:
     """The port taken. Raises InvalidInput if it cannot be had, or for bad certificates."""
-    address = f"{settings.host}:{settings.port}"
+    address = endpoint(settings.host, settings.port)
     certificates = _certificates(settings, metrics)
     try:
         if certificates is None:

@@ -46,6 +46,14 @@ def _names(given: object) -> object:
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
+def _without_brackets(given: object) -> object:
+    """An IPv6 address may come as in a URL."""
+    return given.removeprefix("[").removesuffix("]") if isinstance(given, str) else given
+
+
+Host = Annotated[str, BeforeValidator(_without_brackets)]
+
+
 class Effective(NamedTuple):
     """A value in force. `source`: flag, environment, file or default."""
 
@@ -101,8 +109,8 @@ class Settings(BaseSettings):
         0, ge=0, le=1 << 40, description="memory for answers to images seen before; 0: none"
     )
 
-    host: Annotated[str, NETWORK] = Field(
-        "127.0.0.1", description="address to listen on; 0.0.0.0 for all"
+    host: Annotated[Host, NETWORK] = Field(
+        "127.0.0.1", description="address to listen on; 0.0.0.0 for all, :: for IPv6's too"
     )
     port: Annotated[int, NETWORK] = Field(
         8001, ge=0, le=65535, description="gRPC port; 0 takes a free one"

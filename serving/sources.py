@@ -68,6 +68,13 @@ class ConfigFile(TomlConfigSettingsSource):
             if key not in names:
                 raise InvalidInput(f"{key!r} in {file} is not known{_hint(key, names)}")
 
+    def __call__(self) -> dict[str, Any]:
+        # No setting of a file is one of these, and Pydantic would take true for 1.
+        return {
+            name: str(value).lower() if isinstance(value, bool) else value
+            for name, value in super().__call__().items()
+        }
+
 
 class Origins(PydanticBaseSettingsSource):
     """The last source: adds which of those before it gave each value."""

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 TIMEOUT = 180  # of what takes a second on a machine that is not busy
 SERVING = ("-m", "serving")
 FAKE_SERVING = ("tests/fake_server.py",)  # its engine misbehaves as the test wants
-READY = re.compile(r"on ([\d.]+:\d+), metrics on (http://[\w.:/]+)")
+READY = re.compile(r"on (\S+:\d+), metrics on (http://[^\s\"]+)")
 
 
 def program(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:

@@ -332,6 +332,8 @@ def test_a_request_that_cannot_be_in_time_is_refused_at_once():
         with pytest.raises(Overloaded, match="would take 160 ms and has 150 ms") as caught:
             await ask(scheduler, 2, clock.now + 0.15)
         assert caught.value.retry_after_seconds == pytest.approx(0.01)
+        with pytest.raises(Overloaded, match="would take 160 ms and has 0 ms"):
+            await ask(scheduler, 1, clock.now - 0.0001)
         second = asyncio.create_task(ask(scheduler, 2, clock.now + 0.17))
         await asyncio.sleep(0)
         # A later deadline goes behind the second request, an earlier one before it.

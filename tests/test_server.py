@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 from PIL import Image
-from processes import FAKE_SERVING, TIMEOUT, Server, program, serving, until
+from processes import FAKE_SERVING, TIMEOUT, Server, page, program, serving, until
 from tiny import PURE, colour_network, encoded, jpeg, reference, tiny_bundle
 
 from packshot import Client
@@ -347,6 +347,21 @@ def test_start_on_a_taken_port(store, option):
         port = taken.getsockname()[1]
         message = refused_to_start("--models", store, option, port)
     assert f"{option} {port}" in message
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", "::"])
+def test_ipv6(store, host):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with serving("--models", store, "--host", host) as server:
+        assert server.target.startswith("[::")
+        port = server.target.rpartition(":")[2]
+        with Client(f"[::1]:{port}", timeout_seconds=TIMEOUT) as client:
+            assert client.classify(jpeg(PURE["red"]))[0].label == "red"
+        http = server.http_url.replace("[::]", "[::1]")
+        assert page(f"{http}/readyz")[0] == 200
 
 
 def test_start_with_values_out_of_range(store):

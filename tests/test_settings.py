@@ -80,6 +80,8 @@ def test_a_wrong_value_is_named_as_its_giver_wrote_it(file, monkeypatch):
     assert refused("--max-batch", "many") == f"--max-batch is many; {limits}"
     file.write_text("max_batch = 300\n")
     assert refused("--config", file) == f"max_batch in {file} is 300; {limits}"
+    file.write_text("max_batch = true\n")
+    assert refused("--config", file) == f"max_batch in {file} is true; {limits}"
     monkeypatch.setenv("PACKSHOT_MAX_BATCH", "1.5")
     assert refused() == f"PACKSHOT_MAX_BATCH is 1.5; {limits}"
 
