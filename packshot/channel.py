@@ -19,11 +19,13 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True):
     """PEM files: `ca` holds the authorities to trust; `cert` and `key` show who the client is.
 
     Without `ca` those count that SSL_CERT_FILE or OpenSSL names, or else the ones gRPC brings.
+    `server_name`: in the server's certificate, where the target has another, as by a port-forward.
     """
 
     ca: str | Path | None = None
     cert: str | Path | None = None
     key: str | Path | None = None
+    server_name: str | None = None
 
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
@@ -65,13 +67,17 @@ class Connection:
         credentials = self._credentials()
         if credentials is None:
             return grpc.insecure_channel(self.target, options=options)
-        return grpc.secure_channel(self.target, credentials, options=options)
+        return grpc.secure_channel(self.target, credentials, options=self._named(options))
 
     def aio_channel(self, options: Options) -> grpc.aio.Channel:
         credentials = self._credentials()
         if credentials is None:
             return grpc.aio.insecure_channel(self.target, options=options)
-        return grpc.aio.secure_channel(self.target, credentials, options=options)
+        return grpc.aio.secure_channel(self.target, credentials, options=self._named(options))
+
+    def _named(self, options: Options) -> Options:
+        name = self.tls.server_name if isinstance(self.tls, Tls) else None
+        return [*options, ("grpc.ssl_target_name_override", name)] if name else options
 
     def _credentials(self) -> grpc.ChannelCredentials | None:
         if not self.tls:

@@ -36,16 +36,23 @@ def reaching_verb(
         default=timeout_seconds,
         help="seconds per request (default: %(default)s)",
     )
-    verb.add_argument("--tls", action="store_true", help="connect by TLS; the next three imply it")
+    verb.add_argument("--tls", action="store_true", help="connect by TLS; the next four imply it")
     verb.add_argument("--ca", metavar="FILE", help="PEM file of authorities (default: the usual)")
     verb.add_argument("--cert", metavar="FILE", help="PEM file of this client's certificate")
     verb.add_argument("--key", metavar="FILE", help="PEM file of its private key")
+    verb.add_argument(
+        "--server-name",
+        metavar="NAME",
+        help="name in the server's certificate, where --target has another, such as 127.0.0.1",
+    )
     return verb
 
 
 def tls_of(options: argparse.Namespace) -> Tls | bool:
-    if options.ca or options.cert or options.key:
-        return Tls(ca=options.ca, cert=options.cert, key=options.key)
+    if options.ca or options.cert or options.key or options.server_name:
+        return Tls(
+            ca=options.ca, cert=options.cert, key=options.key, server_name=options.server_name
+        )
     return bool(options.tls)
 
 

@@ -24,17 +24,13 @@ STATES = {
 }
 
 
-def state(
-    connection: Connection, service: str, timeout_seconds: float, server_name: str | None = None
-) -> str:
+def state(connection: Connection, service: str, timeout_seconds: float) -> str:
     """What the server says of one of its services: SERVING or NOT_SERVING.
 
-    `server_name` is whose certificate to expect, if not the target's. Raises Unavailable,
-    DeadlineExceeded, or NotFound if it has no such service.
+    Raises Unavailable, DeadlineExceeded, or NotFound if it has no such service.
     """
     name = service.encode()
-    options = [("grpc.ssl_target_name_override", server_name)] if server_name else []
-    with connection.channel(options) as channel:
+    with connection.channel(()) as channel:
         check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(CHECK)
         try:
             answer = check(b"\x0a" + _varint(len(name)) + name, timeout=timeout_seconds)
@@ -48,7 +44,7 @@ def probe(options: argparse.Namespace) -> int:
     connection = Connection(target=options.target, tls=tls_of(options))
     what = f"{options.target}: {options.service or 'the server'}"
     try:
-        found = state(connection, options.service, options.timeout, options.server_name)
+        found = state(connection, options.service, options.timeout)
     except PackshotError as error:
         print(f"{what} did not tell: {error}", file=sys.stderr)
         return 1
@@ -65,11 +61,6 @@ def add_probe_verb(verbs: Any) -> None:
         "--service",
         default=READY,
         help='"" asks whether it is alive; the default whether it is ready (%(default)s)',
-    )
-    verb.add_argument(
-        "--server-name",
-        metavar="NAME",
-        help="name in its certificate, where --target has another, such as 127.0.0.1",
     )
 
 

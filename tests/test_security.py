@@ -392,6 +392,21 @@ def test_the_command_line_by_tls_with_a_token(store, pki, token_file, tmp_path):
         assert (done.returncode, "No such file" in done.stderr) == (2, True)
 
 
+def test_a_certificate_for_another_name_is_taken_where_it_is_told(store, tmp_path):
+    pki = Pki(tmp_path)
+    pki.authority.issue(pki.cert, pki.key, name="packshot.shop", host="packshot.shop")
+    (tmp_path / "red.jpg").write_bytes(RED)
+    named = ("--ca", pki.ca, "--server-name", "packshot.shop")
+    with serving("--models", store, *pki.options) as server:
+        done = command(server, "model", "--ca", pki.ca, "--timeout", 2)
+        assert (done.returncode, done.stdout) == (2, "")
+        done = command(server, "model", *named)
+        assert json.loads(done.stdout)["model"] == "colours", done.stderr
+        timing = ("--seconds", 0.5, "--rate", 4, "--arrivals", "constant", "--warmup", 0)
+        done = command(server, "load", *named, tmp_path / "red.jpg", *timing, "--json")
+        assert json.loads(done.stdout)["run"]["answered"] == 2, done.stderr
+
+
 def test_the_load_tester_by_tls(store, pki):
     with serving("--models", store, *pki.options) as server:
         plan = LoadPlan(

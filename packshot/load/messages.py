@@ -12,7 +12,7 @@ LENGTH = struct.Struct("<I")
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Said once. `tls`: files by name, or whether to use it."""
+    """Said once. `tls`: fields of a `Tls`, or whether to use it."""
 
     target: str
     tls: dict[str, str | None] | bool

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
+import msgspec
+
 from packshot.channel import Connection, Tls
 from packshot.errors import InvalidInput, ServiceFailed
 from packshot.load.messages import (
@@ -201,8 +203,8 @@ async def _ended(process: "asyncio.subprocess.Process") -> None:
 def _tls(tls: Tls | bool) -> dict[str, str | None] | bool:
     if isinstance(tls, bool):
         return tls
-    files = {"ca": tls.ca, "cert": tls.cert, "key": tls.key}
-    return {name: None if file is None else str(file) for name, file in files.items()}
+    given = msgspec.structs.asdict(tls)
+    return {name: None if value is None else str(value) for name, value in given.items()}
 
 
 def _state(plan: LoadPlan, seconds: float, progress: list[Progress]) -> State:
