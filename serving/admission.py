@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from packshot.errors import Overloaded
+from packshot.errors import InvalidInput, Overloaded
 from serving.latency import Average
 from serving.metrics import ModelMetrics
 from serving.stages import Stage
@@ -78,6 +78,11 @@ class Admission:
         """Nothing is in progress."""
         return not self._tickets
 
+    def has_room(self, *, images: int, size: int) -> bool:
+        """Beside what is in progress; what never has is to be refused for good."""
+        fits = self.images + images <= self._max_images and self._bytes + size <= self._max_bytes
+        return fits or images > self._max_images or size > self._max_bytes
+
     def ahead(self, urgency: Urgency) -> tuple[int, float]:
         """Images that have not begun to run and go before one of that urgency.
 
@@ -91,7 +96,7 @@ class Admission:
         return images, encoded
 
     def let_in(self, ticket: Ticket, *, fastest_run_seconds: float) -> list[Ticket]:
-        """Returns the bulk requests that are shed for it. Raises Overloaded."""
+        """Returns the bulk requests that are shed for it. Raises Overloaded, InvalidInput."""
         self._check_time(ticket, fastest_run_seconds)
         shed = self._make_room(ticket)
         for one in shed:
@@ -130,6 +135,11 @@ class Admission:
 
     def _make_room(self, wanted: Ticket) -> list[Ticket]:
         """Chooses bulk requests, the latest deadline first, if an interactive one needs room."""
+        if wanted.images > self._max_images or wanted.size > self._max_bytes:
+            raise InvalidInput(
+                f"the request has {wanted.images} images of {wanted.size} bytes; at most "
+                f"{self._max_images} and {self._max_bytes} are queued: send less at once"
+            )
         free_images = self._max_images - self.images
         free_bytes = self._max_bytes - self._bytes
         if free_images >= wanted.images and free_bytes >= wanted.size:

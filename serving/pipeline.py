@@ -1,20 +1,27 @@
 """One request from images to answers: admit, decode, queue and run, rank. Knows no wire format."""
 
 import asyncio
+import math
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from packshot.errors import DeadlineExceeded, ImageError, InvalidInput, Overloaded
+from packshot.errors import (
+    DeadlineExceeded,
+    ImageError,
+    InvalidInput,
+    Overloaded,
+    Unavailable,
+)
 from packshot.image import ImageLimits, load_pixels, read_pixels
 from packshot.prediction import Logits, probabilities
-from serving.admission import RETRY_AFTER_SECONDS, Priority, Ticket
+from serving.admission import Priority, Ticket
 from serving.cache import Cache
 from serving.decoding import DecodePool
 from serving.engines import Answer
@@ -23,9 +30,17 @@ from serving.model import Model
 from serving.ranking import Classified, Ranking, ranked
 from serving.stages import Stage
 
-SHORTEST_PAUSE_SECONDS = 0.02
+ROOM_SECONDS = 0.02  # between two looks for room
 
 T = TypeVar("T")
+
+
+class Turn(Protocol):
+    """Of an image that waits to be let in (`serving.api.streaming.Turn`)."""
+
+    async def take(self) -> None: ...
+
+    def leave(self) -> None: ...
 
 
 class SentImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +59,10 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     timeout_seconds: float | None = None
     call_ends: bool = False
     priority: Priority = Priority.INTERACTIVE
+
+
+IN_STREAM = Terms(timeout_seconds=math.inf, call_ends=True, priority=Priority.BULK)
+"""Of an image in a stream, whose call ends it. What has a deadline goes before it."""
 
 
 class Answers(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,8 +104,11 @@ class Pipeline:
         images: Sequence[SentImage],
         terms: Terms,
         stages: list[Stage] | None = None,
+        let_in: Callable[[], None] = lambda: None,
     ) -> Answers:
         """An image that cannot be used gets its ImageError; adds what it went through to `stages`.
+
+        `let_in` is called once its images count as queued, if any has to be run.
 
         Raises InvalidInput, Overloaded, DeadlineExceeded, Unavailable or ServiceFailed.
         """
@@ -100,7 +122,7 @@ class Pipeline:
         missing = [number for number, answer in enumerate(answers) if answer is None]
         if missing:
             wanted = [images[number] for number in missing]
-            found = await self._run(model, wanted, terms, [] if stages is None else stages)
+            found = await self._run(model, wanted, terms, [] if stages is None else stages, let_in)
             for number, one in zip(missing, found.images, strict=True):
                 answers[number] = one
                 # Another engine may have taken over since the key was made.
@@ -110,22 +132,26 @@ class Pipeline:
         model.metrics.stage("total", time.monotonic() - started)
         return Answers(images=[a for a in answers if a is not None], engine=engine)
 
-    async def answer_when_free(self, model: Model, image: SentImage, terms: Terms) -> Answers:
-        """Like `answer` for one image, but waits where that would refuse for overload."""
-        timeout_seconds = terms.timeout_seconds or self._default_timeout_seconds
-        until = time.monotonic() + timeout_seconds
+    async def answer_when_free(
+        self, find: Callable[[], Model], image: SentImage, turn: Turn
+    ) -> tuple[Model, Answers]:
+        """Like `answer` for one bulk image without a deadline, by the model that `find` gives.
+
+        It waits for room where `answer` would refuse, holding its turn, and again if it has to
+        make room for others. A version that is swapped in meanwhile answers what still waits.
+        """
         while True:
+            model = find()
+            while not model.scheduler.has_room(images=1, size=len(image.content)):
+                await asyncio.sleep(ROOM_SECONDS)
+                model = find()
             try:
-                left = until - time.monotonic()
-                return await self.answer(
-                    model, [image], msgspec.structs.replace(terms, timeout_seconds=left)
-                )
-            except Overloaded as error:
-                wanted = error.retry_after_seconds or RETRY_AFTER_SECONDS
-                pause = min(max(wanted, SHORTEST_PAUSE_SECONDS), RETRY_AFTER_SECONDS)
-                if time.monotonic() + pause >= until:
-                    raise DeadlineExceeded(f"no answer within {timeout_seconds:.3f} s") from error
-                await asyncio.sleep(pause)
+                return model, await self.answer(model, [image], IN_STREAM, let_in=turn.leave)
+            except Overloaded:
+                await turn.take()
+            except Unavailable:
+                if find() is model:
+                    raise
 
     def classified(
         self, model: Model, answer: Answer | ImageError, ranking: Ranking
@@ -177,7 +203,12 @@ class Pipeline:
             raise InvalidInput(f"the request has {images} images; at most {limit} are taken")
 
     async def _run(
-        self, model: Model, images: Sequence[SentImage], terms: Terms, stages: list[Stage]
+        self,
+        model: Model,
+        images: Sequence[SentImage],
+        terms: Terms,
+        stages: list[Stage],
+        let_in: Callable[[], None],
     ) -> Answers:
         timeout_seconds = terms.timeout_seconds
         if timeout_seconds is None:
@@ -193,6 +224,7 @@ class Pipeline:
             priority=terms.priority,
         ) as ticket:
             ticket.stages = stages
+            let_in()
             try:
                 async with nullcontext() if terms.call_ends else asyncio.timeout(timeout_seconds):
                     answers = await all_of(self._one(model, ticket, image) for image in images)

@@ -94,6 +94,10 @@ class Scheduler:
         """In progress: admitted, and neither answered nor shed."""
         return self._admission.images
 
+    def has_room(self, *, images: int, size: int) -> bool:
+        """Whether `admit` has something better to say than that it is full."""
+        return self._closing or self._out or self._admission.has_room(images=images, size=size)
+
     @contextmanager
     def admit(
         self,

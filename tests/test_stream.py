@@ -7,7 +7,7 @@ from collections import Counter
 
 import grpc
 import pytest
-from processes import TIMEOUT, serving, until
+from processes import FAKE_SERVING, TIMEOUT, serving, until
 from tiny import PURE, jpeg, tiny_bundle
 
 import packshot.stream
@@ -208,6 +208,40 @@ def test_an_error_that_trying_again_cannot_mend_is_raised_at_once(store):
             list(client.classify_stream([("huge", bytes(200_000))]))
         handled = 'grpc_server_started_total{grpc_method="ClassifyStream"'
         assert server.metric(handled) <= 1
+
+
+ONE_BY_ONE = ("--engines", "fp32", "--run-ms", 30, "--lanes", 1, "--max-batch", 1)
+REFUSED = "packshot_requests_refused_total"
+
+
+def test_images_of_a_stream_wait_as_long_as_it_takes(store, tmp_path):
+    options = (*ONE_BY_ONE, "--control", tmp_path, "--default-timeout-ms", 100)
+    with serving("--models", store, *options, program=FAKE_SERVING) as server:
+        with Client(server.target) as client:
+            answered = list(client.classify_stream(catalogue(40)))
+        assert {result.error for result in answered} == {None}
+        assert len(answered) == 40
+        assert server.metric(REFUSED) == 0
+
+
+def test_what_waits_for_room_is_answered_by_the_version_that_is_swapped_in(tmp_path):
+    tiny_bundle(tmp_path / "models")
+    room = ("--max-queued-images", 4, "--max-images-per-request", 4, "--reload-seconds", 0.05)
+    options = (*ONE_BY_ONE, *room, "--control", tmp_path)
+    with serving("--models", tmp_path / "models", *options, program=FAKE_SERVING) as server:
+        with grpc.insecure_channel(server.target) as channel:
+            image = pb.Image(encoded=SMALL["red"])
+            call = ClassifierStub(channel).ClassifyStream(
+                pb.ClassifyStreamRequest(id=str(number), image=image) for number in range(60)
+            )
+            found = []
+            for response in call:
+                if len(found) == 5:
+                    tiny_bundle(tmp_path / "models")
+                found.append((response.version, response.result.error.reason))
+        assert Counter(reason for _, reason in found) == {"": 60}
+        assert {version for version, _ in found} == {1, 2}
+        assert server.metric(REFUSED) == 0
 
 
 def test_a_client_that_takes_no_answers_is_not_read_from(server):

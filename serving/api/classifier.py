@@ -9,7 +9,7 @@ from packshot.v1.classifier_pb2_grpc import ClassifierServicer
 from serving.admission import Priority
 from serving.api.answering import answering, answering_stream, internal_error
 from serving.api.calls import Call, Calls
-from serving.api.streaming import Window
+from serving.api.streaming import Turn, Window, in_turns
 from serving.engines import Answer
 from serving.model import Model
 from serving.models import Models
@@ -45,11 +45,17 @@ class Classifier(ClassifierServicer):
     async def ClassifyStream(
         self, requests: AsyncIterator[pb.ClassifyStreamRequest], call: Call
     ) -> AsyncGenerator[pb.ClassifyStreamResponse, None]:
-        async def answer(request: pb.ClassifyStreamRequest) -> pb.ClassifyStreamResponse:
-            return await self._answer_in_stream(request, call)
+        async def answer(
+            read: tuple[pb.ClassifyStreamRequest, Turn],
+        ) -> pb.ClassifyStreamResponse:
+            request, turn = read
+            try:
+                return await self._answer_in_stream(request, turn, call)
+            finally:
+                turn.leave()
 
         window = Window(answer, size=STREAM_WINDOW, ending=self.calls.draining)
-        async with aclosing(window.run(requests)) as responses:
+        async with aclosing(window.run(in_turns(requests))) as responses:
             async for response in responses:
                 yield response
         if window.ended_early:
@@ -104,17 +110,15 @@ class Classifier(ClassifierServicer):
         return model, answers
 
     async def _answer_in_stream(
-        self, request: pb.ClassifyStreamRequest, call: Call
+        self, request: pb.ClassifyStreamRequest, turn: Turn, call: Call
     ) -> pb.ClassifyStreamResponse:
         """Whatever happens to one image is told in its answer; the stream goes on."""
         response = pb.ClassifyStreamResponse(id=request.id)
         try:
-            model = self._models.named(request.model)
-            call.asks(model, 1)
+            call.asks(self._models.named(request.model), 1)
             ranking = _ranking(request)
-            # The stream's own deadline covers it all; each image has the server's default.
-            answers = await self._pipeline.answer_when_free(
-                model, _sent_image(request.image), Terms(priority=Priority.BULK)
+            model, answers = await self._pipeline.answer_when_free(
+                lambda: self._models.named(request.model), _sent_image(request.image), turn
             )
             response.model, response.version = model.name, model.version
             response.engine = answers.engine

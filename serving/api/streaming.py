@@ -8,6 +8,41 @@ Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
 
+class Turn:
+    """One image at a time: it holds the turn from before it is read until a queue lets it in.
+
+    What is read beyond it would be memory that no limit counts.
+    """
+
+    def __init__(self, free: asyncio.Semaphore) -> None:
+        self._free = free
+        self._held = True
+
+    async def take(self) -> None:
+        """Again: what was let in gave way to others."""
+        if not self._held:
+            await self._free.acquire()
+            self._held = True
+
+    def leave(self) -> None:
+        if self._held:
+            self._held = False
+            self._free.release()
+
+
+async def in_turns(requests: AsyncIterator[Request]) -> AsyncGenerator[tuple[Request, Turn], None]:
+    """Reads the next once the turn of the one before is over; each is the receiver's to leave."""
+    free = asyncio.Semaphore(0)
+    turn = Turn(free)
+    try:
+        async for request in requests:
+            yield request, turn
+            await free.acquire()
+            turn = Turn(free)
+    finally:
+        turn.leave()  # an earlier one may want it again
+
+
 class InOrder(Generic[Request, Reply]):
     """For a window's `answer`: its replies leave in the order in which requests came."""
 
