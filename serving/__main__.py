@@ -40,11 +40,12 @@ def _run(settings: Settings) -> int:
     limit_pools(available_cores())
     configure_logging(settings.log_format, settings.log_level, in_thread=True)
     log.info("settings: %s", " ".join(map(str, settings.effective())))
-    left_behind = uvloop.run(_serve(settings))
+    app = uvloop.run(_serve(settings))
     written = close_logs()
-    if left_behind or not written:
-        # A thread that hangs, in an engine or over the log, would hold up the exit for ever.
-        os._exit(int(left_behind))
+    if app.left_behind or app.still_loading or not written:
+        # A thread that hangs, in an engine or over the log, would hold up the exit for ever, and
+        # one that loads for as long as that takes.
+        os._exit(int(app.left_behind))
     return 0
 
 
@@ -52,11 +53,11 @@ async def _check(settings: Settings) -> str:
     return await App(settings).check()
 
 
-async def _serve(settings: Settings) -> bool:
-    """Whether an engine had to be left behind."""
+async def _serve(settings: Settings) -> App:
+    """The server that was, for what it left behind."""
     app = App(settings)
     await app.run()
-    return app.left_behind
+    return app
 
 
 if __name__ == "__main__":

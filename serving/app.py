@@ -82,8 +82,8 @@ class App:
         self._liveness = Liveness(hang_seconds=settings.hang_seconds)
         self._liveness.add(lambda _: self._models.trouble(settings.hang_seconds))
         self._health = health.HealthServicer()
-        self._server = new_server(settings, metrics)
-        self._accepting = False
+        self._server = new_server(settings, metrics, models=self._loader.count(settings.model))
+        self._not_accepting: str | None = "loading"
         count_lost_lines(metrics.log_lines_lost.inc)
         metrics.saturation.set_function(self._saturation)
         metrics.live.set_function(self._is_live)
@@ -99,13 +99,13 @@ class App:
             if not await stop.run_until(self._reloader.load_all()):
                 log.info("stopped while loading")
                 return
-            self._accepting = True
+            self._not_accepting = None
             await self._tell_health()
             self._log_ready(port, http.port)
             self._reloader.start()
             await stop.wait()
             log.info("draining")
-            self._accepting = False
+            self._not_accepting = "draining"
             await self._tell_health()
             # Balancers and endpoints take seconds to notice: go on accepting meanwhile.
             await stop.sleep(self._settings.drain_delay_seconds)
@@ -129,6 +129,11 @@ class App:
     def left_behind(self) -> bool:
         """An engine hangs in a thread that cannot be ended."""
         return any(model.scheduler.lanes.running for model in self._models)
+
+    @property
+    def still_loading(self) -> bool:
+        """A thread loads what nobody waits for any more, and cannot be ended."""
+        return self._loader.opening
 
     async def _listen(self) -> tuple[HttpPort, int]:
         """Takes the ports first: a taken one is found before seconds of loading."""
@@ -172,9 +177,8 @@ class App:
 
     def _not_ready(self) -> str | None:
         """Why no request should come here, in one line."""
-        if not self._accepting:
-            return "draining" if self._models.names else "loading"
-        return self._models.trouble(self._settings.hang_seconds) or self._models.being_replaced()
+        trouble = self._models.trouble(self._settings.hang_seconds)
+        return self._not_accepting or trouble or self._models.being_replaced()
 
     def _saturation(self) -> float:
         """Models share the cores: what each takes of them adds up."""

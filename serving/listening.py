@@ -23,8 +23,8 @@ SILENCE_MS = 30_000  # then a ping asks whether the client is still there
 PONG_MS = 60_000  # on a slow line the answer queues behind photographs
 
 
-def new_server(settings: Settings, metrics: Metrics) -> grpc.aio.Server:
-    """Raises InvalidInput for a token file that cannot be used."""
+def new_server(settings: Settings, metrics: Metrics, *, models: int) -> grpc.aio.Server:
+    """For so many models, each with a queue. Raises InvalidInput for an unusable token file."""
     return grpc.aio.server(
         interceptors=_interceptors(settings, metrics),
         options=[
@@ -44,7 +44,7 @@ def new_server(settings: Settings, metrics: Metrics) -> grpc.aio.Server:
             ("grpc.keepalive_permit_without_calls", 1),
         ],
         # A request has one image or more: further ones would only be refused, after being received.
-        maximum_concurrent_rpcs=settings.max_queued_images + OTHER_CALLS,
+        maximum_concurrent_rpcs=models * settings.max_queued_images + OTHER_CALLS,
     )
 
 

@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -14,9 +17,12 @@ from serving.metrics import Metrics
 from serving.model import Model
 from serving.scheduler import FAILURES_TO_REPLACE, Scheduler
 from serving.supply import supply_in
+from serving.threads import Threads
 from serving.version import EngineChoice, open_chosen, open_version
 
 log = logging.getLogger("packshot.loading")
+
+T = TypeVar("T")
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +41,16 @@ class Loader:
         self._room = room
         self._metrics = metrics
         self._replacing: set[asyncio.Task[None]] = set()
+        # Of our own: Python waits for those of its executor before it ends, and loads take long.
+        self._threads = Threads(2, "load")
+        self._opening = 0
+
+    def count(self, names: Sequence[str]) -> int:
+        """Of these models or, without any, of those that there are; 1 at least."""
+        try:
+            return max(1, len(names or self.supply.names()))
+        except (PackshotError, OSError):  # told when they are loaded
+            return 1
 
     def choose(self, name: str) -> Path:
         """Folder of the version to serve. Raises NotFound or DamagedFile."""
@@ -43,13 +59,30 @@ class Loader:
     async def load(self, folder: Path) -> Model:
         """Raises NotFound, DamagedFile, AnswersDiffer or EngineRefused."""
         log.info("loading %s", folder)
-        bundle, opened = await asyncio.to_thread(open_version, self.supply, folder, self._choice)
+        bundle, opened = await self._in_thread(
+            partial(open_version, self.supply, folder, self._choice)
+        )
         return self._start(bundle, opened)
 
+    @property
+    def opening(self) -> bool:
+        """A thread opens an engine, wanted or not any more."""
+        return self._opening > 0
+
     async def close(self) -> None:
-        """Waits for engines that are being opened to replace others."""
+        """Engines that are being opened to replace others are left to their threads."""
+        for task in self._replacing:
+            task.cancel()
         if self._replacing:
             await asyncio.wait(self._replacing)
+        self._threads.close()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        self._opening += 1
+        return await self._threads.run(work, ended=self._opened)
+
+    def _opened(self) -> None:
+        self._opening -= 1
 
     def _start(self, bundle: Bundle, opened: Opened) -> Model:
         metrics = self._metrics.of(bundle.manifest.model)
@@ -81,8 +114,8 @@ class Loader:
         log.critical("%s: engine %s %s", model.name, failed.engine, failed.message)
         try:
             # No request is answered meanwhile: any engine that is intact will do.
-            opened = await asyncio.to_thread(
-                open_chosen, model.bundle, self._choice, rest, pass_over_damaged=True
+            opened = await self._in_thread(
+                partial(open_chosen, model.bundle, self._choice, rest, pass_over_damaged=True)
             )
         except Exception as error:  # whatever it is: until told, the scheduler answers nobody
             log.critical(

@@ -59,6 +59,7 @@ class Model:
         lanes = self.scheduler.lanes
         if (seconds := lanes.longest_run()) > hang_seconds:
             return f"engine {self.engine} of {self.name} hangs: in one run for {seconds:.0f} s"
-        if lanes.failures_in_a_row > FAILURES_TO_REPLACE:
+        # While a successor is sought, other lanes' failures count too.
+        if lanes.failures_in_a_row > FAILURES_TO_REPLACE and not self.scheduler.being_replaced:
             return f"engine {self.engine} of {self.name} fails and there is no other"
         return None

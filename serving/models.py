@@ -16,6 +16,7 @@ class Models:
     def __init__(self) -> None:
         self.default: str | None = None
         self.rejected: dict[str, dict[str, str]] = {}  # model -> version that did not pass -> why
+        self.loading: set[str] = set()  # names of those to come
         self._serving: dict[str, Model] = {}
         self._draining: set[asyncio.Task[None]] = set()
 
@@ -29,10 +30,11 @@ class Models:
     def named(self, name: str) -> Model:
         """The model of that name; empty means the default.
 
-        Raises Unavailable while none is loaded, NotFound, or InvalidInput if there is no default.
+        Raises Unavailable while it is loaded for the first time, NotFound, or InvalidInput if there
+        is no default.
         """
-        if not self._serving:
-            raise Unavailable("the model is still being loaded")
+        if not self._serving or (name or self.default) in self.loading:
+            raise Unavailable("the model is still being loaded: try again")
         if not name and self.default is None:
             raise InvalidInput(f"name one of the models that this server has: {self._listed()}")
         chosen = self._serving.get(name or self.default or "")

@@ -59,6 +59,8 @@ class Reloader:
 
     async def load_all(self) -> None:
         """The first version of each. Raises PackshotError if one that was asked for fails."""
+        # Before the slow part: without a handler the signal ends the process.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._asked.set)
         supply = self._loader.supply
         names = self._names or supply.names()
         if not names:
@@ -66,6 +68,7 @@ class Reloader:
         if self._default is not None:
             self._loader.choose(self._default)  # it must be there, whatever else is
         self._models.default = self._default or _only(names, asked=self._names)
+        self._models.loading = set(names)
         for name in names:
             wanted = name in self._names or name == self._models.default
             folder = supply.released(name)
@@ -76,12 +79,13 @@ class Reloader:
                 if wanted:
                     raise
                 self._reject(name, folder, error, _content(folder))
+            finally:
+                self._models.loading.discard(name)
         if not self._models.names:
             raise NotFound(f"none of the models in {supply.folder} can be served: see above")
 
     def start(self) -> None:
         """Once the first versions serve."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._asked.set)
         self._running = asyncio.create_task(self._follow())
 
     async def stop(self) -> None:
@@ -97,8 +101,11 @@ class Reloader:
             except TimeoutError:
                 pass
             self._asked.clear()
-            for name in await self._present():
-                await self._look(name)
+            try:
+                for name in await self._present():
+                    await self._look(name)
+            except Exception:  # without it, no version would ever be found again, and nobody told
+                log.exception("the store could not be looked through")
 
     async def _present(self) -> list[str]:
         try:
@@ -112,10 +119,13 @@ class Reloader:
         released = self._loader.supply.released(name)
         try:
             folder = await asyncio.to_thread(self._loader.choose, name)
-        except (PackshotError, OSError) as error:
+        except Exception as error:  # a `released` that no release wrote, say
             self._reject(name, released, error)
             return
         self._forgive(name, released)
+        for gone in [path for path in self._rejected if path.parent.name == name]:
+            if not gone.exists():
+                self._forgive(name, gone)
         model = self._models.serving(name)
         if model is not None and folder == model.bundle.folder:
             return

@@ -288,6 +288,7 @@ class Settings(BaseSettings):
         for part, whole, why in (
             ("max_images_per_request", "max_queued_images", "such a request"),
             ("max_image_bytes", "max_message_bytes", "such an image"),
+            ("max_image_bytes", "max_queued_bytes", "such an image"),
         ):
             if getattr(self, part) > getattr(self, whole):
                 raise InvalidInput(

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-Stamp = tuple[tuple[int, int, int], ...]
+Stamp = tuple[tuple[int, int, int, int], ...]
 
 
 def stamp(*files: Path) -> Stamp:
-    """Equal as long as none of the files was written, replaced or relinked.
+    """Equal as long as none of the files was written, replaced, relinked or made readable.
 
     Links are followed: Kubernetes swaps a whole folder of mounted secrets by one link. A file that
     cannot be looked at has a stamp of its own.
@@ -14,9 +14,9 @@ def stamp(*files: Path) -> Stamp:
     return tuple(_identity(file) for file in files)
 
 
-def _identity(file: Path) -> tuple[int, int, int]:
+def _identity(file: Path) -> tuple[int, int, int, int]:
     try:
         found = file.stat()
     except OSError:
-        return (0, 0, 0)
-    return (found.st_mtime_ns, found.st_ino, found.st_size)
+        return (0, 0, 0, 0)
+    return (found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size)

@@ -28,7 +28,7 @@ from packshot.prediction import probabilities
 from packshot.v1.classifier_pb2 import ClassifyRequest
 from serving.api.answering import MAX_DETAILS
 from serving.api.fields import has_more_fields
-from serving.api.tensors import images_of
+from serving.api.tensors import MAX_TYPED, images_of
 
 SERVICE = "inference.GRPCInferenceService"
 FILES = [jpeg(colour) for colour in PURE.values()]
@@ -253,6 +253,10 @@ NO_IMAGE, TOO_MANY = "the request has no image; send 1 or more", "images; at mos
             "uint_contents of images has 1 values",
         ),
         (asking(tensor("UINT8", (1, 2), int_contents=[0, 1])), "uint_contents of images has 0"),
+        (
+            asking(tensor("UINT8", (1, MAX_TYPED + 1), uint_contents=bytes(MAX_TYPED + 1))),
+            "values; at most 1048576 are taken in that form: send them as raw_input_contents",
+        ),
         (asking(tensor("BYTES", (2,), bytes_contents=[b"1"])), "bytes_contents of images has 1"),
         (asking(tensor("BYTES", (2,)), ONE), "element 1 of images would end at byte"),
         (asking(tensor("BYTES", (1,)), b"\xff\xff\xff\xff"), "would end at byte 4294967299"),
@@ -295,6 +299,7 @@ def test_a_bad_image_is_named_and_counted(stub, server):
 MEGABYTE = 1 << 20
 EMPTY_IMAGES = b"\x12\x00" * MEGABYTE  # field 2 of a ClassifyRequest
 EMPTY_INPUTS = b"\x2a\x00" * MEGABYTE
+MANY_NUMBERS = tensor("FP32", (1, MEGABYTE + 1), fp32_contents=[0.0] * (MEGABYTE + 1))
 EMPTY_FILES = tensor("BYTES", (1,), bytes_contents=[b""] * MEGABYTE)
 
 
@@ -304,12 +309,13 @@ EMPTY_FILES = tensor("BYTES", (1,), bytes_contents=[b""] * MEGABYTE)
         ("packshot.v1.Classifier/Classify", EMPTY_IMAGES),
         (f"{SERVICE}/ModelInfer", EMPTY_INPUTS),
         (f"{SERVICE}/ModelInfer", asking(EMPTY_FILES).SerializeToString()),
+        (f"{SERVICE}/ModelInfer", asking(MANY_NUMBERS).SerializeToString()),
     ],
-    ids=["images", "inputs", "files"],
+    ids=["images", "inputs", "files", "numbers"],
 )
 def test_messages_of_too_many_parts_are_refused_unparsed(channel, method, raw):
     details = refusal(channel.unary_unary(f"/{method}"), raw)
-    assert details == "the request has more than 10000 fields: send fewer"
+    assert details.startswith("the request has more than 10000 fields, or more than 4194304 bytes")
 
 
 def test_what_is_no_message_is_told_so_at_any_length(channel):
@@ -328,8 +334,8 @@ def test_no_field_is_found_where_the_parser_finds_none(kind):
         raw = mutated(rng, sound)
         with suppress(DecodeError):
             kind.FromString(raw)
-            assert not has_more_fields(raw, kind.DESCRIPTOR, len(raw))
-            assert not raw or has_more_fields(raw, kind.DESCRIPTOR, 0)
+            assert not has_more_fields(raw, kind.DESCRIPTOR, len(raw), len(raw))
+            assert not raw or has_more_fields(raw, kind.DESCRIPTOR, 0, 0)
             counted += 1
     assert counted > 300
 

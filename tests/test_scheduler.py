@@ -9,11 +9,18 @@ import numpy as np
 import pytest
 from fakes import Clock, FakeEngine, image_of
 
-from packshot.errors import DeadlineExceeded, Overloaded, ServiceFailed, Unavailable
+from packshot.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    Overloaded,
+    ServiceFailed,
+    Unavailable,
+)
 from serving.admission import Priority
 from serving.engines import Profile
 from serving.latency import LatencyModel
 from serving.metrics import Metrics
+from serving.model import Model
 from serving.pipeline import all_of
 from serving.scheduler import Scheduler
 
@@ -693,3 +700,48 @@ def test_the_length_of_the_longest_run_is_known_while_it_lasts():
         await scheduler.close()
 
     run(test)
+
+
+def test_what_no_queue_could_hold_is_refused_for_good():
+    async def test():
+        engine = FakeEngine()
+        engine.gate.clear()
+        scheduler = scheduler_of(engine, instant(1), max_queued_bytes=1000)
+        assert scheduler.has_room(images=1, size=1000)
+        never = scheduler.admit(images=1, deadline=LATER, size=1001)
+        with pytest.raises(InvalidInput, match="1 images of 1001 bytes; at most"), never:
+            pass
+        with scheduler.admit(images=1, deadline=LATER, size=600):
+            assert not scheduler.has_room(images=1, size=401)
+            assert scheduler.has_room(images=1, size=400)
+            assert scheduler.has_room(images=1, size=1001), "to be told that it never has"
+        engine.gate.set()
+        await scheduler.close()
+        assert scheduler.has_room(images=1, size=1), "to be told that it is closed"
+
+    run(test)
+
+
+def test_failures_of_other_lanes_are_no_trouble_while_a_successor_is_sought():
+    async def test():
+        engine, sought = FakeEngine(lanes=4), []
+        engine.gate.clear()
+        engine.failures_left = 99
+        scheduler = scheduler_of(engine, instant(1), on_failing=lambda: sought.append(1))
+        asked = await queued(scheduler, [1, 2, 3, 4])
+        for _ in range(4):
+            await entered(engine)
+        engine.gate.set()
+        await asyncio.gather(*asked, return_exceptions=True)
+        model = Named(bundle=None, opened=None, scheduler=scheduler, metrics=None)
+        assert (sought, scheduler.lanes.failures_in_a_row) == ([1], 4)
+        assert model.trouble(30) is None
+        scheduler.carry_on()
+        assert model.trouble(30) == "engine fake of colours fails and there is no other"
+        await scheduler.close()
+
+    run(test)
+
+
+class Named(Model):
+    name = "colours"

@@ -25,6 +25,7 @@ from packshot.load import LoadPlan, run_load
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierStub
 from serving.tokens import LOOK_SECONDS, Tokens
+from serving.watched import stamp
 
 RED = jpeg(PURE["red"])
 TOKEN = "a-token-that-nobody-guesses"
@@ -354,6 +355,15 @@ def test_a_client_certificate_needs_its_key(tmp_path):
         Tls(cert=tmp_path / "cert.pem")
     with pytest.raises(InvalidInput, match=r"missing\.pem: No such file"):
         Client("localhost:1", tls=Tls(ca=tmp_path / "missing.pem"))
+
+
+def test_a_file_that_becomes_readable_has_changed(tmp_path):
+    file = tmp_path / "tokens"
+    file.touch(0o600)
+    before = stamp(file)
+    assert stamp(file) == before
+    file.chmod(0o644)
+    assert stamp(file) != before
 
 
 def test_loopback():

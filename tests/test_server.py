@@ -1,6 +1,7 @@
 """The server as a process of its own, on a bundle that needs no torch, over real sockets."""
 
 import itertools
+import shutil
 import signal
 import socket
 from functools import cache
@@ -14,7 +15,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 from PIL import Image
-from processes import FAKE_SERVING, TIMEOUT, Server, page, program, serving, until
+from processes import FAKE_SERVING, TIMEOUT, Server, page, program, serving, starting, until
 from tiny import PURE, colour_network, encoded, jpeg, reference, tiny_bundle
 
 from packshot import Client
@@ -421,9 +422,88 @@ def test_a_bad_version_stays_out_and_says_why(store, tmp_path):
         assert client.model().rejected == {}
         (store / "colours" / "released").write_text("9\n")
         until(lambda: client.model().rejected == {"released": "not_found"})
+        (store / "colours" / "released").write_text("9" * 5000)  # too long for a number
+        failed = 'packshot_reloads_total{model="colours",result="failed"}'
+        until(lambda: server.metric(failed) + client.model().version == 2)
         (store / "colours" / "released").unlink()
         until(lambda: client.model().rejected == {})
         assert client.model().version == 2
+        (store / "colours" / "3").mkdir()
+        (store / "colours" / "3" / "manifest.json").write_text("half a")
+        until(lambda: client.model().rejected == {"3": "damaged"})
+        shutil.rmtree(store / "colours" / "3")
+        until(lambda: client.model().rejected == {})
+
+
+def test_a_stop_while_loading_waits_for_no_thread(store, tmp_path):
+    (tmp_path / "closed").touch()
+    options = ("--models", store, "--engines", "fp32", "--control", tmp_path)
+    with starting(*options, program=FAKE_SERVING) as server:
+        until(lambda: f"loading {store}" in server.log)
+        server.process.send_signal(signal.SIGHUP)  # told to look again, not to die
+        assert server.stop() == 0
+        assert "stopped while loading" in server.log
+
+
+def test_a_stop_during_a_reload_waits_for_no_thread(store, tmp_path):
+    options = ("--models", store, "--engines", "fp32", "--control", tmp_path)
+    with serving(*options, "--reload-seconds", 0.05, program=FAKE_SERVING) as server:
+        (tmp_path / "closed").touch()
+        tiny_bundle(store)
+        until(lambda: server.log.count(f"loading {store}") == 2)
+        assert server.stop() == 0
+        assert "drained" in server.log
+
+
+def test_a_hanging_model_takes_no_call_of_another_or_of_health(tmp_path):
+    """As many calls are taken as all queues hold, and some."""
+    for name in ("a", "b", "c"):
+        tiny_bundle(tmp_path / "models", name)
+    room = ("--max-queued-images", 40, "--default-timeout-ms", 600_000)
+    options = ("--models", tmp_path / "models", "--engines", "fp32", "--control", tmp_path, *room)
+    with serving(*options, program=FAKE_SERVING) as server:
+        (tmp_path / "hang").touch()
+        with grpc.insecure_channel(server.target) as channel:
+            stub = ClassifierStub(channel)
+            image = pb.Image(encoded=jpeg(RED))
+            held = [
+                stub.Classify.future(pb.ClassifyRequest(model=name, images=[image]))
+                for name in ("a", "b", "c")
+                for _ in range(40)
+            ]
+            until(lambda: server.metric("packshot_images_in_progress") == len(held))
+            health = health_pb2_grpc.HealthStub(channel)
+            alive = health.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT)
+            assert alive.status == health_pb2.HealthCheckResponse.SERVING
+            (tmp_path / "hang").unlink()
+            assert {one.result().model for one in held} == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("method", ["Classify", "Embed"])
+def test_bulk_requests_make_room_for_interactive_ones(store, tmp_path, method):
+    room = ("--max-queued-images", 3, "--max-images-per-request", 2, "--lanes", 1)
+    options = ("--models", store, "--engines", "fp32", "--control", tmp_path, *room)
+    with serving(*options, program=FAKE_SERVING) as server:
+        (tmp_path / "hang").touch()
+        with grpc.insecure_channel(server.target) as channel:
+            stub = ClassifierStub(channel)
+            image = pb.Image(encoded=jpeg(RED))
+
+            def ask(images: int, priority: pb.Priority) -> grpc.Future:
+                kind = {"Classify": pb.ClassifyRequest, "Embed": pb.EmbedRequest}[method]
+                request = kind(images=[image] * images, priority=priority)
+                return getattr(stub, method).future(request, timeout=TIMEOUT)
+
+            runs = ask(1, pb.PRIORITY_INTERACTIVE)
+            until(lambda: server.metric("packshot_images_in_progress") == 1)
+            bulk = ask(2, pb.PRIORITY_BULK)
+            until(lambda: server.metric("packshot_images_in_progress") == 3)
+            interactive = ask(2, pb.PRIORITY_INTERACTIVE)
+            assert bulk.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "made room for interactive ones" in bulk.details()
+            (tmp_path / "hang").unlink()
+            assert len(interactive.result().results) == 2
+            assert len(runs.result().results) == 1
 
 
 def test_a_folder_renamed_to_another_version_is_refused(store):

@@ -177,6 +177,9 @@ def test_contradictions_are_refused_with_the_remedy(tmp_path, monkeypatch):
     assert refused("--max-message-bytes", 100_000).startswith(
         "--max-image-bytes is 20971520, above --max-message-bytes 100000: such an image"
     )
+    assert refused("--max-queued-bytes", 1_048_576).startswith(
+        "--max-image-bytes is 20971520, above --max-queued-bytes 1048576: such an image"
+    )
 
 
 def test_help_tells_every_option_and_its_default():

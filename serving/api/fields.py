@@ -1,25 +1,31 @@
 """How many fields a message has, found out before memory is spent on them.
 
-A field can be of two bytes, and takes a hundred once it is parsed: the largest message that is
-taken in could become gigabytes, and hold the event loop for seconds.
+A field can be of two bytes, and takes a hundred once it is parsed, a packed number of one byte
+takes eight: the largest message that is taken in could become gigabytes, and hold the event loop
+for seconds.
 """
 
 from functools import cache
 
-from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError
 
 VARINT, EIGHT_BYTES, LENGTH_DELIMITED, GROUP, END_OF_GROUP, FOUR_BYTES = range(6)
 SIZES = {GROUP: 0, END_OF_GROUP: 0, EIGHT_BYTES: 8, FOUR_BYTES: 4}
 LONGEST_VARINT = 10
+NOT_PACKED = (
+    FieldDescriptor.TYPE_MESSAGE, FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES,
+)  # fmt: skip
 
 
-def has_more_fields(raw: bytes, kind: Descriptor, most: int) -> bool:
+def has_more_fields(raw: bytes, kind: Descriptor, most: int, most_packed: int) -> bool:
     """Whether a message of that kind, and those within it, have more. Raises DecodeError.
+
+    `most_packed`: bytes of numbers that are packed into fields.
 
     https://protobuf.dev/programming-guides/encoding/
     """
-    found, parts = 0, [(0, len(raw), kind)]
+    found, packed, parts = 0, 0, [(0, len(raw), kind)]
     while parts:
         at, end, kind = parts.pop()
         while at < end:
@@ -34,6 +40,10 @@ def has_more_fields(raw: bytes, kind: Descriptor, most: int) -> bool:
                 size, at = _varint(raw, at)
                 if number in _messages(kind):
                     parts.append((at, at + size, _messages(kind)[number]))
+                elif number in _numbers(kind):
+                    packed += size
+                    if packed > most_packed:
+                        return True
                 at += size
             else:
                 at += _size(wire_type)
@@ -47,6 +57,13 @@ def _messages(kind: Descriptor) -> dict[int, Descriptor]:
     """Numbers of the fields that are messages, and what those are."""
     fields = kind.fields_by_number.items()
     return {number: field.message_type for number, field in fields if field.message_type}
+
+
+@cache
+def _numbers(kind: Descriptor) -> frozenset[int]:
+    """Fields that can only be of this wire type where numbers are packed into them."""
+    fields = kind.fields_by_number.items()
+    return frozenset(number for number, field in fields if field.type not in NOT_PACKED)
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:

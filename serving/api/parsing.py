@@ -19,6 +19,7 @@ Handlers = Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
 
 SMALL_BYTES = 64 * 1024  # parsed, a few megabytes at most: not worth counting
 MAX_FIELDS = 10_000  # a request for 1024 images has a third of them
+MAX_PACKED_BYTES = 4 * 1024 * 1024  # a tensor of a million numbers
 
 
 class Registrar:
@@ -59,8 +60,13 @@ def _forgiving(handler: Any) -> Any:
 
     def parse_or_refuse(raw: bytes) -> Any:
         try:
-            if len(raw) > SMALL_BYTES and has_more_fields(raw, kind, MAX_FIELDS):
-                return InvalidInput(f"the request has more than {MAX_FIELDS} fields: send fewer")
+            large = len(raw) > SMALL_BYTES
+            if large and has_more_fields(raw, kind, MAX_FIELDS, MAX_PACKED_BYTES):
+                return InvalidInput(
+                    f"the request has more than {MAX_FIELDS} fields, or more than "
+                    f"{MAX_PACKED_BYTES} bytes of numbers one by one: send fewer, and tensors as "
+                    "raw_input_contents"
+                )
             return parse(raw)
         except DecodeError:
             return InvalidInput(

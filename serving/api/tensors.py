@@ -19,6 +19,7 @@ LENGTH_BYTES = 4  # in front of each element of BYTES, little-endian
 JPEG_START = b"\xff\xd8\xff"
 MAX_DIMENSIONS = 4
 MAX_NAMED = 4  # tensors that an error message lists
+MAX_TYPED = 1 << 20  # values one by one, each a Python object on the way: some 50 ms of the loop
 
 _short = Repr()
 _short.maxstring = 80
@@ -121,6 +122,11 @@ def _octets(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, co
         _check_length("raw_input_contents", len(raw), count)
         return raw
     values = tensor.contents.uint_contents
+    if len(values) > MAX_TYPED:
+        raise InvalidInput(
+            f"uint_contents of {INPUT} has {len(values)} values; at most {MAX_TYPED} are taken in "
+            "that form: send them as raw_input_contents"
+        )
     _check_length("uint_contents", len(values), count)
     try:
         return bytes(values)
