@@ -16,7 +16,7 @@ from packshot import __version__
 from packshot.atomic import write_whole
 from packshot.machine import Machine, this_machine
 
-PACKAGES = ("onnxruntime", "grpcio", "numpy", "pillow", "protobuf", "uvloop")
+PACKAGES = ("onnxruntime", "openvino", "grpcio", "numpy", "pillow", "protobuf", "uvloop")
 ROOT = Path(__file__).parent.parent
 
 Load = tuple[float, float, float]

@@ -1,5 +1,6 @@
 """What a load test does: to whom, how much, for how long."""
 
+import math
 from typing import Literal
 
 import msgspec
@@ -45,11 +46,11 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for name in ABOVE_ZERO:
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InvalidInput(f"{name} is {value}; it must be above 0")
+            if value is not None and not 0 < value < math.inf:
+                raise InvalidInput(f"{name} is {value}; it must be above 0, and finite")
         for name in NOT_BELOW_ZERO:
-            if not getattr(self, name) >= 0:
-                raise InvalidInput(f"{name} is {getattr(self, name)}; it must be 0 or more")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; it must be 0 or more, finite")
         if self.concurrency > MOST_IN_FLIGHT:
             raise InvalidInput(
                 f"concurrency is {self.concurrency}; it must be {MOST_IN_FLIGHT} or less: send "

@@ -11,16 +11,22 @@ from packshot.cores import available_cores
 
 CPU_INFO = Path("/proc/cpuinfo")
 VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+TELLING = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+"""Instructions that decide how fast a network runs on a CPU."""
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """`cores`: those that this process may use. `memory_bytes`: the machine's; 0 if unknown."""
+    """`cores`: those that this process may use. `memory_bytes`: the machine's; 0 if unknown.
+
+    `instructions`: of `TELLING` those that the CPU has.
+    """
 
     processor: str
     cores: int
     memory_bytes: int
     kernel: str
     python: str
+    instructions: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return (
@@ -36,6 +42,7 @@ def this_machine() -> Machine:
         memory_bytes=_memory_bytes(),
         kernel=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
+        instructions=tuple(name for name in TELLING if name in cpu_flags()),
     )
 
 

@@ -25,7 +25,7 @@ from packshot.load import LoadPlan, LoadReport, Source, run_load
 from packshot.load.arrivals import due_times
 from packshot.load.command import Live
 from packshot.load.observed import between, read_metrics
-from packshot.load.report import report_of
+from packshot.load.report import report_of, report_text
 from packshot.load.results import Results, read_results
 from packshot.load.senders import State, senders
 from packshot.load.sweep import sweep, sweep_of
@@ -100,12 +100,16 @@ def test_what_the_server_refuses_is_counted_by_status(server):
     report = run_load(plan, [RED])
     assert (report.sent, report.answered, report.errors) == (5, 0, {"INVALID_ARGUMENT": 5})
     assert report.latency_ms == {}
+    assert "the request has 33 images; at most 32 are taken" in report_text(report)
 
 
 def test_images_that_could_not_be_used_are_no_throughput(server):
     report = run_load(LoadPlan(target=server.target, rate=10, seconds=0.5, **AT_ONCE), [b"text"])
     assert (report.answered, report.errors) == (5, {})
     assert report.image_errors == {"not_an_image": 5}
+    assert "WARNING     5 images that were sent cannot be used (not_an_image)" in report_text(
+        report
+    )
     assert report.images_per_second == 0
 
 
@@ -227,6 +231,9 @@ def test_a_wrong_address_and_a_wrong_metrics_page_are_told_at_once(server):
         (("--seconds", 0), "seconds is 0.0; it must be above 0"),
         (("--warmup", -1), "warmup_seconds is -1.0; it must be 0 or more"),
         (("--rate", "nan"), "rate is nan"),
+        (("--rate", "inf"), "rate is inf; it must be above 0, and finite"),
+        (("--warmup", "inf"), "warmup_seconds is inf"),
+        (("--compare", "a", "b", "--sweep"), "--compare sends nothing"),
         (("--api", "open-inference"), "name one"),
         (("--concurrency", 3000), "concurrency is 3000; it must be 2048 or less"),
         (("nothing-there/*.jpg",), "no such file"),
@@ -380,17 +387,18 @@ class Queue:
     """Answers in 20 ms what it can, 80 images a second, and refuses the rest."""
 
     CAPACITY = 80.0
+    SECONDS = 0.02
 
     def __init__(self) -> None:
         self.plans: list[LoadPlan] = []
 
     async def run(self, plan: LoadPlan) -> LoadReport:
         self.plans.append(plan)
-        rate = plan.rate or min(self.CAPACITY, plan.concurrency / 0.02)
+        rate = plan.rate or min(self.CAPACITY, plan.concurrency / self.SECONDS)
         answered = round(min(rate, self.CAPACITY) * plan.seconds)
         failed = round(rate * plan.seconds) - answered
         slo_seconds = (plan.slo_ms or float("inf")) / 1000
-        tally = tally_of([0.02] * answered, failed=failed, slo_seconds=slo_seconds)
+        tally = tally_of([self.SECONDS] * answered, failed=failed, slo_seconds=slo_seconds)
         return report_of(plan, tally, None)
 
 
@@ -429,6 +437,29 @@ def test_a_rate_that_fails_below_one_that_passes_is_measured_again():
 def test_a_sweep_without_an_slo_climbs_the_ladder_only():
     found, _ = swept()
     assert (len(found.points), found.within_slo) == (8, None)
+
+
+def test_a_sweep_climbs_on_where_its_requests_in_flight_do_not_saturate_the_server():
+    class Far(Queue):
+        CAPACITY = 400.0
+        SECONDS = 0.3
+
+    found = asyncio.run(sweep(Far(), plan_of(rate=None, slo_ms=1000), lambda _: None))
+    assert found.closed.images_per_second == pytest.approx(16 / 0.3, rel=0.05)
+    assert found.saturation == pytest.approx(400, rel=0.05)
+    assert found.within_slo == pytest.approx(400, rel=0.05)
+
+
+def test_a_sweep_over_some_files_that_are_no_images_knows_what_the_server_keeps_up_with():
+    class Half(Queue):
+        async def run(self, plan: LoadPlan) -> LoadReport:
+            report = await super().run(plan)
+            half = msgspec.structs.replace(report.answers, mean=report.answers.mean / 2)
+            errors = {"not_an_image": report.answered // 2}
+            return msgspec.structs.replace(report, answers=half, image_errors=errors)
+
+    found = asyncio.run(sweep(Half(), plan_of(rate=None), lambda _: None))
+    assert found.kept_up_with == pytest.approx(80, rel=0.06)
 
 
 def test_a_sweep_that_never_meets_its_slo_ends_where_it_could_not_tell_any_more():

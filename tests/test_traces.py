@@ -16,9 +16,12 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as wire
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from opentelemetry.sdk import _shared_internal
-from processes import ROOT, TIMEOUT
+from processes import ROOT, TIMEOUT, serving, until
+from tiny import PURE, jpeg, tiny_bundle
 
 from packshot.errors import InvalidInput
+from packshot.v1 import classifier_pb2 as pb
+from packshot.v1.classifier_pb2_grpc import ClassifierStub
 from serving.stages import Stage
 from serving.traces import EXPORTING_LOGGERS, Seldom, Traces
 
@@ -201,3 +204,21 @@ def test_the_server_without_traces_does_not_load_opentelemetry():
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True)
     assert done.stdout == "False\n"
+
+
+def test_a_served_request_is_traced_through_its_stages(collector, tmp_path):
+    tiny_bundle(tmp_path)
+    with serving("--models", tmp_path, "--otlp-endpoint", collector.endpoint) as server:
+        with grpc.insecure_channel(server.target) as channel:
+            request = pb.ClassifyRequest(images=[pb.Image(encoded=jpeg(PURE["red"]))])
+            metadata = (SAMPLED, ("x-request-id", "order-66"))
+            ClassifierStub(channel).Classify(request, timeout=TIMEOUT, metadata=metadata)
+        spans = collector.spans()
+        until(lambda: "order-66" in server.log)
+        assert TRACE in server.log
+    assert set(spans) == {METHOD, "decode", "queue", "infer"}
+    assert spans[METHOD].parent_span_id.hex() == PARENT
+    assert {span.trace_id.hex() for span in spans.values()} == {TRACE}
+    told = attributes(spans[METHOD])
+    assert (told["packshot.request_id"], told["packshot.images"]) == ("order-66", 1)
+    assert told["packshot.model"] == "colours"

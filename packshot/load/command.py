@@ -40,6 +40,11 @@ def load(options: argparse.Namespace) -> int:
     What ends a sweep early is raised once the rates that it finished are reported.
     """
     if options.compare:
+        if options.json or options.out or options.sweep or options.rate or options.images:
+            raise InvalidInput(
+                "--compare sends nothing and prints a table: leave --json, --out, --sweep, --rate "
+                "and images out"
+            )
         before, after = map(read_results, options.compare)
         print(comparison_text(before, after))
         return 0

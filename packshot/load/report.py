@@ -26,7 +26,7 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
 class Doubt(msgspec.Struct, frozen=True, kw_only=True):
     """Why the client, not the server, may be what was measured."""
 
-    kind: Literal["client_busy", "sent_late", "not_sent", "too_many", "server_unseen"]
+    kind: Literal["client_busy", "sent_late", "not_sent", "too_many", "unusable", "server_unseen"]
     text: str
 
 
@@ -41,7 +41,8 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     `refusal_ms` from being sent to being refused for overload; `lag_ms` from due to sent, which is
     the load tester's own delay. `latency_intervals_ms`: 95 %, by rank. `latency_histogram`: HDR, in
     microseconds. `client_cores`: CPU seconds a second of each client process. `errors` counts
-    requests by status, `image_errors` images in answered requests by reason.
+    requests by status, `image_errors` images in answered requests by reason; `error_details`: what
+    the server said, the first time, of each status.
     """
 
     plan: LoadPlan
@@ -50,6 +51,7 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     in_time: int
     errors: dict[str, int]
     image_errors: dict[str, int]
+    error_details: dict[str, str] = {}
     images_in_all: int
     answers: Rate
     goodput: Rate
@@ -72,6 +74,12 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
         return self.sent * self.plan.images_per_request / self.plan.seconds
 
     @property
+    def usable_share(self) -> float:
+        """Of the images in answered requests."""
+        images = self.answered * self.plan.images_per_request
+        return 1 - sum(self.image_errors.values()) / images if images else 1.0
+
+    @property
     def failed(self) -> int:
         """Requests that were not answered."""
         return sum(self.errors.values())
@@ -88,6 +96,7 @@ def report_of(plan: LoadPlan, tally: Tally, server: ServerWindow | Doubt | None)
         in_time=tally.in_time,
         errors=tally.errors,
         image_errors=tally.image_errors,
+        error_details=tally.error_details,
         images_in_all=tally.images_in_all,
         answers=_rate(tally.images_by_slice, plan.seconds),
         goodput=_rate(tally.in_time_by_slice, plan.seconds),
@@ -166,6 +175,13 @@ def _doubts(
             text=f"{too_many} requests were never sent, as {MOST_IN_FLIGHT} were unanswered: the "
             "server does not keep up, and the rate was lower than asked for",
         )
+    if unusable := sum(tally.image_errors.values()):
+        reasons = ", ".join(tally.image_errors)
+        yield Doubt(
+            kind="unusable",
+            text=f"{unusable} images that were sent cannot be used ({reasons}): rates of images "
+            "leave them out, and they cost the server less",
+        )
 
 
 def report_text(report: LoadReport) -> str:
@@ -193,7 +209,9 @@ def report_text(report: LoadReport) -> str:
 
 def errors_text(report: LoadReport) -> str:
     counted = {**report.errors, **{f"image(s) {k}": v for k, v in report.image_errors.items()}}
-    return ", ".join(f"{count} {kind}" for kind, count in counted.items()) or "none"
+    told = {kind: f" ({text})" for kind, text in report.error_details.items()}
+    found = (f"{count} {kind}{told.get(kind, '')}" for kind, count in counted.items())
+    return ", ".join(found) or "none"
 
 
 def _listed(milliseconds: Mapping[str, float]) -> str:

@@ -101,7 +101,7 @@ class Run:
         try:
             reply = await self._sender.exchange(left)
         except grpc.aio.AioRpcError as error:
-            self._recorder.not_answered(due, error.code().name)
+            self._recorder.not_answered(due, error.code().name, error.details() or "")
             if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 self._recorder.refused(due, time.monotonic() - sent)
             return False

@@ -12,6 +12,7 @@ LADDER = (0.25, 0.5, 0.7, 0.85, 1.0, 1.25, 1.5, 2.0)
 """Rates, in parts of what the closed loop reached."""
 
 IN_TIME_SHARE = 0.99  # of the requests that were sent: refused and failed ones miss the SLO too
+MOST_DOUBLINGS = 6  # of the highest, while the server keeps up with it: a long way saturates nobody
 KEPT_UP_SHARE = 0.95  # of what was offered is answered
 CLOSE_ENOUGH = 1.05  # the lowest rate that fails over the highest that passes
 MOST_BISECTIONS = 6
@@ -68,6 +69,11 @@ async def sweep(senders: Senders, plan: LoadPlan, tell: Callable[[LoadReport], N
     closed = await run(rate=None)
     peak = closed.answers.mean / plan.images_per_request
     points = [await run(rate=peak * share) for share in LADDER] if peak else []
+    for _ in range(MOST_DOUBLINGS):
+        # Beyond what the client can send, its own limit would be found.
+        if not points or not _kept_up(points[-1]) or points[-1].doubts:
+            break
+        points.append(await run(rate=2 * _rate(points[-1])))
     if plan.slo_ms is not None:
         for point in doubtful(points):
             points[points.index(point)] = await run(rate=_rate(point))
@@ -125,7 +131,8 @@ def _failed(report: LoadReport) -> bool:
 
 
 def _kept_up(report: LoadReport) -> bool:
-    return report.answers.mean >= KEPT_UP_SHARE * report.offered_images_per_second
+    usable = report.offered_images_per_second * report.usable_share
+    return report.answers.mean >= KEPT_UP_SHARE * usable > 0
 
 
 def _highest(points: Iterable[LoadReport]) -> float | None:

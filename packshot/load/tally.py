@@ -12,6 +12,7 @@ import msgspec
 from hdrh.histogram import HdrHistogram
 
 LOWEST_US, HIGHEST_US, DIGITS = 1, 3_600_000_000, 3
+MOST_DETAILS = 200  # characters of what a server says
 SLICES = 10
 """The window in equal parts: how much they differ tells how sure the mean is (batch means)."""
 
@@ -37,8 +38,9 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
     `sent`: all that were due. `in_time`: requests answered within the SLO, or without one within
     their deadline.
     `images_in_all`: answered from the first request on, warm-up included.
-    `errors`: requests by status; `image_errors`: images in answered requests, by reason. `latency`
-    from due to answered, `refusal` from sent to refused for overload, `lag` from due to sent.
+    `errors`: requests by status, `error_details` what was first said of each; `image_errors`:
+    images in answered requests, by reason. `latency` from due to answered, `refusal` from sent to
+    refused for overload, `lag` from due to sent.
     """
 
     sent: int
@@ -46,6 +48,7 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
     in_time: int
     errors: dict[str, int]
     image_errors: dict[str, int]
+    error_details: dict[str, str] = {}
     images_in_all: int
     images_by_slice: list[int]
     in_time_by_slice: list[int]
@@ -67,6 +70,7 @@ class Recorder:
         self._sent = self._answered = self._in_time = 0
         self._errors: Counter[str] = Counter()
         self._image_errors: Counter[str] = Counter()
+        self._error_details: dict[str, str] = {}
         self._images = [0] * SLICES
         self._images_in_time = [0] * SLICES
         self._latency, self._refusal, self._lag = (new_histogram() for _ in range(3))
@@ -92,10 +96,12 @@ class Recorder:
             self._images[number] += good
             self._images_in_time[number] += good if in_time else 0
 
-    def not_answered(self, due: float, code: str) -> None:
+    def not_answered(self, due: float, code: str, details: str = "") -> None:
         self.failed += 1
         if self.window.holds(due):
             self._errors[code] += 1
+            if details:
+                self._error_details.setdefault(code, details[:MOST_DETAILS])
 
     def refused(self, due: float, seconds: float) -> None:
         """For overload, so long after it was sent."""
@@ -109,6 +115,7 @@ class Recorder:
             in_time=self._in_time,
             errors=dict(self._errors),
             image_errors=dict(self._image_errors),
+            error_details=self._error_details,
             images_in_all=self.answered_images,
             images_by_slice=self._images,
             in_time_by_slice=self._images_in_time,
@@ -128,6 +135,7 @@ def merged(tallies: Iterable[Tally]) -> Tally:
         in_time=sum(one.in_time for one in all_of),
         errors=_added(one.errors for one in all_of),
         image_errors=_added(one.image_errors for one in all_of),
+        error_details={k: v for one in reversed(all_of) for k, v in one.error_details.items()},
         images_in_all=sum(one.images_in_all for one in all_of),
         images_by_slice=_by_slice(one.images_by_slice for one in all_of),
         in_time_by_slice=_by_slice(one.in_time_by_slice for one in all_of),
