@@ -35,8 +35,9 @@ def _run(settings: Settings) -> int:
         print(to_toml(settings.effective()))
         return 0
     if settings.check:
-        print(uvloop.run(_check(settings)))
-        return 0
+        told, sound = uvloop.run(_check(settings))
+        print(told)
+        return 0 if sound else 1
     limit_pools(available_cores())
     configure_logging(settings.log_format, settings.log_level, in_thread=True)
     log.info("settings: %s", " ".join(map(str, settings.effective())))
@@ -49,7 +50,7 @@ def _run(settings: Settings) -> int:
     return 0
 
 
-async def _check(settings: Settings) -> str:
+async def _check(settings: Settings) -> tuple[str, bool]:
     return await App(settings).check()
 
 

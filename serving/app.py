@@ -115,12 +115,15 @@ class App:
             http.close()
         log.info("drained")
 
-    async def check(self) -> str:
-        """Takes the ports, loads and proves every model, lets go; returns a table of them."""
+    async def check(self) -> tuple[str, bool]:
+        """Takes the ports, loads and proves every model, lets go.
+
+        A table of them, and whether all that there are can be served.
+        """
         http, _ = await self._listen()
         try:
             await self._reloader.load_all()
-            return table(self._models)
+            return table(self._models), not self._models.rejected
         finally:
             await self._close(StopSignals())
             http.close()

@@ -1,18 +1,20 @@
 """What `--check` tells: which engine of each model would serve, how right and how fast it is."""
 
-from collections.abc import Iterable
-
 from serving.model import Model
+from serving.models import Models
 
 HEADINGS = ("model", "version", "engine", "golden", "tolerance", "1 image", "full batch")
 
 
-def table(models: Iterable[Model]) -> str:
+def table(models: Models) -> str:
     """Golden: the largest |logit difference| from PyTorch. Times are of one run on this machine."""
     rows = [HEADINGS, *(_row(model) for model in models)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join([*lines, *(_refusal(model) for model in models if model.opened.refusals)])
+    lines += [_refusal(model) for model in models if model.opened.refusals]
+    for name, versions in models.rejected.items():
+        lines += [f"{name}: not version {version}: {why}" for version, why in versions.items()]
+    return "\n".join(lines)
 
 
 def _row(model: Model) -> tuple[str, ...]:

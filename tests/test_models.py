@@ -7,7 +7,8 @@ from processes import TIMEOUT, program, serving, until
 from tiny import PURE, jpeg, overwrite, tiny_bundle
 
 from packshot import Client
-from packshot.errors import InvalidInput, NotFound
+from packshot.errors import InvalidInput, NotFound, Unavailable
+from serving.models import Models
 
 RED = jpeg(PURE["red"])
 
@@ -165,6 +166,35 @@ def test_check_prints_a_table_of_all_and_ends(store):
     table = [tuple(row.split()[:3]) for row in rows if " fp32 " in row]
     assert table == [("apples", "1", "fp32"), ("boots", "2", "fp32"), ("coats", "1", "fp32")]
     assert any(row.startswith("apples: not int8 (not_in_bundle)") for row in rows)
+
+
+def test_check_fails_for_a_bad_one_among_others_that_nobody_asked_for(store):
+    spoil(store, "coats")
+    done = program("serving", "--models", store, "--port", 0, "--http-port", 0, "--check")
+    assert done.returncode == 1
+    *_, last = done.stdout.splitlines()
+    assert last == "coats: not version 1: damaged"
+
+
+def test_a_model_that_is_still_to_come_is_not_unknown():
+    class Loaded:
+        name, version, engine = "apples", 1, "fp32"
+
+        def start_serving(self) -> None:
+            """As a model does."""
+
+    models = Models()
+    models.loading, models.default = {"boots"}, "boots"
+    models.put(Loaded())
+    for name in ("boots", ""):
+        with pytest.raises(Unavailable, match="still being loaded"):
+            models.named(name)
+    with pytest.raises(NotFound, match="no model 'coats'"):
+        models.named("coats")
+    assert models.named("apples").name == "apples"
+    models.loading.clear()
+    with pytest.raises(NotFound, match="no model 'boots'"):
+        models.named("boots")
 
 
 def test_check_of_a_bad_bundle_is_one_clear_line(store):

@@ -126,6 +126,8 @@ def test_overload_is_answered_in_time_or_refused(tmp_path, times, bound, reason)
             codes = Counter(call.code().name for call in calls)
         assert codes.keys() <= {"OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}, codes
         assert codes.total() == len(calls)
+        # What is let in is in time, but for what else this machine does.
+        assert codes["DEADLINE_EXCEEDED"] <= 0.2 * len(calls), codes
         assert min(codes["OK"], codes["RESOURCE_EXHAUSTED"]) > 0, codes
         assert watch.read > 1
         assert 0 < watch.highest <= bound
@@ -397,6 +399,10 @@ def test_fifty_reloads_under_load_lose_no_request_and_no_memory(store):
             assert load.failures == []
             assert set(load.seen) == {1, 2}
         assert server.metric('packshot_reloads_total{model="colours",result="swapped"}') == 50
+        for code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "INTERNAL"):  # a client tries again
+            labels = f'grpc_code="{code}",grpc_method="Classify"'
+            service = 'grpc_service="packshot.v1.Classifier",grpc_type="unary"'
+            assert server.metric(f"grpc_server_handled_total{{{labels},{service}}}") == 0
         # Pools start their threads when they are needed; an engine left open has two or more.
         until(lambda: server.threads < threads + 16)
         assert server.memory_bytes < before + 32 * MEGABYTE
