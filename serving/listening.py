@@ -7,6 +7,7 @@ import grpc
 
 from packshot.channel import endpoint, is_loopback
 from packshot.errors import InvalidInput
+from serving.access_log import AccessLog
 from serving.metrics import Metrics
 from serving.settings import Settings
 from serving.tokens import TokenInterceptor, Tokens
@@ -23,10 +24,12 @@ SILENCE_MS = 30_000  # then a ping asks whether the client is still there
 PONG_MS = 60_000  # on a slow line the answer queues behind photographs
 
 
-def new_server(settings: Settings, metrics: Metrics, *, models: int) -> grpc.aio.Server:
+def new_server(
+    settings: Settings, metrics: Metrics, access: AccessLog, *, models: int
+) -> grpc.aio.Server:
     """For so many models, each with a queue. Raises InvalidInput for an unusable token file."""
     return grpc.aio.server(
-        interceptors=_interceptors(settings, metrics),
+        interceptors=_interceptors(settings, metrics, access),
         options=[
             ("grpc.so_reuseport", 0),  # else two servers would silently share the port
             ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -75,7 +78,9 @@ def _certificates(settings: Settings, metrics: Metrics) -> "Certificates | None"
     return Certificates(files, metrics)
 
 
-def _interceptors(settings: Settings, metrics: Metrics) -> list[grpc.aio.ServerInterceptor]:
+def _interceptors(
+    settings: Settings, metrics: Metrics, access: AccessLog
+) -> list[grpc.aio.ServerInterceptor]:
     if settings.token_file is None:
         return []
     if settings.tls_cert is None and not is_loopback(settings.host):
@@ -84,4 +89,4 @@ def _interceptors(settings: Settings, metrics: Metrics) -> list[grpc.aio.ServerI
             "front of this server, such as a mesh, ends TLS",
             settings.host,
         )
-    return [TokenInterceptor(Tokens(settings.token_file), metrics)]
+    return [TokenInterceptor(Tokens(settings.token_file), metrics, access)]

@@ -31,6 +31,7 @@ IMAGE_RESULTS = ("ok", *get_args(ImageReason))
 REFUSALS = ("deadline", "queue_full", "shed")
 DROPS = ("expired", "cancelled")
 RELOADS = ("swapped", "not_found", "damaged", "answers_differ", "no_engine", "failed")
+CLOSED_BY = ("empty", "shared", "full", "deadline")
 LOOKUPS = ("hit", "miss")
 ANSWERING = (
     ("packshot.v1.Classifier", "Classify"),
@@ -142,6 +143,12 @@ class Metrics:
             BATCH_IMAGES,
             {"model": OPEN},
         )
+        self.batches_closed = declare.counter(
+            "packshot_batches_closed_total",
+            "Runs of the engine, by why no more images went along: none waited, the rest is the "
+            "share of other lanes, the batch was full, or its most urgent image had no more time.",
+            {"model": OPEN, "reason": CLOSED_BY},
+        )
         self.engine_in_use = declare.gauge(
             "packshot_engine_in_use",
             "1 for the engine that answers.",
@@ -237,6 +244,9 @@ class ModelMetrics:
         self.abstained = metrics.abstained.labels(model)
         for reason in REFUSALS:
             metrics.requests_refused.labels(model, reason)
+        self._closed_by = {
+            reason: metrics.batches_closed.labels(model, reason) for reason in CLOSED_BY
+        }
         for reason in DROPS:
             metrics.images_dropped.labels(model, reason)
         for result in RELOADS:
@@ -251,6 +261,10 @@ class ModelMetrics:
 
     def refused(self, reason: str) -> None:
         self._all.requests_refused.labels(self._model, reason).inc()
+
+    def batch_closed(self, reason: str) -> None:
+        """`reason` is one of CLOSED_BY."""
+        self._closed_by[reason].inc()
 
     def dropped(self, reason: str) -> None:
         self._all.images_dropped.labels(self._model, reason).inc()

@@ -232,8 +232,20 @@ class Scheduler:
         most = min(share, self._latency.largest)
         # A device takes little longer for a whole batch: there a small one would cost the others.
         if whole:
-            return Batch(items=self._waiting.take(most), alone=alone)
-        return Batch(items=self._waiting.take_in_time(most, self._latency), alone=False)
+            items = self._waiting.take(most)
+        else:
+            items = self._waiting.take_in_time(most, self._latency)
+        if items:
+            self._metrics.batch_closed(self._closed_by(len(items), most))
+        return Batch(items=items, alone=alone)
+
+    def _closed_by(self, images: int, most: int) -> str:
+        """Why a batch has no more images."""
+        if not self._waiting:
+            return "empty"
+        if images < most:
+            return "deadline"
+        return "full" if images == self._latency.largest else "shared"
 
     def _runs_alone(self, images: int) -> bool:
         """On all cores at once: too little to keep the lanes busy, and nothing else runs."""

@@ -12,7 +12,9 @@ import grpc
 
 from packshot.errors import InvalidInput, Unauthenticated
 from packshot.status import status_code
+from serving.access_log import Access, AccessLog
 from serving.metrics import Metrics, RpcKind
+from serving.request_id import request_id
 from serving.watched import stamp
 
 log = logging.getLogger("packshot.tokens")
@@ -61,9 +63,10 @@ class Tokens:
 class TokenInterceptor(grpc.aio.ServerInterceptor):
     """Stands before every method but those of the health service."""
 
-    def __init__(self, tokens: Tokens, metrics: Metrics) -> None:
+    def __init__(self, tokens: Tokens, metrics: Metrics, access: AccessLog) -> None:
         self._tokens = tokens
         self._metrics = metrics
+        self._access = access
 
     async def intercept_service(
         self,
@@ -88,8 +91,17 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
 
         async def refuse(_requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             self._metrics.rpc_started(service, name, kind)
-            self._metrics.rpc_handled(service, name, status_code(error).name, 0.0, kind)
-            await context.abort(status_code(error), str(error))
+            code = status_code(error)
+            self._metrics.rpc_handled(service, name, code.name, 0.0, kind)
+            if self._access.has_room(code.name):
+                asked = request_id(tuple(context.invocation_metadata() or ()))
+                self._access.write(
+                    Access(
+                        request_id=asked, method=name, code=code.name, images=0, total_ms=0.0,
+                        peer=context.peer(),
+                    )
+                )  # fmt: skip
+            await context.abort(code, str(error))
 
         return grpc.stream_stream_rpc_method_handler(refuse)
 

@@ -745,3 +745,32 @@ def test_failures_of_other_lanes_are_no_trouble_while_a_successor_is_sought():
 
 class Named(Model):
     name = "colours"
+
+
+@pytest.mark.parametrize(
+    ("lanes", "asked", "expected"),
+    [
+        (1, [[1], [2, 3, 4]], {"empty": 2, "full": 1}),
+        (2, [[1, 2]], {"empty": 1, "shared": 1}),
+    ],
+)
+def test_why_a_batch_has_no_more_images_is_counted(lanes, asked, expected):
+    async def test():
+        engine, metrics = FakeEngine(lanes=lanes), Metrics()
+        engine.gate.clear()
+        scheduler = Scheduler(
+            engine, instant(2), max_queued_images=9, metrics=metrics.of("colours")
+        )
+        tasks = []
+        for values in asked:  # the first run while the others come
+            tasks += await queued(scheduler, values)
+            if values is asked[0]:
+                await entered(engine)
+        engine.gate.set()
+        await asyncio.gather(*tasks)
+        await scheduler.close()
+        (family,) = (f for f in metrics.batches_closed.collect())
+        found = {s.labels["reason"]: s.value for s in family.samples if s.name.endswith("_total")}
+        assert {reason: count for reason, count in found.items() if count} == expected
+
+    run(test)

@@ -7,6 +7,7 @@ is the test's own, and a run of the engine ends when the test says so.
 import asyncio
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from fakes import Clock
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from packshot.errors import DeadlineExceeded, Overloaded, ServiceFailed, Unavailable
 from serving.admission import Priority, Ticket
 from serving.engines import Answer, Images, Profile
+from serving.lanes import Picture
 from serving.latency import LatencyModel
 from serving.metrics import Metrics
 from serving.pipeline import all_of
@@ -82,6 +84,15 @@ def image_numbered(number: int) -> np.ndarray:
     return np.array([[[number >> 8, number & 255, 0]]], np.uint8)
 
 
+def is_encoded(number: int) -> bool:
+    """Decoded by the lane that runs it."""
+    return number % 2 == 0
+
+
+def picture_numbered(number: int) -> Picture:
+    return partial(image_numbered, number) if is_encoded(number) else image_numbered(number)
+
+
 def number_of(image: np.ndarray) -> int:
     return int(image[0, 0, 0]) << 8 | int(image[0, 0, 1])
 
@@ -95,6 +106,7 @@ class Request:
     ticket: Ticket | None = None
     refused: bool = False
     cancelled: bool = False
+    given_up: frozenset[int] = frozenset()  # cancelled before it ran
     outcomes: list[object] = field(default_factory=list)
 
 
@@ -137,11 +149,12 @@ class World:
     async def ask(self, request: Request) -> list[float]:
         try:
             admitted = self.scheduler.admit(
-                images=len(request.numbers), deadline=request.deadline, priority=request.priority
-            )
+                images=len(request.numbers), deadline=request.deadline, priority=request.priority,
+                encoded=sum(map(is_encoded, request.numbers)),
+            )  # fmt: skip
             with admitted as request.ticket:
                 answers = await all_of(
-                    self.scheduler.submit(request.ticket, image_numbered(number))
+                    self.scheduler.submit(request.ticket, picture_numbered(number))
                     for number in request.numbers
                 )
                 request.ticket.answered = True
@@ -154,7 +167,9 @@ class World:
         waiting = [r for r in self.requests if not r.task.done()]
         if waiting:
             request = waiting[which % len(waiting)]
+            ran = {n for engine in self.engines for _, batch in engine.ran for n in batch}
             request.cancelled = request.task.cancel()
+            request.given_up = frozenset(request.numbers) - ran
             await settle()
 
     async def end_run(self, *, fails: bool) -> None:
@@ -220,6 +235,7 @@ def check(world: World) -> None:
             assert (result == "cancelled") == request.cancelled
         if request.refused:
             assert not set(request.numbers) & set(ran), "what was refused never runs"
+        assert not request.given_up & set(ran), "what was cancelled never runs"
         for number in request.numbers:
             if number in begun:
                 assert begun[number] <= request.deadline + 1e-9, "what is too late never runs"

@@ -230,6 +230,9 @@ def test_only_calls_with_a_token_get_in(store, token_file):
         assert server.metric(HANDLED % ("GetModel", service)) == 4
         assert server.metric(HANDLED % ("Classify", service)) == 1
         assert server.stop() == 0
+        refused = [line for line in server.lines if '"code":"UNAUTHENTICATED"' in line]
+        assert len(refused) == 5
+        assert all('"logger":"packshot.access"' in line and '"peer":"' in line for line in refused)
         assert TOKEN not in server.log
         assert SECOND not in server.log
 
