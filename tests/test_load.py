@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -20,13 +21,17 @@ from tiny import PURE, encoded, jpeg, tiny_bundle
 from packshot.channel import Connection
 from packshot.cli import main
 from packshot.errors import InvalidInput, ServiceFailed
+from packshot.image import open_image
 from packshot.intervals import mean_interval, quantile_interval
 from packshot.load import LoadPlan, LoadReport, Source, run_load
 from packshot.load.arrivals import due_times
 from packshot.load.command import Live
+from packshot.load.messages import Order
 from packshot.load.observed import between, read_metrics
+from packshot.load.pictures import photos
 from packshot.load.report import report_of, report_text
 from packshot.load.results import Results, read_results
+from packshot.load.sender import Run
 from packshot.load.senders import State, senders
 from packshot.load.sweep import sweep, sweep_of
 from packshot.load.tally import Recorder, Tally, Window, decoded, merged
@@ -314,6 +319,61 @@ def test_only_the_window_counts_and_by_when_each_was_due():
     histogram = decoded(tally.latency)
     assert histogram.get_total_count() == 2
     assert histogram.get_value_at_percentile(100) == pytest.approx(1.5e6, rel=1e-3)
+
+
+class AtOnce:
+    """In the place of a connection: answers at once. `allowed`: the seconds each answer had."""
+
+    images_per_request = 1
+
+    def __init__(self) -> None:
+        self.allowed: list[float] = []
+
+    async def exchange(self, timeout_seconds: float) -> bytes:
+        self.allowed.append(timeout_seconds)
+        return b""
+
+    def image_errors(self, _reply: bytes) -> dict[str, int]:
+        return {}
+
+
+def test_what_is_sent_late_counts_from_when_it_was_due():
+    """A sender that begins a second after it should have."""
+    plan = plan_of(rate=10, arrivals="constant", warmup_seconds=0.5, seconds=1.0, timeout_seconds=9)
+    sender, begin = AtOnce(), time.monotonic() - 1.0
+    run = Run(sender, Order(plan=plan, number=0, senders=1, begin=begin))  # type: ignore[arg-type]
+    tally = asyncio.run(run.tally(lambda _: None))
+    assert (tally.sent, tally.answered, tally.images_in_all) == (10, 10, 15)
+    # Due half a second after the beginning, the first after the warm-up.
+    for histogram in (decoded(tally.latency), decoded(tally.lag)):
+        assert histogram.get_max_value() >= 0.499e6
+    assert min(sender.allowed) <= 8.0
+    assert len(tally.cpu_seconds) == 1
+
+
+def test_generated_photographs_are_such_as_shops_have():
+    made = photos(4)
+    assert len(set(made)) == 4
+    for one in made:
+        assert 100_000 < len(one) < 260_000
+        with open_image(one) as image:
+            assert (image.format, min(image.size)) in {("JPEG", 800), ("JPEG", 900)}
+
+
+def test_what_the_command_line_says_is_what_is_done(server, tmp_path):
+    (tmp_path / "text.jpg").write_bytes(b"no image")
+    (tmp_path / "red.jpg").write_bytes(RED)
+    for name, status in (("red.jpg", 0), ("text.jpg", 1)):
+        done = load_command(
+            "--target", server.target, tmp_path / name, "--rate", 4, "--arrivals", "constant",
+            "--seconds", 0.5, "--warmup", 0.25, "--timeout", 7, "--slo-ms", 123, "--seed", 5,
+            "--processes", 1, "--json",
+        )  # fmt: skip
+        assert done.returncode == status, done.stderr
+        plan = json.loads(done.stdout)["run"]["plan"]
+        told = {"rate": 4, "arrivals": "constant", "seconds": 0.5, "warmup_seconds": 0.25}
+        told |= {"timeout_seconds": 7, "slo_ms": 123, "seed": 5, "processes": 1}
+        assert told.items() <= plan.items()
 
 
 def tally_of(latencies: list[float], *, failed: int = 0, slo_seconds: float = 0.1) -> Tally:
