@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
-from packshot.errors import DeadlineExceeded, ImageError, InvalidInput, NotFound, Unavailable
+from packshot.errors import ImageError, InvalidInput, NotFound, Unavailable
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierServicer
 from serving.admission import Priority
@@ -186,6 +186,5 @@ def _stream_error(call: Call, error: Exception) -> pb.ImageError:
 STREAM_REASONS: dict[type[Exception], str] = {
     NotFound: "not_found",
     InvalidInput: "invalid",
-    DeadlineExceeded: "expired",
     Unavailable: "unavailable",
 }
