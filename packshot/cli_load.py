@@ -43,14 +43,12 @@ def _add_amount(what: Any) -> None:
     what.add_argument(
         "--arrivals",
         choices=get_args(Arrivals),
-        default=DEFAULTS.arrivals,
-        help="default: %(default)s",
+        help=f"of a rate (default: {DEFAULTS.arrivals})",
     )
     what.add_argument(
         "--concurrency",
         type=int,
-        default=DEFAULTS.concurrency,
-        help="without --rate: requests kept in flight",
+        help=f"without --rate: requests kept in flight (default: {DEFAULTS.concurrency})",
     )
     what.add_argument(
         "--sweep", action="store_true", help="find where it saturates, and its rate within the SLO"
@@ -74,7 +72,7 @@ def _add_amount(what: Any) -> None:
         default=DEFAULTS.processes,
         help="that send (default: half the cores, at most 8)",
     )
-    what.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of Poisson arrivals")
+    what.add_argument("--seed", type=int, help="of Poisson arrivals")
 
 
 def _add_content(sent: Any) -> None:

@@ -7,7 +7,7 @@ from packshot.load.report import LoadReport, report_of
 from packshot.load.results import Results, SentImages
 from packshot.load.served import Served
 from packshot.load.sweep import Sweep
-from packshot.load.tally import Recorder, Window
+from packshot.load.tally import Recorder, Tally, Window
 from packshot.load_plan import LoadPlan
 from packshot.machine import this_machine
 
@@ -36,7 +36,8 @@ def load_report(
     asked = [*latencies_ms, *[None] * refused]
     for i, ms in enumerate(asked):
         due = SECONDS * i / len(asked)
-        recorder.sent(due, due + lag_ms / 1000)
+        recorder.sent(due)
+        recorder.late(due, lag_ms / 1000)
         if ms is None:
             recorder.not_answered(due, "RESOURCE_EXHAUSTED")
             recorder.refused(due, 0.004)
@@ -63,3 +64,21 @@ def results_of(found: LoadReport | Sweep, **served) -> Results:
         run=found if isinstance(found, LoadReport) else None,
         sweep=found if isinstance(found, Sweep) else None,
     )
+
+
+def plan_at(**changes: object) -> LoadPlan:
+    """A hundred requests a second."""
+    return LoadPlan(**{"target": "127.0.0.1:1", "rate": 100.0, "seconds": 10.0, **changes})
+
+
+def tally_of(latencies: list[float], *, failed: int = 0, slo_seconds: float = 0.1) -> Tally:
+    """Requests evenly due over ten seconds, each answered so many seconds later."""
+    recorder = Recorder(Window(0.0, 10.0), slo_seconds=slo_seconds)
+    for number, latency in enumerate(latencies):
+        due = number * 10.0 / len(latencies)
+        recorder.sent(due)
+        recorder.answered(due, due + latency, images=1, image_errors={})
+    for _ in range(failed):
+        recorder.sent(0.0)
+        recorder.not_answered(0.0, "RESOURCE_EXHAUSTED")
+    return recorder.tally(cpu_seconds=1.0)

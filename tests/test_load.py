@@ -4,15 +4,14 @@ import asyncio
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 from PIL import Image
 from processes import FAKE_SERVING, ROOT, TIMEOUT, serving, until
@@ -22,21 +21,13 @@ from packshot.channel import Connection
 from packshot.cli import main
 from packshot.errors import InvalidInput, ServiceFailed
 from packshot.image import open_image
-from packshot.intervals import mean_interval, quantile_interval
-from packshot.load import LoadPlan, LoadReport, Source, run_load
-from packshot.load.arrivals import due_times
+from packshot.load import LoadPlan, Source, command, run_load
 from packshot.load.command import Live
-from packshot.load.messages import Order
 from packshot.load.observed import between, read_metrics
 from packshot.load.pictures import photos
-from packshot.load.report import report_of, report_text
+from packshot.load.report import report_text
 from packshot.load.results import Results, read_results
-from packshot.load.sender import Run
 from packshot.load.senders import State, senders
-from packshot.load.sweep import sweep, sweep_of
-from packshot.load.tally import Recorder, Tally, Window, decoded, merged
-from packshot.load.wire import requests_of
-from packshot.v1 import classifier_pb2 as pb
 
 RED = jpeg(PURE["red"])
 AT_ONCE = {"warmup_seconds": 0.0, "arrivals": "constant"}
@@ -195,12 +186,76 @@ def test_a_sweep_that_is_interrupted_keeps_the_rates_it_finished(server, tmp_pat
     assert "the sweep did not come to its end" in (tmp_path / "load.html").read_text().lower()
 
 
-def test_of_a_rate_that_was_measured_twice_the_second_one_counts():
-    closed = report_of(plan_of(rate=None), tally_of([0.02] * 9), None)
-    rate = report_of(plan_of(rate=50.0), tally_of([0.02] * 9), None)
-    again = msgspec.structs.replace(rate, in_time=3)
-    found = sweep_of([closed, closed, rate, again], "why")
-    assert (found.points, found.cut_short) == ((again,), "why")
+@pytest.mark.parametrize("amount", [("--rate", 50), ("--concurrency", 2)])
+def test_a_run_that_is_interrupted_reports_what_it_counted(server, tmp_path, amount):
+    (tmp_path / "red.jpg").write_bytes(RED)
+    before = server.metric("packshot_images_total")
+    loading = interruptible(
+        server, *amount, "--warmup", 0, "--seconds", 600, "--out", tmp_path, tmp_path / "red.jpg",
+        "--metrics-url", server.metrics_url,
+    )  # fmt: skip
+    until(lambda: server.metric("packshot_images_total") > before + 20)
+    os.killpg(loading.pid, signal.SIGINT)
+    shown, rest = loading.communicate(timeout=TIMEOUT)
+    assert (loading.returncode, "Traceback" in rest) == (130, False)
+    assert re.search(r"WARNING     it was stopped after \d+\.\d s of 600 s", shown)
+    run = read_results(tmp_path).run
+    assert 0 < run.stopped_after < 600
+    assert run.answered == run.sent > 20
+    # Nearly all came within the window: those that were in flight at its end did not.
+    assert run.answers.mean * run.stopped_after == pytest.approx(run.answered, abs=3)
+    assert (run.server.images, run.errors) == (pytest.approx(run.answered, rel=0.3), {})
+
+
+def test_ctrl_c_before_anything_is_counted_leaves_nothing(server, tmp_path):
+    before = server.metric("packshot_images_total")
+    loading = interruptible(server, "--warmup", 600, "--out", tmp_path / "out")
+    until(lambda: server.metric("packshot_images_total") > before)
+    os.killpg(loading.pid, signal.SIGINT)
+    shown, rest = loading.communicate(timeout=TIMEOUT)
+    assert (loading.returncode, shown, "Traceback" in rest) == (130, "", False)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def interruptible(server, *options: object) -> "subprocess.Popen[str]":
+    """As a terminal starts it: in a process group of its own, which Ctrl-C is for."""
+    command = (sys.executable, "-m", "packshot.cli", "load", "--target", server.target)
+    return subprocess.Popen(
+        [*command, *map(str, options)],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,
+    )  # fmt: skip
+
+
+def test_a_message_that_is_too_large_is_not_refused_for_overload(server):
+    """The server takes no more than 64 MiB, and so much the client does not send either."""
+    plan = LoadPlan(target=server.target, rate=10, seconds=0.2, images_per_request=5, **AT_ONCE)
+    report = run_load(plan, [bytes(14_000_000)])
+    assert (report.errors, report.refusal_ms) == ({"MESSAGE_TOO_LARGE": 2}, {})
+
+
+def test_a_large_folder_is_sampled_evenly(tmp_path, monkeypatch, capsys):
+    for number in range(12):
+        (tmp_path / f"{number:02}.jpg").write_bytes(bytes([number]))
+    monkeypatch.setattr(command, "MOST_IMAGES", 4)
+    assert command._images([str(tmp_path)]) == [b"\0", b"\3", b"\6", b"\x09"]
+    assert "4 of 12 images are sent in turn" in capsys.readouterr().err
+
+
+def test_a_sweep_comes_to_its_end_and_is_compared_with_itself(server, tmp_path, capsys):
+    (tmp_path / "red.jpg").write_bytes(RED)
+    done = load_command(
+        tmp_path / "red.jpg", "--target", server.target, "--sweep", "--slo-ms", 5000,
+        "--seconds", 0.3, "--warmup", 0, "--out", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "saturates at" in done.stdout
+    found = read_results(tmp_path).sweep
+    assert (len(found.points) >= 8, found.cut_short) == (True, None)
+    rates = [run.plan.rate for run in found.points]
+    assert rates == sorted(rates)
+    assert sum(run.answered for run in found.runs) > 100
+    assert main(["load", "--compare", str(tmp_path), str(tmp_path)]) == 0
+    assert "kept up with, images/s" in capsys.readouterr().out
 
 
 def children(parent: int | str = "self") -> list[int]:
@@ -239,6 +294,11 @@ def test_a_wrong_address_and_a_wrong_metrics_page_are_told_at_once(server):
         (("--rate", "inf"), "rate is inf; it must be above 0, and finite"),
         (("--warmup", "inf"), "warmup_seconds is inf"),
         (("--compare", "a", "b", "--sweep"), "--compare sends nothing"),
+        (("--compare", "a", "b", "c.jpg", "--slo-ms", 5), "leave images, --slo-ms out"),
+        (("--compare", "nothing-there", "b"), "nothing-there: no such file"),
+        (("--rate", 5, "--concurrency", 4), "leave --concurrency out, or --rate"),
+        (("--arrivals", "constant"), "give --rate or --sweep"),
+        (("--seed", 0), "give --rate or --sweep"),
         (("--api", "open-inference"), "name one"),
         (("--concurrency", 3000), "concurrency is 3000; it must be 2048 or less"),
         (("nothing-there/*.jpg",), "no such file"),
@@ -280,77 +340,6 @@ def test_a_server_whose_metrics_cannot_be_read_costs_no_result(server):
     assert "server_unseen" in [doubt.kind for doubt in report.doubts]
 
 
-def plan_of(**changes: object) -> LoadPlan:
-    return LoadPlan(**{"target": "127.0.0.1:1", "rate": 100.0, "seconds": 10.0, **changes})
-
-
-def test_constant_arrivals_of_several_senders_are_evenly_spaced():
-    plan = plan_of(arrivals="constant")
-    dues = sorted(
-        due for number in range(3) for due in due_times(plan, 5.0, 7.0, number=number, senders=3)
-    )
-    assert dues == pytest.approx(np.arange(200) / 100 + 5.0)
-
-
-def test_poisson_arrivals_of_several_senders_have_the_rate_and_are_seeded():
-    plan = plan_of()
-    parts = [list(due_times(plan, 0.0, 200.0, number=n, senders=2)) for n in range(2)]
-    again = list(due_times(plan, 0.0, 200.0, number=0, senders=2))
-    assert parts[0] == again != parts[1]
-    gaps = np.array([b - a for a, b in pairwise(sorted(parts[0] + parts[1]))])
-    # 20,000 gaps of an exponential distribution: the deviation is as large as the mean.
-    assert gaps.mean() == pytest.approx(0.01, rel=0.03)
-    assert gaps.std() == pytest.approx(0.01, rel=0.03)
-    assert list(due_times(plan_of(seed=1), 0.0, 200.0, number=0, senders=2)) != again
-
-
-def test_only_the_window_counts_and_by_when_each_was_due():
-    recorder = Recorder(Window(10.0, 20.0), slo_seconds=1.0)
-    for due, answered in ((9.0, 10.5), (10.0, 10.5), (19.5, 21.0), (20.0, 20.1)):
-        recorder.sent(due, due)
-        recorder.answered(due, answered, images=2, image_errors={"damaged": 1})
-    recorder.not_answered(9.9, "UNAVAILABLE")
-    recorder.not_answered(11.0, "UNAVAILABLE")
-    tally = recorder.tally(cpu_seconds=0.5)
-    assert (tally.sent, tally.answered, tally.in_time, tally.images_in_all) == (2, 2, 1, 4)
-    assert (tally.errors, tally.image_errors) == ({"UNAVAILABLE": 1}, {"damaged": 2})
-    assert tally.images_by_slice == [2, 0, 0, 0, 0, 0, 0, 0, 0, 0]
-    assert tally.in_time_by_slice == [1, 0, 0, 0, 0, 0, 0, 0, 0, 0]
-    histogram = decoded(tally.latency)
-    assert histogram.get_total_count() == 2
-    assert histogram.get_value_at_percentile(100) == pytest.approx(1.5e6, rel=1e-3)
-
-
-class AtOnce:
-    """In the place of a connection: answers at once. `allowed`: the seconds each answer had."""
-
-    images_per_request = 1
-
-    def __init__(self) -> None:
-        self.allowed: list[float] = []
-
-    async def exchange(self, timeout_seconds: float) -> bytes:
-        self.allowed.append(timeout_seconds)
-        return b""
-
-    def image_errors(self, _reply: bytes) -> dict[str, int]:
-        return {}
-
-
-def test_what_is_sent_late_counts_from_when_it_was_due():
-    """A sender that begins a second after it should have."""
-    plan = plan_of(rate=10, arrivals="constant", warmup_seconds=0.5, seconds=1.0, timeout_seconds=9)
-    sender, begin = AtOnce(), time.monotonic() - 1.0
-    run = Run(sender, Order(plan=plan, number=0, senders=1, begin=begin))  # type: ignore[arg-type]
-    tally = asyncio.run(run.tally(lambda _: None))
-    assert (tally.sent, tally.answered, tally.images_in_all) == (10, 10, 15)
-    # Due half a second after the beginning, the first after the warm-up.
-    for histogram in (decoded(tally.latency), decoded(tally.lag)):
-        assert histogram.get_max_value() >= 0.499e6
-    assert min(sender.allowed) <= 8.0
-    assert len(tally.cpu_seconds) == 1
-
-
 def test_generated_photographs_are_such_as_shops_have():
     made = photos(4)
     assert len(set(made)) == 4
@@ -374,159 +363,6 @@ def test_what_the_command_line_says_is_what_is_done(server, tmp_path):
         told = {"rate": 4, "arrivals": "constant", "seconds": 0.5, "warmup_seconds": 0.25}
         told |= {"timeout_seconds": 7, "slo_ms": 123, "seed": 5, "processes": 1}
         assert told.items() <= plan.items()
-
-
-def tally_of(latencies: list[float], *, failed: int = 0, slo_seconds: float = 0.1) -> Tally:
-    """Requests evenly due over ten seconds, each answered so many seconds later."""
-    recorder = Recorder(Window(0.0, 10.0), slo_seconds=slo_seconds)
-    for number, latency in enumerate(latencies):
-        due = number * 10.0 / len(latencies)
-        recorder.sent(due, due)
-        recorder.answered(due, due + latency, images=1, image_errors={})
-    for _ in range(failed):
-        recorder.sent(0.0, 0.0)
-        recorder.not_answered(0.0, "RESOURCE_EXHAUSTED")
-    return recorder.tally(cpu_seconds=1.0)
-
-
-def test_several_processes_add_up_to_one():
-    random = np.random.default_rng(0)
-    parts = [list(random.exponential(0.05, 300)) for _ in range(3)]
-    whole = merged(tally_of(part) for part in parts)
-    assert (whole.sent, whole.answered, len(whole.cpu_seconds)) == (900, 900, 3)
-    exact = np.percentile(np.concatenate(parts), 99) * 1000
-    report = report_of(plan_of(), whole, None)
-    assert report.latency_ms["p99"] == pytest.approx(exact, rel=0.02)
-    low, high = report.latency_intervals_ms["p99"]
-    assert low < report.latency_ms["p99"] < high
-
-
-def test_a_client_that_is_the_bottleneck_is_told():
-    recorder = Recorder(Window(0.0, 10.0), slo_seconds=1.0)
-    for due in range(10):
-        recorder.sent(due, due + 0.2)
-        recorder.answered(due, due + 0.3, images=1, image_errors={})
-    recorder.not_answered(1.0, "NOT_SENT")
-    recorder.not_answered(1.0, "TOO_MANY_IN_FLIGHT")
-    busy = report_of(plan_of(), recorder.tally(cpu_seconds=9.5), None)
-    assert [doubt.kind for doubt in busy.doubts] == [
-        "client_busy", "sent_late", "not_sent", "too_many",
-    ]  # fmt: skip
-    assert "95%" in busy.doubts[0].text
-    assert "200 ms" in busy.doubts[1].text
-    assert report_of(plan_of(), tally_of([0.01] * 100), None).doubts == ()
-
-
-def test_intervals_hold_what_they_promise():
-    """Of 2,000 draws, about 95 % hold the truth: fewer of a skewed distribution's 99th."""
-    random = np.random.default_rng(0)
-    means = [mean_interval(list(random.normal(5, 2, 10))) for _ in range(2000)]
-    assert np.mean([low <= 5 <= high for low, high in means]) == pytest.approx(0.95, abs=0.015)
-    truth, held = -np.log(0.1), []
-    for _ in range(2000):
-        drawn = np.sort(random.exponential(1, 400))
-        low, high = (int(round(share * 400)) for share in quantile_interval(0.9, 400))
-        held.append(drawn[low - 1] <= truth <= drawn[min(high, 399)])
-    assert np.mean(held) == pytest.approx(0.95, abs=0.02)
-    with pytest.raises(ValueError, match="3 samples"):
-        mean_interval([1.0, 2.0, 3.0])
-
-
-@pytest.mark.parametrize(
-    ("count", "size", "requests"), [(5, 2, 3), (2, 5, 1), (4, 4, 1), (3, 1, 3)]
-)
-def test_every_image_is_sent(count, size, requests):
-    images = [bytes([number]) * 10 for number in range(count)]
-    made = requests_of(plan_of(images_per_request=size), images)
-    parsed = [pb.ClassifyRequest.FromString(one) for one in made]
-    assert [len(one.images) for one in parsed] == [size] * requests
-    assert {image.encoded for one in parsed for image in one.images} == set(images)
-
-
-class Queue:
-    """Answers in 20 ms what it can, 80 images a second, and refuses the rest."""
-
-    CAPACITY = 80.0
-    SECONDS = 0.02
-
-    def __init__(self) -> None:
-        self.plans: list[LoadPlan] = []
-
-    async def run(self, plan: LoadPlan) -> LoadReport:
-        self.plans.append(plan)
-        rate = plan.rate or min(self.CAPACITY, plan.concurrency / self.SECONDS)
-        answered = round(min(rate, self.CAPACITY) * plan.seconds)
-        failed = round(rate * plan.seconds) - answered
-        slo_seconds = (plan.slo_ms or float("inf")) / 1000
-        tally = tally_of([self.SECONDS] * answered, failed=failed, slo_seconds=slo_seconds)
-        return report_of(plan, tally, None)
-
-
-def swept(**changes: object):
-    queue, told = Queue(), []
-    plan = plan_of(rate=None, **changes)
-    return asyncio.run(sweep(queue, plan, told.append)), told  # type: ignore[arg-type]
-
-
-def test_a_sweep_finds_saturation_and_the_highest_rate_within_the_slo():
-    found, told = swept(slo_ms=100)
-    assert (found.alone.plan.concurrency, found.alone.plan.rate) == (1, None)
-    assert found.saturation == pytest.approx(80, rel=0.02)
-    # 99 % of the requests: at 80.8 a second one in a hundred is refused.
-    assert found.within_slo == pytest.approx(80, rel=0.05)
-    assert found.kept_up_with == pytest.approx(80, rel=0.06)
-    rates = [run.plan.rate for run in found.points]
-    assert rates == sorted(rates)
-    assert len(told) == len(found.runs) > 10
-
-
-def test_a_rate_that_fails_below_one_that_passes_is_measured_again():
-    class Disturbed(Queue):
-        async def run(self, plan: LoadPlan) -> LoadReport:
-            report = await super().run(plan)
-            if len(self.plans) != 4:  # the second step of the ladder, the first time
-                return report
-            return msgspec.structs.replace(report, in_time=report.in_time // 2)
-
-    queue = Disturbed()
-    found = asyncio.run(sweep(queue, plan_of(rate=None, slo_ms=100), lambda _: None))
-    assert queue.plans[3] in queue.plans[4:]
-    assert found.within_slo == pytest.approx(80, rel=0.05)
-
-
-def test_a_sweep_without_an_slo_climbs_the_ladder_only():
-    found, _ = swept()
-    assert (len(found.points), found.within_slo) == (8, None)
-
-
-def test_a_sweep_climbs_on_where_its_requests_in_flight_do_not_saturate_the_server():
-    class Far(Queue):
-        CAPACITY = 400.0
-        SECONDS = 0.3
-
-    found = asyncio.run(sweep(Far(), plan_of(rate=None, slo_ms=1000), lambda _: None))
-    assert found.closed.images_per_second == pytest.approx(16 / 0.3, rel=0.05)
-    assert found.saturation == pytest.approx(400, rel=0.05)
-    assert found.within_slo == pytest.approx(400, rel=0.05)
-
-
-def test_a_sweep_over_some_files_that_are_no_images_knows_what_the_server_keeps_up_with():
-    class Half(Queue):
-        async def run(self, plan: LoadPlan) -> LoadReport:
-            report = await super().run(plan)
-            half = msgspec.structs.replace(report.answers, mean=report.answers.mean / 2)
-            errors = {"not_an_image": report.answered // 2}
-            return msgspec.structs.replace(report, answers=half, image_errors=errors)
-
-    found = asyncio.run(sweep(Half(), plan_of(rate=None), lambda _: None))
-    assert found.kept_up_with == pytest.approx(80, rel=0.06)
-
-
-def test_a_sweep_that_never_meets_its_slo_ends_where_it_could_not_tell_any_more():
-    found, told = swept(slo_ms=10)
-    assert found.within_slo is None
-    assert found.points[0].plan.rate * 10 >= 50
-    assert len(told) < 16
 
 
 def test_senders_stay_for_the_next_plan(server):

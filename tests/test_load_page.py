@@ -87,7 +87,7 @@ def test_a_sweep_is_shown_whole():
     html = page(results_of(SWEEP))
     assert set(charts(html)) == {
         "latency, ms", "images/s", "share of the requests", "server: mean ms",
-        "server: images in a batch", "CPU, cores", "client: sent late by, ms", "server: memory, MB",
+        "server: images in a batch", "CPU, cores", "client: late by, ms", "server: memory, MB",
     }  # fmt: skip
     text = Parsed(html).text
     for part in (

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from packshot.channel import Connection, Tls
+from packshot.load.interrupt import stopped_by_interrupt
 from packshot.load.report import LoadReport
 from packshot.load.senders import Source, Watcher, senders
 from packshot.load.sweep import Sweep, sweep
@@ -30,13 +31,15 @@ def run_load(
     """Runs the plan against a server; `watch` is told every half second how it goes.
 
     `images`: encoded files or, with `plan.pixels`, raw pixels, at least one. `source`: where the
-    server's own figures are. Raises InvalidInput or ServiceFailed.
+    server's own figures are. Ctrl-C while it counts ends it early: see `stopped_after` of the
+    report. Raises InvalidInput or ServiceFailed.
     """
 
     async def run() -> LoadReport:
         connection = Connection(target=plan.target, tls=tls, token=token)
         async with senders(plan, images, connection, source=source, watch=watch) as clients:
-            return await clients.run(plan)
+            with stopped_by_interrupt(clients):
+                return await clients.run(plan)
 
     return asyncio.run(run())
 

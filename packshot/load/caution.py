@@ -17,9 +17,12 @@ def cut_short(sweep: Sweep | None) -> Iterator[str]:
 
 
 def doubts_told(runs: Sequence[LoadReport]) -> Iterator[str]:
-    """Each kind once, as the last run that has it tells it: of a sweep, the highest rate."""
-    found = {doubt.kind: (run, doubt) for run in runs for doubt in run.doubts}
-    for kind, (run, doubt) in found.items():
+    """Each kind once, as the run tells it that has the worst."""
+    found = [(run, doubt) for run in runs for doubt in run.doubts]
+    for kind in dict.fromkeys(doubt.kind for _, doubt in found):
+        run, doubt = max(
+            (each for each in found if each[1].kind == kind), key=lambda each: each[1].size
+        )
         others = sum(any(one.kind == kind for one in each.doubts) for each in runs) - 1
         more = f" (and at {others} other rate{'s' * (others > 1)})" if others else ""
         yield f"at {run.plan.mode}: {doubt.text}{more}"

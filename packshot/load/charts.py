@@ -138,7 +138,7 @@ def memory_chart(points: Sequence[LoadReport]) -> str:
 def lag_chart(points: Sequence[LoadReport]) -> str:
     """The load tester's own delay, which is in the latencies."""
     lines = [_line(name, points, _lag(name)) for name in ("p50", "p99")]
-    return _from_zero("client: sent late by, ms", points, lines, "ms", least=LATE_MS)
+    return _from_zero("client: late by, ms", points, lines, "ms", least=LATE_MS)
 
 
 def _offered(report: LoadReport) -> float:

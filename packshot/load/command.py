@@ -31,20 +31,25 @@ from packshot.machine import this_machine
 
 MOST_IMAGES, MOST_BYTES = 256, 64_000_000  # in the memory of each client process
 GENERATED = 24  # of which each takes a while to draw
+NOT_GIVEN: tuple[object, ...] = (None, False, [])
+OF_A_LOAD = (
+    "images", "json", "out", "sweep", "rate", "arrivals", "concurrency", "seed", "slo_ms", "pixels",
+    "metrics_url",
+)  # fmt: skip
 FEWEST_OF_A_SWEEP = 3  # runs: both closed loops, which all else goes by, and a rate
 
 
 def load(options: argparse.Namespace) -> int:
     """Exit status: 0 all well, 1 some request or image failed; a sweep fails some on purpose.
 
-    What ends a sweep early is raised once the rates that it finished are reported.
+    What ends the load early is raised once all that was counted is reported.
     """
     if options.compare:
-        if options.json or options.out or options.sweep or options.rate or options.images:
-            raise InvalidInput(
-                "--compare sends nothing and prints a table: leave --json, --out, --sweep, --rate "
-                "and images out"
+        if ignored := [name for name in OF_A_LOAD if getattr(options, name) not in NOT_GIVEN]:
+            names = ", ".join(
+                name if name == "images" else f"--{name.replace('_', '-')}" for name in ignored
             )
+            raise InvalidInput(f"--compare sends nothing and prints a table: leave {names} out")
         before, after = map(read_results, options.compare)
         print(comparison_text(before, after))
         return 0
@@ -62,7 +67,7 @@ def load(options: argparse.Namespace) -> int:
 
 
 def measured(options: argparse.Namespace) -> tuple[Results, BaseException | None]:
-    """With the results of a sweep that did not come to its end, what ended it."""
+    """With results that did not come to their end, what ended them."""
     plan = _plan(options)
     tls, token = tls_of(options), token_of(options)
     served = served_by(plan, Connection(target=plan.target, tls=tls, token=token))
@@ -87,6 +92,8 @@ def measured(options: argparse.Namespace) -> tuple[Results, BaseException | None
             if len(live.told) < FEWEST_OF_A_SWEEP:
                 raise
             found, ended = sweep_of(live.told, str(error) or "it was interrupted"), error
+    if isinstance(found, LoadReport) and found.stopped_after is not None:
+        ended = KeyboardInterrupt()
     results = Results(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         packshot=__version__,
@@ -102,13 +109,22 @@ def measured(options: argparse.Namespace) -> tuple[Results, BaseException | None
 def _plan(options: argparse.Namespace) -> LoadPlan:
     if options.sweep and options.rate is not None:
         raise InvalidInput("--sweep chooses the rates itself: leave --rate out")
+    if options.rate is not None and options.concurrency is not None:
+        raise InvalidInput(
+            "--rate sends on time, however many are in flight: leave --concurrency out, or --rate"
+        )
+    if (
+        options.rate is None
+        and not options.sweep
+        and (options.arrivals or options.seed is not None)
+    ):
+        raise InvalidInput("--arrivals and --seed are of rates: give --rate or --sweep too")
+    given = {name: getattr(options, name) for name in ("arrivals", "concurrency", "seed")}
     return LoadPlan(
         target=options.target,
         model=options.model,
         api=options.api,
         rate=options.rate,
-        arrivals=options.arrivals,
-        concurrency=options.concurrency,
         warmup_seconds=options.warmup,
         seconds=options.seconds,
         images_per_request=options.images_per_request,
@@ -116,7 +132,7 @@ def _plan(options: argparse.Namespace) -> LoadPlan:
         slo_ms=options.slo_ms,
         pixels=options.pixels,
         processes=options.processes,
-        seed=options.seed,
+        **{name: value for name, value in given.items() if value is not None},
     )
 
 
@@ -169,7 +185,8 @@ class Live:
         total = plan.warmup_seconds + plan.seconds
         self._bar.total, self._bar.n = total, min(state.seconds, total)
         self._bar.set_description_str(
-            f"{plan.mode}: {state.images / max(state.seconds, 0.001):.1f} images/s, "
+            f"{'stopping: ' if state.stopping else ''}{plan.mode}: "
+            f"{state.images / max(state.seconds, 0.001):.1f} images/s, "
             f"{state.in_flight} in flight, {state.failed} not answered"
         )
 

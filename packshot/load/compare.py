@@ -21,12 +21,10 @@ FOOT = (
     "Latencies are those of answered requests. Intervals hold 95 % and know the noise within a "
     "test, not that between two: repeat both before a small difference is believed."
 )
-
-SWEEP_ROWS: dict[str, Callable[[Sweep], float | None]] = {
-    "saturation": lambda sweep: sweep.saturation,
-    "kept up with": lambda sweep: sweep.kept_up_with,
-    "within the SLO": lambda sweep: sweep.within_slo,
-}
+SWEEP_FOOT = (
+    "Rates of a sweep that were kept up with, or within the SLO, are held between the highest rate "
+    "that passed and the lowest that failed."
+)
 SERVER_ROWS: dict[str, Callable[[ServerWindow], float | None]] = {
     "server CPU, ms an image": lambda server: server.cpu_ms_an_image,
     "images in a batch": lambda server: server.batch_images_mean,
@@ -37,7 +35,7 @@ Good = Literal["more", "less"]
 
 
 class Measured(NamedTuple):
-    """`interval`: 95 %, where there is one; it may have no upper end."""
+    """`interval`: 95 %, or where it was found between; it may have no upper end, or be missing."""
 
     value: float
     interval: Interval | None = None
@@ -61,7 +59,7 @@ def comparison_text(before: Results, after: Results) -> str:
         *(f"WARNING after, {text}" for text in _doubts(after)),
     ]
     if before.sweep is not None and after.sweep is not None:
-        parts += ["", _sweep_table(before.sweep, after.sweep)]
+        parts += ["", _sweep_table(before.sweep, after.sweep), SWEEP_FOOT]
     for pair in pairs:
         parts += ["", _modes(*pair), _run_table(*pair)]
     return "\n".join([*parts, "", FOOT])
@@ -128,12 +126,21 @@ def _shown(value: Any) -> str:
 
 
 def _sweep_table(before: Sweep, after: Sweep) -> str:
-    """Rates have no interval: each is the best of a few that were tried."""
     rows = [
-        _row(f"{name}, images/s", _plain(rate(before)), _plain(rate(after)), "more")
-        for name, rate in SWEEP_ROWS.items()
+        _row(f"{name}, images/s", first, second, "more")
+        for (name, first), (_, second) in zip(_rates(before), _rates(after), strict=True)
     ]
     return table([HEAD, *rows])
+
+
+def _rates(sweep: Sweep) -> Iterator[tuple[str, Measured | None]]:
+    yield "saturation", Measured(sweep.saturation, sweep.saturation_interval)
+    yield "kept up with", _between(sweep.kept_up_with, sweep.not_kept_up_with)
+    yield "within the SLO", _between(sweep.within_slo, sweep.beyond_slo)
+
+
+def _between(passed: float | None, failed: float) -> Measured | None:
+    return None if passed is None else Measured(passed, (passed, failed))
 
 
 def _run_table(before: LoadReport, after: LoadReport) -> str:

@@ -11,7 +11,7 @@ from packshot.load.results import Results
 MISSING = "\N{EN DASH}"
 RATES_HEAD = (
     "offered", "answered, images/s", "in time", "p50 ms", "p99 ms", "p99.9 ms", "not answered",
-    "sent late, p99 ms", "client cores", "server cores", "batch", "server MB",
+    "client late, p99 ms", "client cores", "server cores", "batch", "server MB",
 )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def percentiles_table(run: LoadReport) -> str:
     kinds = {
         "answered, from due": run.latency_ms,
         "refused for overload, from sent": run.refusal_ms,
-        "sent late": run.lag_ms,
+        "the client, late": run.lag_ms,
     }
     names = list(run.lag_ms)
     intervals = {name: latency_interval(run, name) for name in names}

@@ -31,6 +31,12 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     begin: float
 
 
+class Stop(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Send nothing more: the window closes `at`, on the machine's clock, before its time."""
+
+    at: float
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """Set up."""
 
@@ -49,7 +55,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     tally: Tally
 
 
-Message = Setup | Order | Ready | Progress | Done
+Message = Setup | Order | Stop | Ready | Progress | Done
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 

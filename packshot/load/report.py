@@ -24,10 +24,19 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Doubt(msgspec.Struct, frozen=True, kw_only=True):
-    """Why the client, not the server, may be what was measured."""
+    """Why something else than the server may be what was measured."""
 
-    kind: Literal["client_busy", "sent_late", "not_sent", "too_many", "unusable", "server_unseen"]
+    kind: Literal[
+        "client_busy", "sent_late", "not_sent", "too_many", "unusable", "server_unseen", "stopped"
+    ]
     text: str
+    size: float = 0.0
+    """Of several of a kind the largest is the worst."""
+
+    @property
+    def of_client(self) -> bool:
+        """Whether more would only find the client's own limit."""
+        return self.kind in ("client_busy", "sent_late", "not_sent", "too_many")
 
 
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,11 +47,13 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     `answers`: images a second that were answered and could be used; `goodput`: those in time, which
     is within the plan's SLO or, without one, the deadline; `in_time`: requests of which that holds.
     Times in milliseconds: `latency_ms` of answered requests, from the moment when each was due;
-    `refusal_ms` from being sent to being refused for overload; `lag_ms` from due to sent, which is
-    the load tester's own delay. `latency_intervals_ms`: 95 %, by rank. `latency_histogram`: HDR, in
-    microseconds. `client_cores`: CPU seconds a second of each client process. `errors` counts
-    requests by status, `image_errors` images in answered requests by reason; `error_details`: what
-    the server said, the first time, of each status.
+    `refusal_ms` from being sent to being refused for overload; `lag_ms` the load tester's own
+    delay: from due to sent or, in a closed loop, how late it was to wake.
+    `latency_intervals_ms`: 95 %, by rank. `latency_histogram`: HDR, in microseconds.
+    `client_cores`: CPU seconds a second of each client process. `errors` counts requests by status,
+    `image_errors` images in answered requests by reason; `error_details`: what the server said, the
+    first time, of each status. `stopped_after`: seconds of the window that a run had when it was
+    stopped before its time.
     """
 
     plan: LoadPlan
@@ -63,6 +74,7 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     client_cores: list[float]
     server: ServerWindow | None
     doubts: tuple[Doubt, ...]
+    stopped_after: float | None = None
 
     @property
     def images_per_second(self) -> float:
@@ -71,7 +83,7 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def offered_images_per_second(self) -> float:
         """What was due, a second."""
-        return self.sent * self.plan.images_per_request / self.plan.seconds
+        return self.sent * self.plan.images_per_request / (self.stopped_after or self.plan.seconds)
 
     @property
     def usable_share(self) -> float:
@@ -85,10 +97,16 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.errors.values())
 
 
-def report_of(plan: LoadPlan, tally: Tally, server: ServerWindow | Doubt | None) -> LoadReport:
+def report_of(
+    plan: LoadPlan,
+    tally: Tally,
+    server: ServerWindow | Doubt | None,
+    stopped_after: float | None = None,
+) -> LoadReport:
     """`server`: its figures, or why there are none, if there should be."""
+    seconds = stopped_after or plan.seconds
     latency_ms, lag_ms = _percentiles(tally.latency), _percentiles(tally.lag)
-    client_cores = [seconds / plan.seconds for seconds in tally.cpu_seconds]
+    client_cores = [used / seconds for used in tally.cpu_seconds]
     return LoadReport(
         plan=plan,
         sent=tally.sent,
@@ -98,8 +116,8 @@ def report_of(plan: LoadPlan, tally: Tally, server: ServerWindow | Doubt | None)
         image_errors=tally.image_errors,
         error_details=tally.error_details,
         images_in_all=tally.images_in_all,
-        answers=_rate(tally.images_by_slice, plan.seconds),
-        goodput=_rate(tally.in_time_by_slice, plan.seconds),
+        answers=_rate(tally.images_by_slice, seconds, plan.images_per_request),
+        goodput=_rate(tally.in_time_by_slice, seconds, plan.images_per_request),
         latency_ms=latency_ms,
         latency_intervals_ms=_intervals(tally.latency),
         refusal_ms=_percentiles(tally.refusal),
@@ -108,15 +126,20 @@ def report_of(plan: LoadPlan, tally: Tally, server: ServerWindow | Doubt | None)
         client_cores=client_cores,
         server=None if isinstance(server, Doubt) else server,
         doubts=(
-            *_doubts(client_cores, latency_ms, lag_ms, tally),
+            *_doubts(plan, client_cores, latency_ms, lag_ms, tally),
             *([server] if isinstance(server, Doubt) else []),
+            *_stopped(plan, stopped_after),
         ),
+        stopped_after=stopped_after,
     )
 
 
-def _rate(by_slice: list[int], seconds: float) -> Rate:
+def _rate(by_slice: list[int], seconds: float, images_per_request: int) -> Rate:
+    """However even the slices are: one answer more or less in the window is chance."""
     rates = [images / (seconds / SLICES) for images in by_slice]
-    return Rate(mean=sum(rates) / SLICES, interval=mean_interval(rates))
+    mean, (low, high) = sum(rates) / SLICES, mean_interval(rates)
+    one = images_per_request / seconds
+    return Rate(mean=mean, interval=(min(low, mean - one), max(high, mean + one)))
 
 
 def _name(percentile: float) -> str:
@@ -137,14 +160,16 @@ def _intervals(text: str) -> dict[str, Interval]:
     found = {}
     for percentile in PERCENTILES[:-1] if count else ():
         low, high = quantile_interval(percentile / 100, count)
-        found[_name(percentile)] = (
-            histogram.get_value_at_percentile(low * 100) / 1000,
-            histogram.get_value_at_percentile(high * 100) / 1000,
+        lowest, highest = (histogram.get_value_at_percentile(rank * 100) for rank in (low, high))
+        found[_name(percentile)] = (  # as wide as the histogram's own steps at least
+            histogram.get_lowest_equivalent_value(lowest) / 1000,
+            histogram.get_highest_equivalent_value(highest) / 1000,
         )
     return found
 
 
 def _doubts(
+    plan: LoadPlan,
     client_cores: list[float],
     latency_ms: Mapping[str, float],
     lag_ms: Mapping[str, float],
@@ -153,6 +178,7 @@ def _doubts(
     if max(client_cores) > BUSY_CORES:
         yield Doubt(
             kind="client_busy",
+            size=max(client_cores),
             text=f"a client process was busy for {max(client_cores):.0%} of the time: the client "
             "is the bottleneck; raise --processes, or send from more machines",
         )
@@ -160,18 +186,21 @@ def _doubts(
     if late > max(LATE_MS, LATE_SHARE * latency_ms.get("p50", 0.0)):
         yield Doubt(
             kind="sent_late",
-            text=f"one request in a hundred was sent {late:.0f} ms or more after it was due: this "
-            "machine is too busy to keep time; latencies include that delay",
+            size=late,
+            text=f"{_lateness(plan, late)}: this machine is too busy to keep time; latencies "
+            "include that delay",
         )
     if not_sent := tally.errors.get("NOT_SENT"):
         yield Doubt(
             kind="not_sent",
+            size=not_sent,
             text=f"{not_sent} requests were never sent, as their deadline had passed by then: "
             "the client cannot offer this rate",
         )
     if too_many := tally.errors.get("TOO_MANY_IN_FLIGHT"):
         yield Doubt(
             kind="too_many",
+            size=too_many,
             text=f"{too_many} requests were never sent, as {MOST_IN_FLIGHT} were unanswered: the "
             "server does not keep up, and the rate was lower than asked for",
         )
@@ -179,9 +208,22 @@ def _doubts(
         reasons = ", ".join(tally.image_errors)
         yield Doubt(
             kind="unusable",
+            size=unusable,
             text=f"{unusable} images that were sent cannot be used ({reasons}): rates of images "
             "leave them out, and they cost the server less",
         )
+
+
+def _lateness(plan: LoadPlan, ms: float) -> str:
+    if plan.rate:
+        return f"one request in a hundred was sent {ms:.0f} ms or more after it was due"
+    return f"at one moment in a hundred the client was {ms:.0f} ms or more late to go on"
+
+
+def _stopped(plan: LoadPlan, after: float | None) -> Iterator[Doubt]:
+    if after is not None:
+        text = f"it was stopped after {after:.1f} s of {plan.seconds:g} s"
+        yield Doubt(kind="stopped", text=text)
 
 
 def report_text(report: LoadReport) -> str:
@@ -199,7 +241,7 @@ def report_text(report: LoadReport) -> str:
     lines += [
         f"  latency ms  {_listed(report.latency_ms) or 'no answer'}",
         f"  errors      {errors_text(report)}",
-        f"  client      {' '.join(f'{cores:.2f}' for cores in report.client_cores)} cores, sent "
+        f"  client      {' '.join(f'{cores:.2f}' for cores in report.client_cores)} cores, "
         f"{report.lag_ms.get('p99', 0):.1f} ms late at p99",
     ]
     if report.server is not None:

@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
@@ -15,12 +15,25 @@ import grpc
 from packshot.channel import Connection, Tls
 from packshot.client import MAX_MESSAGE_BYTES
 from packshot.load.arrivals import due_times
-from packshot.load.messages import Done, Message, Order, Progress, Ready, Setup, encoded, read
+from packshot.load.messages import (
+    Done,
+    Message,
+    Order,
+    Progress,
+    Ready,
+    Setup,
+    Stop,
+    encoded,
+    read,
+)
 from packshot.load.tally import Recorder, Tally, Window
 from packshot.load.wire import WIRES
 from packshot.load_plan import MOST_IN_FLIGHT
 
 TELL_SECONDS = 0.5
+LOOK_SECONDS = 0.1  # at least so often: has the window been closed?
+PULSE_SECONDS = 0.02
+TOO_LARGE = "message larger than max"  # in gRPC's own words, by which alone it can be told
 PAUSE_SECONDS = 0.01  # of a closed loop after an error: a refused client does not storm the server
 
 OPTIONS = (
@@ -56,8 +69,8 @@ class Run:
 
     def __init__(self, sender: Sender, order: Order) -> None:
         opens = order.begin + order.plan.warmup_seconds
-        self._window = Window(opens, opens + order.plan.seconds)
-        self._recorder = Recorder(self._window, (order.plan.slo_ms or float("inf")) / 1000)
+        window = Window(opens, opens + order.plan.seconds)
+        self._recorder = Recorder(window, (order.plan.slo_ms or float("inf")) / 1000)
         self._sender = sender
         self._order = order
         self._most_in_flight = -(-MOST_IN_FLIGHT // order.senders)
@@ -67,29 +80,61 @@ class Run:
         """Of the whole run; tells how it goes, and stops where nobody hears it any more."""
         try:
             async with asyncio.TaskGroup() as group:
-                used = group.create_task(_cpu_seconds(self._window))
+                used = group.create_task(self._cpu_seconds())
                 telling = group.create_task(self._tell(tell))
+                group.create_task(self._pulse())
                 await self._send_all()
                 telling.cancel()
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
         return self._recorder.tally(used.result())
 
+    def stop(self, at: float) -> None:
+        """Nothing is sent any more, and the window ends there; what was sent is waited for."""
+        window = self._recorder.window
+        self._recorder.window = window._replace(closes=min(at, window.closes))
+
     async def _send_all(self) -> None:
-        order, end = self._order, self._window.closes
+        order, end = self._order, self._recorder.window.closes
         if order.plan.rate:
             dues = due_times(
                 order.plan, order.begin, end, number=order.number, senders=order.senders
             )
-            await _open_loop(dues, self._send)
+            await self._open_loop(dues)
             return
         clients = len(range(order.number, order.plan.concurrency, order.senders))
-        await asyncio.gather(*(_closed_loop(order.begin, end, self._send) for _ in range(clients)))
+        await asyncio.gather(*(self._closed_loop() for _ in range(clients)))
+
+    async def _open_loop(self, dues: Iterable[float]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for due in dues:
+                if not await self._comes(due):
+                    return
+                group.create_task(self._send_late(due))
+
+    async def _closed_loop(self) -> None:
+        await self._comes(self._order.begin)
+        while await self._comes(now := time.monotonic()):
+            if not await self._send(now):
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _comes(self, moment: float) -> bool:
+        """Waits for it: False if the window closes before."""
+        while (left := moment - time.monotonic()) > LOOK_SECONDS:
+            await asyncio.sleep(LOOK_SECONDS)
+            if time.monotonic() >= self._recorder.window.closes:
+                return False
+        await asyncio.sleep(max(0.0, left))  # if it has passed too: answers are read meanwhile
+        return moment < self._recorder.window.closes
+
+    async def _send_late(self, due: float) -> None:
+        self._recorder.late(due, time.monotonic() - due)
+        await self._send(due)
 
     async def _send(self, due: float) -> bool:
         """Whether it was answered."""
         sent = time.monotonic()
-        self._recorder.sent(due, sent)
+        self._recorder.sent(due)
         left = due + self._order.plan.timeout_seconds - sent
         if left <= 0:
             self._recorder.not_answered(due, "NOT_SENT")
@@ -101,9 +146,12 @@ class Run:
         try:
             reply = await self._sender.exchange(left)
         except grpc.aio.AioRpcError as error:
-            self._recorder.not_answered(due, error.code().name, error.details() or "")
-            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            status, details = error.code().name, error.details() or ""
+            if TOO_LARGE in details:
+                status = "MESSAGE_TOO_LARGE"
+            if status == "RESOURCE_EXHAUSTED":
                 self._recorder.refused(due, time.monotonic() - sent)
+            self._recorder.not_answered(due, status, details)
             return False
         finally:
             self._in_flight -= 1
@@ -117,35 +165,23 @@ class Run:
             images, failed = self._recorder.answered_images, self._recorder.failed
             tell(Progress(images=images, failed=failed, in_flight=self._in_flight))
 
+    async def _pulse(self) -> None:
+        """A closed loop has no requests that can be late: whether this process is shows here."""
+        if self._order.plan.rate:
+            return
+        for beat in itertools.count():
+            due = self._order.begin + beat * PULSE_SECONDS
+            if not await self._comes(due):
+                return
+            self._recorder.late(due, time.monotonic() - due)
 
-async def _open_loop(dues: Iterable[float], send: Callable[[float], Awaitable[bool]]) -> None:
-    async with asyncio.TaskGroup() as group:
-        for due in dues:
-            await _until(due)
-            group.create_task(_ended(send(due)))
-
-
-async def _closed_loop(begin: float, end: float, send: Callable[[float], Awaitable[bool]]) -> None:
-    await _until(begin)
-    while (now := time.monotonic()) < end:
-        if not await send(now):
-            await asyncio.sleep(PAUSE_SECONDS)
-
-
-async def _ended(sending: Awaitable[bool]) -> None:
-    await sending
-
-
-async def _cpu_seconds(window: Window) -> float:
-    """Of this process, while the window is open."""
-    await _until(window.opens)
-    before = time.process_time()
-    await _until(window.closes)
-    return time.process_time() - before
-
-
-async def _until(moment: float) -> None:
-    await asyncio.sleep(max(0.0, moment - time.monotonic()))
+    async def _cpu_seconds(self) -> float:
+        """Of this process, while the window is open."""
+        window = self._recorder.window
+        await self._comes(window.opens)
+        before = time.process_time()
+        await self._comes(window.closes)
+        return time.process_time() - before
 
 
 def _tell_parent(message: Message) -> None:
@@ -161,8 +197,25 @@ def main() -> None:
         sender = runner.run(_opened(setup))
         _tell_parent(Ready())
         while isinstance(order := read(sys.stdin.buffer), Order):
-            _tell_parent(Done(runner.run(Run(sender, order).tally(_tell_parent))))
+            _tell_parent(Done(runner.run(_obeyed(sender, order))))
         runner.run(sender.channel.close())
+
+
+async def _obeyed(sender: Sender, order: Order) -> Tally:
+    """Until it is done, or told to stop."""
+    run, loop = Run(sender, order), asyncio.get_running_loop()
+
+    def hear() -> None:
+        loop.remove_reader(sys.stdin)
+        match read(sys.stdin.buffer):
+            case Stop() as stop:
+                run.stop(stop.at)
+
+    loop.add_reader(sys.stdin, hear)
+    try:
+        return await run.tally(_tell_parent)
+    finally:
+        loop.remove_reader(sys.stdin)
 
 
 async def _opened(setup: Setup) -> Sender:

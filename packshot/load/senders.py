@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
@@ -19,12 +20,13 @@ from packshot.load.messages import (
     Progress,
     Ready,
     Setup,
+    Stop,
     decoded,
     encoded,
 )
 from packshot.load.observed import ServerWindow, between, read_metrics
 from packshot.load.report import Doubt, LoadReport, report_of
-from packshot.load.tally import Tally, merged
+from packshot.load.tally import Tally, Window, merged
 from packshot.load.wire import requests_of
 from packshot.load_plan import LoadPlan
 
@@ -40,6 +42,8 @@ class State(NamedTuple):
     images: int
     failed: int
     in_flight: int
+    stopping: bool = False
+    """Nothing is sent any more; answers are waited for."""
 
 
 Watcher = Callable[[State], None]
@@ -52,6 +56,15 @@ class Source(NamedTuple):
     model: str
 
 
+@dataclass
+class Course:
+    """A run while it runs; its window closes `stopped_at`, if that is told."""
+
+    window: Window
+    stopped_at: float | None = None
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Senders:
     """Runs plans one after the other, over the same connections."""
 
@@ -61,15 +74,19 @@ class Senders:
         self._processes = processes
         self._source = source
         self._watch = watch
+        self._course: Course | None = None
 
     async def run(self, plan: LoadPlan) -> LoadReport:
         """Raises ServiceFailed if a client process ends before its time."""
         begin = time.monotonic() + HEAD_START_SECONDS
+        opens = begin + plan.warmup_seconds
+        course = self._course = Course(Window(opens, opens + plan.seconds))
         latest: dict[int, Progress] = {}
 
         def heard(number: int, progress: Progress) -> None:
             latest[number] = progress
-            self._watch(_state(plan, time.monotonic() - begin, list(latest.values())))
+            state = _state(plan, time.monotonic() - begin, list(latest.values()))
+            self._watch(state._replace(stopping=course.stopped.is_set()))
 
         processes = self._processes[: plan.client_processes]
         orders = [
@@ -78,24 +95,45 @@ class Senders:
         ]
         try:
             async with asyncio.TaskGroup() as group:
-                observing = group.create_task(self._observe(plan, begin))
+                observing = group.create_task(self._observe(course))
                 running = [
                     group.create_task(_ordered(process, order, heard))
                     for process, order in zip(processes, orders, strict=True)
                 ]
         except ExceptionGroup as group_of_one:  # the first to fail cancels the others
             raise group_of_one.exceptions[0] from None
-        return report_of(plan, merged(task.result() for task in running), observing.result())
+        finally:
+            self._course = None
+        tally = merged(task.result() for task in running)
+        stopped_after = None if course.stopped_at is None else course.stopped_at - opens
+        return report_of(plan, tally, observing.result(), stopped_after=stopped_after)
 
-    async def _observe(self, plan: LoadPlan, begin: float) -> ServerWindow | Doubt | None:
+    @property
+    def counting(self) -> bool:
+        """Whether a run's window is open: `stop` then leaves something to report."""
+        return self._course is not None and self._course.window.holds(time.monotonic())
+
+    def stop(self) -> None:
+        """Closes the window of the run, which then ends with the answers that are still out."""
+        course = self._course
+        if course is None or course.stopped.is_set():
+            return
+        course.stopped_at = min(time.monotonic(), course.window.closes)
+        course.stopped.set()
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write(encoded(Stop(at=course.stopped_at)))
+
+    async def _observe(self, course: Course) -> ServerWindow | Doubt | None:
         """A server too busy to answer, or gone, must not cost what the clients have counted."""
         if self._source is None:
             return None
-        opens = begin + plan.warmup_seconds
-        await asyncio.sleep(max(0.0, opens - time.monotonic()))
+        await asyncio.sleep(max(0.0, course.window.opens - time.monotonic()))
         try:
             before = await asyncio.to_thread(read_metrics, self._source.url)
-            await asyncio.sleep(max(0.0, opens + plan.seconds - time.monotonic()))
+            with suppress(TimeoutError):
+                left = max(0.0, course.window.closes - time.monotonic())
+                await asyncio.wait_for(course.stopped.wait(), left)
             after = await asyncio.to_thread(read_metrics, self._source.url)
             return between(before, after, self._source.model)
         except InvalidInput as error:

@@ -1,9 +1,11 @@
 """Many rates, one after the other: where the server saturates, and what it does within an SLO."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
+from packshot.intervals import Interval
 from packshot.load.report import LoadReport
 from packshot.load.senders import Senders
 from packshot.load_plan import LoadPlan
@@ -36,12 +38,27 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def saturation(self) -> float:
         """The most that was answered in a second, at whatever rate."""
-        return max(one.answers.mean for one in (self.closed, *self.points))
+        return self._most_answered.answers.mean
+
+    @property
+    def saturation_interval(self) -> Interval:
+        """95 %, of that rate's answers."""
+        return self._most_answered.answers.interval
+
+    @property
+    def _most_answered(self) -> LoadReport:
+        return max((self.closed, *self.points), key=lambda one: one.answers.mean)
 
     @property
     def kept_up_with(self) -> float | None:
         """The highest rate of which 95 % were answered; None if there is none."""
         return _highest(one for one in self.points if _kept_up(one))
+
+    @property
+    def not_kept_up_with(self) -> float:
+        """The lowest rate above that; infinity if there is none."""
+        kept = self.kept_up_with or 0.0
+        return _lowest(one for one in self.points if _offered(one) > kept)
 
     @property
     def within_slo(self) -> float | None:
@@ -50,6 +67,11 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
         if self.closed.plan.slo_ms is None:
             return None
         return _highest(_passing(self.points))
+
+    @property
+    def beyond_slo(self) -> float:
+        """The lowest rate at which that failed; infinity if there is none."""
+        return _lowest(one for one in self.points if _failed(one))
 
 
 async def sweep(senders: Senders, plan: LoadPlan, tell: Callable[[LoadReport], None]) -> Sweep:
@@ -71,7 +93,7 @@ async def sweep(senders: Senders, plan: LoadPlan, tell: Callable[[LoadReport], N
     points = [await run(rate=peak * share) for share in LADDER] if peak else []
     for _ in range(MOST_DOUBLINGS):
         # Beyond what the client can send, its own limit would be found.
-        if not points or not _kept_up(points[-1]) or points[-1].doubts:
+        if not points or not _kept_up(points[-1]) or _client_ended(points[-1]):
             break
         points.append(await run(rate=2 * _rate(points[-1])))
     if plan.slo_ms is not None:
@@ -135,8 +157,21 @@ def _kept_up(report: LoadReport) -> bool:
     return report.answers.mean >= KEPT_UP_SHARE * usable > 0
 
 
+def _client_ended(report: LoadReport) -> bool:
+    return any(doubt.of_client for doubt in report.doubts)
+
+
 def _highest(points: Iterable[LoadReport]) -> float | None:
-    return max((one.offered_images_per_second for one in points), default=None)
+    return max(map(_offered, points), default=None)
+
+
+def _lowest(points: Iterable[LoadReport]) -> float:
+    return min(map(_offered, points), default=math.inf)
+
+
+def _offered(report: LoadReport) -> float:
+    """Images a second."""
+    return report.offered_images_per_second
 
 
 def _rate(report: LoadReport) -> float:

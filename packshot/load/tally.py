@@ -4,6 +4,7 @@ Histograms are HDR histograms of microseconds (http://hdrhistogram.org), to thre
 base64 text that its tools exchange: they add up without loss.
 """
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -40,7 +41,8 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
     `images_in_all`: answered from the first request on, warm-up included.
     `errors`: requests by status, `error_details` what was first said of each; `image_errors`:
     images in answered requests, by reason. `latency` from due to answered, `refusal` from sent to
-    refused for overload, `lag` from due to sent.
+    refused for overload, `lag` the client's own delay: from due to sent or, in a closed loop, where
+    nothing is due, by how much it was late to wake when it had asked to.
     """
 
     sent: int
@@ -64,6 +66,7 @@ class Recorder:
 
     def __init__(self, window: Window, slo_seconds: float) -> None:
         self.window = window
+        """May be made shorter meanwhile, as long as nothing is recorded that was due after it."""
         self.answered_images = 0
         self.failed = 0
         self._slo_seconds = slo_seconds
@@ -71,30 +74,33 @@ class Recorder:
         self._errors: Counter[str] = Counter()
         self._image_errors: Counter[str] = Counter()
         self._error_details: dict[str, str] = {}
-        self._images = [0] * SLICES
-        self._images_in_time = [0] * SLICES
+        # Of each answer: when it came, with how many usable images, and whether in time.
+        self._came, self._good, self._timely = array("d"), array("L"), array("b")
         self._latency, self._refusal, self._lag = (new_histogram() for _ in range(3))
 
-    def sent(self, due: float, now: float) -> None:
+    def sent(self, due: float) -> None:
         if self.window.holds(due):
             self._sent += 1
-            _record(self._lag, now - due)
+
+    def late(self, due: float, seconds: float) -> None:
+        """This client, with something that was due."""
+        if self.window.holds(due):
+            _record(self._lag, seconds)
 
     def answered(
         self, due: float, now: float, images: int, image_errors: Mapping[str, int]
     ) -> None:
         good = images - sum(image_errors.values())
-        in_time = now - due <= self._slo_seconds
+        in_time = bool(now - due <= self._slo_seconds)
         self.answered_images += good
         if self.window.holds(due):
             self._answered += 1
             self._in_time += in_time
             self._image_errors.update(image_errors)
             _record(self._latency, now - due)
-        if self.window.holds(now):
-            number = self.window.slice(now)
-            self._images[number] += good
-            self._images_in_time[number] += good if in_time else 0
+        self._came.append(now)
+        self._good.append(good)
+        self._timely.append(in_time)
 
     def not_answered(self, due: float, code: str, details: str = "") -> None:
         self.failed += 1
@@ -109,6 +115,11 @@ class Recorder:
             _record(self._refusal, seconds)
 
     def tally(self, cpu_seconds: float) -> Tally:
+        images, in_time = [0] * SLICES, [0] * SLICES
+        for came, good, timely in zip(self._came, self._good, self._timely, strict=True):
+            if self.window.holds(came):
+                images[self.window.slice(came)] += good
+                in_time[self.window.slice(came)] += good * timely
         return Tally(
             sent=self._sent,
             answered=self._answered,
@@ -117,8 +128,8 @@ class Recorder:
             image_errors=dict(self._image_errors),
             error_details=self._error_details,
             images_in_all=self.answered_images,
-            images_by_slice=self._images,
-            in_time_by_slice=self._images_in_time,
+            images_by_slice=images,
+            in_time_by_slice=in_time,
             latency=_encoded(self._latency),
             refusal=_encoded(self._refusal),
             lag=_encoded(self._lag),

@@ -1,0 +1,143 @@
+"""The load tester's sweep: which rates it tries, and what it tells of them."""
+
+import asyncio
+
+import msgspec
+import pytest
+from load_records import load_report, plan_at, tally_of
+
+from packshot.load.caution import doubts_told
+from packshot.load.report import Doubt, LoadReport, report_of
+from packshot.load.sweep import sweep, sweep_of
+from packshot.load_plan import LoadPlan
+
+
+def test_of_a_rate_that_was_measured_twice_the_second_one_counts():
+    closed = report_of(plan_at(rate=None), tally_of([0.02] * 9), None)
+    rate = report_of(plan_at(rate=50.0), tally_of([0.02] * 9), None)
+    again = msgspec.structs.replace(rate, in_time=3)
+    found = sweep_of([closed, closed, rate, again], "why")
+    assert (found.points, found.cut_short) == ((again,), "why")
+
+
+class Queue:
+    """Answers in 20 ms what it can, 80 images a second, and refuses the rest."""
+
+    CAPACITY = 80.0
+    SECONDS = 0.02
+
+    def __init__(self) -> None:
+        self.plans: list[LoadPlan] = []
+
+    async def run(self, plan: LoadPlan) -> LoadReport:
+        self.plans.append(plan)
+        rate = plan.rate or min(self.CAPACITY, plan.concurrency / self.SECONDS)
+        answered = round(min(rate, self.CAPACITY) * plan.seconds)
+        failed = round(rate * plan.seconds) - answered
+        slo_seconds = (plan.slo_ms or float("inf")) / 1000
+        tally = tally_of([self.SECONDS] * answered, failed=failed, slo_seconds=slo_seconds)
+        return report_of(plan, tally, None)
+
+
+def swept(**changes: object):
+    queue, told = Queue(), []
+    plan = plan_at(rate=None, **changes)
+    return asyncio.run(sweep(queue, plan, told.append)), told  # type: ignore[arg-type]
+
+
+def test_a_sweep_finds_saturation_and_the_highest_rate_within_the_slo():
+    found, told = swept(slo_ms=100)
+    assert (found.alone.plan.concurrency, found.alone.plan.rate) == (1, None)
+    assert found.saturation == pytest.approx(80, rel=0.02)
+    # 99 % of the requests: at 80.8 a second one in a hundred is refused.
+    assert found.within_slo == pytest.approx(80, rel=0.05)
+    assert found.kept_up_with == pytest.approx(80, rel=0.06)
+    rates = [run.plan.rate for run in found.points]
+    assert rates == sorted(rates)
+    assert len(told) == len(found.runs) > 10
+
+
+def test_a_rate_that_fails_below_one_that_passes_is_measured_again():
+    class Disturbed(Queue):
+        async def run(self, plan: LoadPlan) -> LoadReport:
+            report = await super().run(plan)
+            if len(self.plans) != 4:  # the second step of the ladder, the first time
+                return report
+            return msgspec.structs.replace(report, in_time=report.in_time // 2)
+
+    queue = Disturbed()
+    found = asyncio.run(sweep(queue, plan_at(rate=None, slo_ms=100), lambda _: None))
+    assert queue.plans[3] in queue.plans[4:]
+    assert found.within_slo == pytest.approx(80, rel=0.05)
+
+
+def test_a_sweep_without_an_slo_climbs_the_ladder_only():
+    found, _ = swept()
+    assert (len(found.points), found.within_slo) == (8, None)
+
+
+def test_a_sweep_climbs_on_where_its_requests_in_flight_do_not_saturate_the_server():
+    class Far(Queue):
+        CAPACITY = 400.0
+        SECONDS = 0.3
+
+    found = asyncio.run(sweep(Far(), plan_at(rate=None, slo_ms=1000), lambda _: None))
+    assert found.closed.images_per_second == pytest.approx(16 / 0.3, rel=0.05)
+    assert found.saturation == pytest.approx(400, rel=0.05)
+    assert found.within_slo == pytest.approx(400, rel=0.05)
+
+
+def test_a_sweep_over_some_files_that_are_no_images_knows_what_the_server_keeps_up_with():
+    class Half(Queue):
+        async def run(self, plan: LoadPlan) -> LoadReport:
+            report = await super().run(plan)
+            half = msgspec.structs.replace(report.answers, mean=report.answers.mean / 2)
+            errors = {"not_an_image": report.answered // 2}
+            return msgspec.structs.replace(report, answers=half, image_errors=errors)
+
+    found = asyncio.run(sweep(Half(), plan_at(rate=None), lambda _: None))
+    assert found.kept_up_with == pytest.approx(80, rel=0.06)
+
+
+def test_a_sweep_that_never_meets_its_slo_ends_where_it_could_not_tell_any_more():
+    found, told = swept(slo_ms=10)
+    assert found.within_slo is None
+    assert found.points[0].plan.rate * 10 >= 50
+    assert len(told) < 16
+
+
+def test_unusable_images_are_no_reason_to_end_a_climb_but_a_busy_client_is():
+    class Far(Queue):
+        CAPACITY, SECONDS = 400.0, 0.3
+
+        def __init__(self, kind: str) -> None:
+            super().__init__()
+            self.kind = kind
+
+        async def run(self, plan: LoadPlan) -> LoadReport:
+            report = await super().run(plan)
+            return msgspec.structs.replace(report, doubts=(Doubt(kind=self.kind, text="so"),))
+
+    def highest(kind: str) -> float:
+        found = asyncio.run(sweep(Far(kind), plan_at(rate=None), lambda _: None))
+        return found.points[-1].plan.rate
+
+    assert highest("unusable") == highest("server_unseen") > 400
+    assert highest("client_busy") == pytest.approx(2 * 16 / 0.3, rel=0.05)
+
+
+def test_of_several_doubts_of_a_kind_the_worst_is_told():
+    runs = [load_report([50.0] * 200, rate=rate, lag_ms=ms) for rate, ms in ((20, 90), (40, 30))]
+    (told,) = doubts_told(runs)
+    assert told.startswith("at 20 requests/s (poisson): one request in a hundred was sent 90 ms")
+    assert told.endswith("(and at 1 other rate)")
+
+
+def test_a_rate_is_held_between_what_passed_and_what_failed():
+    found, _ = swept(slo_ms=100)
+    assert found.within_slo < found.beyond_slo <= found.within_slo * 1.06
+    assert found.kept_up_with < found.not_kept_up_with
+    low, high = found.saturation_interval
+    assert low < found.saturation < high
+    slow, _ = swept(slo_ms=10)
+    assert slow.beyond_slo == min(run.offered_images_per_second for run in slow.points)
