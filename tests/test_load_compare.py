@@ -141,8 +141,10 @@ def test_results_that_are_lost_or_damaged_are_named(tmp_path):
     whole = (tmp_path / JSON_NAME).read_bytes()
     for damaged in (b"", whole[:-10], b"[]", whole.replace(b'"sent"', b'"send"')):
         (tmp_path / JSON_NAME).write_bytes(damaged)
-        with pytest.raises(DamagedFile, match=r"load\.json is no result of a load test"):
+        with pytest.raises(
+            DamagedFile, match=r"load\.json is not a result of a load test of format 1"
+        ):
             read_results(tmp_path)
-    (tmp_path / JSON_NAME).write_bytes(whole.replace(b'"format": 1', b'"format": 99'))
-    with pytest.raises(DamagedFile, match="has format 99; this program reads 1"):
+    (tmp_path / JSON_NAME).write_bytes(b'{"format": 99, "of": "another time"}')
+    with pytest.raises(DamagedFile, match="has format 99; this packshot reads format 1: update"):
         read_results(tmp_path)

@@ -12,6 +12,7 @@ from packshot.load.report import LoadReport, report_text
 from packshot.load.served import Served
 from packshot.load.sweep import Sweep
 from packshot.machine import Machine
+from packshot.record import decode_record
 from packshot.tables import table
 
 FORMAT = 1
@@ -49,14 +50,12 @@ def read_results(path: Path) -> Results:
     """A load.json, or the folder that holds it. Raises NotFound or DamagedFile."""
     file = path / JSON_NAME if path.is_dir() else path
     try:
-        found = msgspec.json.decode(file.read_bytes(), type=Results)
+        content = file.read_bytes()
     except FileNotFoundError:
         raise NotFound(f"{file}: no such file; `packshot load --out FOLDER` writes one") from None
-    except (OSError, msgspec.DecodeError) as error:
-        raise DamagedFile(f"{file} is no result of a load test: {error}") from error
-    if found.format != FORMAT:
-        raise DamagedFile(f"{file} has format {found.format}; this program reads {FORMAT}")
-    return found
+    except OSError as error:
+        raise DamagedFile(f"{file} cannot be read: {error.strerror}") from error
+    return decode_record(content, Results, path=file, what="result of a load test", reads=FORMAT)
 
 
 def write_results(folder: Path, results: Results, page: str) -> None:
