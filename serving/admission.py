@@ -32,6 +32,7 @@ class Ticket:
 
     `encoded`: those of its images that a lane decodes; `size`: its bytes. Its owner sets `answered`
     when every image of it got an answer. `late`: an image was given up as it would be too late.
+    `stages`: what its images went through.
     """
 
     priority: Priority
@@ -51,6 +52,10 @@ class Ticket:
 
     def __post_init__(self) -> None:
         self.urgency = (self.priority, self.deadline)
+
+    def not_pending(self) -> None:
+        """One image fewer: it runs, or never will."""
+        self.pending -= 1
 
 
 class Admission:

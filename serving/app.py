@@ -31,7 +31,7 @@ from serving.metrics import Metrics
 from serving.models import Models
 from serving.pipeline import Pipeline
 from serving.reload import Reloader
-from serving.scheduler import CLOSE_TIMEOUT_SECONDS
+from serving.scheduler import HANGS_SECONDS
 from serving.settings import Settings
 from serving.signals import StopSignals
 from serving.version import EngineChoice
@@ -133,7 +133,7 @@ class App:
     @property
     def left_behind(self) -> bool:
         """An engine hangs in a thread that cannot be ended."""
-        return any(model.scheduler.lanes.running for model in self._models)
+        return self._models.left_behind
 
     @property
     def still_loading(self) -> bool:
@@ -197,7 +197,7 @@ class App:
         await self._reloader.stop()
         await self._loader.close()
         # A run that takes longer counts as hung: it is left behind.
-        await self._models.close(min(self._settings.hang_seconds, CLOSE_TIMEOUT_SECONDS))
+        await self._models.close(min(self._settings.hang_seconds, HANGS_SECONDS))
         self._decoders.close()
         self._liveness.stop()
         if self._traces is not None:

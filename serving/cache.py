@@ -1,7 +1,7 @@
 """Answers to images that were seen before, the least recently used forgotten first. Off by default.
 
-The key is the image's content, with the model, its version and its engine: another version never
-answers from what this one said.
+The key is the image's content, with the model as it was loaded and its engine: another version, or
+the same one loaded anew, never answers from what this one said.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ class Cache:
         self._answers: OrderedDict[Key, Answer] = OrderedDict()
         self._bytes = 0
 
-    def key(self, model: str, version: int, engine: str, content: bytes, kind: bool) -> Key:
-        """`kind` tells pixels from files: the same bytes mean something else."""
+    def key(self, model: int, engine: str, content: bytes, *, is_pixels: bool) -> Key:
+        """`model`: the number of the `Model`. The same bytes as a file mean something else."""
         if not self._max_bytes:
             return ()
-        return (model, version, engine, kind, hashlib.sha256(content).digest())
+        return (model, engine, is_pixels, hashlib.sha256(content).digest())
 
     def get(self, key: Key) -> Answer | None:
         if not self._max_bytes:

@@ -1,7 +1,9 @@
 """The lanes of an engine: threads that decode and run batches, and how long they take."""
 
+import asyncio
 import itertools
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -41,6 +43,7 @@ class Lanes:
         self.utilisation = Utilisation(engine.lanes, clock)
         self._clock = clock
         self._started: dict[int, float] = {}  # number of a batch -> when it began
+        self._left_behind = False
         self._numbers = itertools.count()
         self._threads = Threads(engine.lanes, f"{engine.name}-lane")
 
@@ -63,20 +66,24 @@ class Lanes:
             self._in_thread, pictures, alone, ended=partial(self._ended, number, width)
         )
 
-    def close(self) -> None:
-        """Closes the engine; one that hangs in a run is left alone, as its memory is in use."""
+    async def close(self) -> None:
+        """Closes the engine; one that hangs in a run only after that, as its memory is in use."""
         self._threads.close()
         if self._started:
+            self._left_behind = True
             log.error(
                 "engine %s still runs after %.1f s: left behind",
                 self.engine.name, self.longest_run(),
             )  # fmt: skip
             return
-        self.engine.close()
+        await asyncio.to_thread(self.engine.close)
 
     def _ended(self, number: int, width: int) -> None:
         del self._started[number]
         self.utilisation.add(-width)
+        if self._left_behind and not self._started:
+            log.warning("engine %s, left behind, has come back: closed", self.engine.name)
+            threading.Thread(target=self.engine.close, daemon=True).start()
 
     def _in_thread(self, pictures: Sequence[Picture], alone: bool) -> Outcome:
         found = [self._decode(picture) for picture in pictures]

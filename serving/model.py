@@ -1,7 +1,8 @@
 """A served model: one version of a bundle, the engine that answers for it, and its queue."""
 
+import itertools
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -13,15 +14,21 @@ from serving.scheduler import FAILURES_TO_REPLACE, Scheduler
 
 log = logging.getLogger("packshot.model")
 
+_numbers = itertools.count()
+
 
 @dataclass(eq=False, kw_only=True)
 class Model:
-    """What answers requests. `opened`: the engine in use, and those refused before it."""
+    """What answers requests. `opened`: the engine in use, and those refused before it.
+
+    `number`: of its own, as a version can be loaded twice, and be another the second time.
+    """
 
     bundle: Bundle
     opened: Opened
     scheduler: Scheduler
     metrics: ModelMetrics
+    number: int = field(default_factory=lambda: next(_numbers))
 
     @property
     def manifest(self) -> Manifest:

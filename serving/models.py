@@ -18,7 +18,7 @@ class Models:
         self.rejected: dict[str, dict[str, str]] = {}  # model -> version that did not pass -> why
         self.loading: set[str] = set()  # names of those to come
         self._serving: dict[str, Model] = {}
-        self._draining: set[asyncio.Task[None]] = set()
+        self._draining: dict[Model, asyncio.Task[None]] = {}
 
     def __iter__(self) -> Iterator[Model]:
         return iter(list(self._serving.values()))
@@ -52,9 +52,12 @@ class Models:
         model.start_serving()
         log.info("%s: version %d serves, engine %s", model.name, model.version, model.engine)
         if old is not None:
-            drain = asyncio.create_task(old.scheduler.close())
-            self._draining.add(drain)
-            drain.add_done_callback(self._draining.discard)
+            self._draining[old] = asyncio.create_task(self._drain(old))
+
+    async def _drain(self, old: Model) -> None:
+        await old.scheduler.close()
+        if not old.scheduler.left_behind:
+            del self._draining[old]
 
     def trouble(self, hang_seconds: float) -> str | None:
         """Why a restart would help, if it would; may be asked from any thread."""
@@ -66,11 +69,21 @@ class Models:
         out = (model for model in self if model.scheduler.being_replaced)
         return next((f"engine {m.engine} of {m.name} is being replaced" for m in out), None)
 
-    async def close(self, timeout_seconds: float) -> None:
-        """Answers what was let in, then closes every engine but one that runs on for so long."""
-        closing = [asyncio.create_task(model.scheduler.close(timeout_seconds)) for model in self]
-        if everything := {*closing, *self._draining}:
-            await asyncio.wait(everything)
+    @property
+    def left_behind(self) -> bool:
+        """An engine hangs in a thread that cannot be ended."""
+        return any(model.scheduler.left_behind for model in (*self, *self._draining))
+
+    async def close(self, hangs_seconds: float) -> None:
+        """Answers what was let in, then closes every engine but one that is in a run for so long.
+
+        Versions that were replaced before have had their time: for them it waits no longer.
+        """
+        closing = [asyncio.create_task(model.scheduler.close(hangs_seconds)) for model in self]
+        if closing:
+            await asyncio.wait(closing)
+        if self._draining:
+            await asyncio.wait(self._draining.values(), timeout=hangs_seconds)
 
     def _listed(self) -> str:
         return ", ".join(self.names)

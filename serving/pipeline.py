@@ -9,8 +9,6 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from packshot.errors import (
     DeadlineExceeded,
@@ -20,17 +18,14 @@ from packshot.errors import (
     Unavailable,
 )
 from packshot.image import ImageLimits, load_pixels, read_pixels
-from packshot.prediction import Logits, probabilities
 from serving.admission import Priority, Ticket
 from serving.cache import Cache
 from serving.decoding import DecodePool
 from serving.engines import Answer
 from serving.lanes import Picture
 from serving.model import Model
-from serving.ranking import Classified, Ranking, ranked
+from serving.results import Answers
 from serving.stages import Stage
-
-ROOM_SECONDS = 0.02  # between two looks for room
 
 T = TypeVar("T")
 
@@ -63,21 +58,6 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
 IN_STREAM = Terms(timeout_seconds=math.inf, call_ends=True, priority=Priority.BULK)
 """Of an image in a stream, whose call ends it. What has a deadline goes before it."""
-
-
-class Answers(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer per image, in order, and the engine that gave them."""
-
-    images: list[Answer | ImageError]
-    engine: str
-
-
-class Tensors(msgspec.Struct, frozen=True, kw_only=True):
-    """The answers to N images: float32 [N, classes], [N, classes] and [N, features]."""
-
-    logits: Logits
-    probabilities: npt.NDArray[np.float32]
-    embedding: npt.NDArray[np.float32]
 
 
 class Pipeline:
@@ -115,25 +95,27 @@ class Pipeline:
         self.check_count(len(images))
         started, engine = time.monotonic(), model.engine
         keys = [
-            self._cache.key(model.name, model.version, engine, one.content, one.is_pixels)
+            self._cache.key(model.number, engine, one.content, is_pixels=one.is_pixels)
             for one in images
         ]
-        answers: list[Answer | ImageError | None] = [self._cache.get(key) for key in keys]
-        missing = [number for number, answer in enumerate(answers) if answer is None]
-        if missing:
-            wanted = [images[number] for number in missing]
-            found = await self._run(model, wanted, terms, [] if stages is None else stages, let_in)
-            for number, one in zip(missing, found.images, strict=True):
-                answers[number] = one
+        kept = [self._cache.get(key) for key in keys]
+        wanted = [image for image, answer in zip(images, kept, strict=True) if answer is None]
+        if wanted:
+            found = await self._run(model, wanted, terms, stages, let_in)
+            run, same_engine = iter(found.images), found.engine == engine
+            answers = [next(run) if answer is None else answer for answer in kept]
+            for key, one in zip(keys, answers, strict=True):
                 # Another engine may have taken over since the key was made.
-                if keys[number] and isinstance(one, Answer) and found.engine == engine:
-                    self._cache.put(keys[number], one)
+                if key and same_engine and isinstance(one, Answer):
+                    self._cache.put(key, one)
             engine = found.engine
+        else:
+            answers = [answer for answer in kept if answer is not None]
         model.metrics.stage("total", time.monotonic() - started)
-        return Answers(images=[a for a in answers if a is not None], engine=engine)
+        return Answers(images=answers, engine=engine)
 
     async def answer_when_free(
-        self, find: Callable[[], Model], image: SentImage, turn: Turn
+        self, find: Callable[[], Model], image: SentImage, turn: Turn, stages: list[Stage]
     ) -> tuple[Model, Answers]:
         """Like `answer` for one bulk image without a deadline, by the model that `find` gives.
 
@@ -142,57 +124,17 @@ class Pipeline:
         """
         while True:
             model = find()
-            while not model.scheduler.has_room(images=1, size=len(image.content)):
-                await asyncio.sleep(ROOM_SECONDS)
-                model = find()
+            await model.scheduler.room(images=1, size=len(image.content))
+            if find() is not model:  # another version came while it waited
+                continue
             try:
-                return model, await self.answer(model, [image], IN_STREAM, let_in=turn.leave)
+                found = await self.answer(model, [image], IN_STREAM, stages, let_in=turn.leave)
+                return model, found
             except Overloaded:
                 await turn.take()
             except Unavailable:
                 if find() is model:
                     raise
-
-    def classified(
-        self, model: Model, answer: Answer | ImageError, ranking: Ranking
-    ) -> Classified | ImageError:
-        """`ranked`, counted."""
-        if isinstance(answer, ImageError):
-            model.metrics.answered(answer.reason)
-            return answer
-        found = ranked(answer.logits, model.manifest, ranking)
-        model.metrics.answered("ok")
-        model.metrics.top_probability.observe(found.predictions[0].probability)
-        if found.abstained:
-            model.metrics.abstained.inc()
-        return found
-
-    def embedding(
-        self, model: Model, answer: Answer | ImageError, *, normalize: bool
-    ) -> npt.NDArray[np.float32] | ImageError:
-        """float32 [features], of length 1 (L2) if `normalize` and not all zero; counts it."""
-        if isinstance(answer, ImageError):
-            model.metrics.answered(answer.reason)
-            return answer
-        model.metrics.answered("ok")
-        length = float(np.linalg.norm(answer.embedding)) if normalize else 1.0
-        return answer.embedding / np.float32(length or 1.0)
-
-    def tensors(self, model: Model, answers: Answers) -> Tensors:
-        """What all images got; counts it. Raises ImageError if one of them could not be used."""
-        unusable = {n: one for n, one in enumerate(answers.images) if isinstance(one, ImageError)}
-        for error in unusable.values():
-            model.metrics.answered(error.reason)
-        for number, error in unusable.items():
-            told = f"images[{number}] cannot be used: {error.reason}: {error}"
-            raise ImageError(error.reason, told)
-        found = [answer for answer in answers.images if isinstance(answer, Answer)]
-        logits, embedding = (np.stack(rows) for rows in zip(*found, strict=True))
-        shares = probabilities(logits, model.manifest.temperature).astype(np.float32)
-        for best in shares.max(axis=1).tolist():
-            model.metrics.answered("ok")
-            model.metrics.top_probability.observe(best)
-        return Tensors(logits=logits, probabilities=shares, embedding=embedding)
 
     def check_count(self, images: int) -> None:
         """Raises InvalidInput for a number of images that a request may not have."""
@@ -207,7 +149,7 @@ class Pipeline:
         model: Model,
         images: Sequence[SentImage],
         terms: Terms,
-        stages: list[Stage],
+        stages: list[Stage] | None,
         let_in: Callable[[], None],
     ) -> Answers:
         timeout_seconds = terms.timeout_seconds
@@ -222,8 +164,8 @@ class Pipeline:
             encoded=encoded if in_lanes else 0,
             decode_seconds=0.0 if in_lanes else self._decoders.predict_seconds(encoded),
             priority=terms.priority,
+            stages=stages,
         ) as ticket:
-            ticket.stages = stages
             let_in()
             try:
                 async with nullcontext() if terms.call_ends else asyncio.timeout(timeout_seconds):
@@ -237,7 +179,7 @@ class Pipeline:
         try:
             picture = await self._picture(model, ticket, image)
         except ImageError as error:
-            ticket.pending -= 1  # it will never reach the queue
+            ticket.not_pending()  # it will never reach the queue
             return error
         try:
             return await model.scheduler.submit(ticket, picture)

@@ -7,9 +7,10 @@ Several lanes share what waits evenly: on a CPU two half batches on two cores be
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from packshot.errors import Overloaded, PackshotError, ServiceFailed, Unavailable
 from serving.admission import RETRY_AFTER_SECONDS, Admission, Priority, Ticket, Urgency
@@ -22,17 +23,22 @@ from serving.waiting import Item, Waiting
 
 log = logging.getLogger("packshot.scheduler")
 
-CLOSE_TIMEOUT_SECONDS = 30.0
+HANGS_SECONDS = 30.0  # an engine that is no longer wanted, in one run
 FAILURES_TO_REPLACE = 3
 COMPANY_FRESHNESS = 0.1  # about the last ten requests count
 
 
-@dataclass(kw_only=True)
+State = Literal["serving", "being_replaced", "closing", "closed"]
+"""being_replaced: the engine failed, and gets nothing until another is in its place."""
+
+
+@dataclass(kw_only=True, eq=False)
 class Batch:
     """Images that run together; `alone`: on all cores, as nothing else runs."""
 
     items: list[Item]
     alone: bool
+    ends_at: float = 0.0  # as predicted, once it runs
 
 
 class Scheduler:
@@ -61,13 +67,12 @@ class Scheduler:
             max_images=max_queued_images, max_bytes=max_queued_bytes, metrics=metrics, clock=clock
         )
         self._waiting = Waiting(metrics, clock)
-        self._until: dict[int, float] = {}  # number of a batch -> when it should end
+        self._running: set[Batch] = set()
         self._company = 0.0  # share of requests, of late, that met others
         self._work = asyncio.Event()
-        self._out = False
-        self._closing = False
-        self._ended = False
-        self._old: list[asyncio.Task[None]] = []  # lanes of engines that were replaced
+        self._changed = asyncio.Event()  # somebody left, or the state is another
+        self._state: State = "serving"
+        self._old: list[tuple[Lanes, asyncio.Task[None]]] = []  # of engines that were replaced
         self._start(engine, latency)
 
     def _start(self, engine: Engine, latency: LatencyModel) -> None:
@@ -86,17 +91,32 @@ class Scheduler:
 
     @property
     def being_replaced(self) -> bool:
-        """The engine failed, and gets nothing until another is in its place."""
-        return self._out
+        return self._state == "being_replaced"
+
+    @property
+    def left_behind(self) -> bool:
+        """An engine hangs in a thread that cannot be ended."""
+        return any(lanes.running for lanes in (self.lanes, *(old for old, _ in self._old)))
+
+    @property
+    def _closing(self) -> bool:
+        return self._state in ("closing", "closed")
+
+    def _become(self, state: State) -> None:
+        self._state = state
+        self._changed.set()
+        self._work.set()
 
     @property
     def images(self) -> int:
         """In progress: admitted, and neither answered nor shed."""
         return self._admission.images
 
-    def has_room(self, *, images: int, size: int) -> bool:
-        """Whether `admit` has something better to say than that it is full."""
-        return self._closing or self._out or self._admission.has_room(images=images, size=size)
+    async def room(self, *, images: int, size: int) -> None:
+        """Until `admit` has something better to say than that it is full."""
+        while self._state == "serving" and not self._admission.has_room(images=images, size=size):
+            self._changed.clear()
+            await self._changed.wait()
 
     @contextmanager
     def admit(
@@ -108,21 +128,23 @@ class Scheduler:
         encoded: int = 0,
         decode_seconds: float = 0.0,
         priority: Priority = Priority.INTERACTIVE,
+        stages: list[Stage] | None = None,
     ) -> Iterator[Ticket]:
         """Holds room for a request, of `size` bytes, while it is queued, decoded and run.
 
         `encoded`: images that a lane will decode; `decode_seconds`: how long the others will wait
-        for and be in the decoders before they come to the queue. Raises
-        Overloaded if there is no room or it cannot be answered by `deadline` (on the scheduler's
-        clock), Unavailable while the engine is being replaced and once the scheduler is closing.
+        for and be in the decoders before they come to the queue; `stages` is told what its images
+        went through. Raises Overloaded if there is no room or it cannot be answered by `deadline`
+        (on the scheduler's clock), Unavailable while the engine is being replaced and once the
+        scheduler is closing.
         """
         if self._closing:
             raise Unavailable("the server is draining: send the request to another")
-        if self._out:
+        if self.being_replaced:
             raise Unavailable(f"engine {self.engine.name} failed and is being replaced: try again")
         ticket = Ticket(
             priority=priority, deadline=deadline, images=images, encoded=encoded, size=size,
-            pending=images, admitted_at=self._clock(),
+            pending=images, admitted_at=self._clock(), stages=[] if stages is None else stages,
             predicted_seconds=decode_seconds
             + self.predict_seconds(images, (priority, deadline), encoded),
         )  # fmt: skip
@@ -134,6 +156,7 @@ class Scheduler:
             yield ticket
         finally:
             self._admission.let_out(ticket)
+            self._changed.set()
             if self._admission.empty:
                 self._work.set()  # a lane may be waiting for this to end
 
@@ -146,7 +169,7 @@ class Scheduler:
             return latency.decode_seconds(encoded) + latency.run_seconds(images, alone=True)
         lanes = 1 if self.engine.lanes_share else self.engine.lanes
         now = self._clock()
-        busy = sum(max(0.0, end - now) for end in self._until.values())
+        busy = sum(max(0.0, batch.ends_at - now) for batch in self._running)
         ahead, encoded_ahead = self._admission.ahead(urgency)
         work = latency.work_seconds(ahead + images) + latency.decode_seconds(
             encoded_ahead + encoded
@@ -162,7 +185,7 @@ class Scheduler:
         Raises ImageError (if a lane had to decode it), DeadlineExceeded, Overloaded (shed),
         ServiceFailed or Unavailable.
         """
-        if self._ended:
+        if self._state == "closed":
             raise Unavailable("the server is shutting down")
         if ticket.shed:
             raise _shed()
@@ -178,33 +201,28 @@ class Scheduler:
             return
         old, serving = self.lanes, self._serving
         self._start(engine, latency)
-        self._out = False
-        self._work.set()  # the old lanes see that they have been replaced, and end
-        self._old.append(asyncio.create_task(_end_lanes(old, serving, CLOSE_TIMEOUT_SECONDS)))
+        self._become("serving")  # the old lanes see that they have been replaced, and end
+        self._old.append((old, asyncio.create_task(_end_lanes(old, serving, HANGS_SECONDS))))
 
     def carry_on(self) -> None:
         """The failing engine goes on, as there is no other."""
-        self._out = False
-        self._work.set()
+        if self.being_replaced:
+            self._become("serving")
 
-    async def close(self, timeout_seconds: float = CLOSE_TIMEOUT_SECONDS) -> None:
-        """Answers what was admitted, then ends the lanes and closes the engine."""
-        self._closing = True
-        if self._out:  # nobody will come to replace the engine
-            self.carry_on()
-        self._work.set()
-        await _end_lanes(self.lanes, self._serving, timeout_seconds)
-        self._ended = True
-        for item in self._waiting:
-            if not item.answer.done():
-                item.answer.set_exception(Unavailable("the server is shutting down"))
+    async def close(self, hangs_seconds: float = HANGS_SECONDS) -> None:
+        """Answers what was admitted, however long that takes, and closes the engine.
+
+        One that is in a single run for `hangs_seconds` is left behind; what it had is failed.
+        """
+        self._become("closing")  # also if the engine is out: nobody will come to replace it
+        await _end_lanes(self.lanes, self._serving, hangs_seconds)
+        self._become("closed")
+        _fail(self._waiting, lambda: Unavailable("the server is shutting down"))
         if self._old:
-            await asyncio.wait(self._old)
+            await asyncio.wait({ending for _, ending in self._old})
 
     def _fail_queued(self, ticket: Ticket) -> None:
-        for item in self._waiting:
-            if item.ticket is ticket and not item.answer.done():
-                item.answer.set_exception(_shed())
+        _fail((item for item in self._waiting if item.ticket is ticket), _shed)
 
     async def _serve_lane(self, lanes: Lanes) -> None:
         while batch := await self._next_batch(lanes):
@@ -215,7 +233,7 @@ class Scheduler:
         lanes.idle += 1
         try:
             while lanes is self.lanes and not (self._closing and self._admission.empty):
-                if not self._out and (batch := self._form_batch(lanes)).items:
+                if not self.being_replaced and (batch := self._form_batch(lanes)).items:
                     return batch
                 self._work.clear()
                 await self._work.wait()
@@ -258,8 +276,8 @@ class Scheduler:
     async def _run(self, lanes: Lanes, batch: Batch) -> None:
         started, size = self._clock(), len(batch.items)
         pictures = [item.picture for item in batch.items]
-        number = batch.items[0].number
-        self._until[number] = started + self._predict_batch(batch)
+        batch.ends_at = started + self._predict_batch(batch)
+        self._running.add(batch)
         try:
             outcome = await lanes.run(pictures, alone=batch.alone)
         except Exception:
@@ -267,8 +285,11 @@ class Scheduler:
             log.exception("engine %s failed on a batch of %d", lanes.engine.name, size)
             self._failed(lanes, batch)
             return
+        except asyncio.CancelledError:
+            _fail(batch.items, lambda: ServiceFailed("the engine hangs"))
+            raise
         finally:
-            del self._until[number]
+            self._running.discard(batch)
         if outcome.ran is not None:
             lanes.failures_in_a_row = 0
             self._learn(lanes, batch, outcome)
@@ -308,24 +329,33 @@ class Scheduler:
 
     def _failed(self, lanes: Lanes, batch: Batch) -> None:
         self._metrics.engine_failed(lanes.engine.name)
-        for item in batch.items:
-            if not item.answer.done():
-                item.answer.set_exception(ServiceFailed("the engine failed"))
+        _fail(batch.items, lambda: ServiceFailed("the engine failed"))
         lanes.failures_in_a_row += 1
         in_service = lanes is self.lanes and not self._closing
         if in_service and lanes.failures_in_a_row == FAILURES_TO_REPLACE:
-            self._out = True
+            self._become("being_replaced")
             self._on_failing()
 
 
 async def _end_lanes(
-    lanes: Lanes, serving: "list[asyncio.Task[None]]", timeout_seconds: float
+    lanes: Lanes, serving: "list[asyncio.Task[None]]", hangs_seconds: float
 ) -> None:
-    """Waits for the runs in progress, at most so long; closes the engine."""
-    _, hanging = await asyncio.wait(serving, timeout=timeout_seconds)
-    for lane in hanging:
+    """Waits until they have nothing more to do, or are in one run for so long."""
+    busy = set(serving)
+    while busy and (left := hangs_seconds - lanes.longest_run()) > 0:
+        _, busy = await asyncio.wait(busy, timeout=left)
+    for lane in busy:
         lane.cancel()
-    await asyncio.to_thread(lanes.close)
+    if busy:
+        await asyncio.wait(busy)
+    await lanes.close()
+
+
+def _fail(items: Iterable[Item], error: Callable[[], PackshotError]) -> None:
+    """Those that nobody has answered, each with an error of its own: a raised one has a history."""
+    for item in items:
+        if not item.answer.done():
+            item.answer.set_exception(error())
 
 
 def _shed() -> Overloaded:

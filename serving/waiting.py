@@ -59,7 +59,7 @@ class Waiting:
         """The most urgent."""
         items = [heapq.heappop(self._items) for _ in range(min(most, len(self._items)))]
         for item in items:
-            item.ticket.pending -= 1
+            item.ticket.not_pending()
         return items
 
     def take_in_time(self, most: int, latency: LatencyModel) -> list[Item]:
@@ -107,7 +107,7 @@ class Waiting:
         heapq.heapify(self._items)
 
     def _drop(self, item: Item, soonest: float) -> None:
-        item.ticket.pending -= 1
+        item.ticket.not_pending()
         # A caller is told of its deadline by its own clock too: cancelled at it is expired.
         cancelled = item.answer.done() and item.ticket.deadline >= soonest
         item.ticket.late |= not cancelled

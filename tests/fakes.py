@@ -34,7 +34,11 @@ class FakeEngine:
         self.entered = threading.Semaphore(0)
         self.failures_left = 0
         self.lose_a_row_next = False
-        self.closed = False
+        self.closing = threading.Event()
+
+    @property
+    def closed(self) -> bool:
+        return self.closing.is_set()
 
     def run(self, images: Images, *, alone: bool = False) -> Answer:
         self.batches.append(len(images))
@@ -51,7 +55,7 @@ class FakeEngine:
         return Answer(logits, logits)
 
     def close(self) -> None:
-        self.closed = True
+        self.closing.set()
 
 
 def image_of(value: int) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Answers to images seen before: what is kept, what is forgotten, what it may be used for."""
 
+import shutil
+
 import numpy as np
 import pytest
 from processes import TIMEOUT, serving, until
@@ -27,7 +29,7 @@ def metrics():
 
 
 def key_of(cache: Cache, name: str) -> tuple[object, ...]:
-    return cache.key("colours", 1, "fp32", name.encode(), False)
+    return cache.key(1, "fp32", name.encode(), is_pixels=False)
 
 
 def kept_bytes(metrics: Metrics) -> float:
@@ -75,11 +77,11 @@ def test_it_keeps_the_row_and_not_the_batch(metrics):
 def test_everything_in_the_key_counts(metrics):
     cache = Cache(SIZE, metrics)
     keys = {
-        cache.key("colours", 1, "fp32", b"a", False), cache.key("shoes", 1, "fp32", b"a", False),
-        cache.key("colours", 2, "fp32", b"a", False), cache.key("colours", 1, "int8", b"a", False),
-        cache.key("colours", 1, "fp32", b"b", False), cache.key("colours", 1, "fp32", b"a", True),
+        cache.key(1, "fp32", b"a", is_pixels=False), cache.key(2, "fp32", b"a", is_pixels=False),
+        cache.key(1, "int8", b"a", is_pixels=False), cache.key(1, "fp32", b"b", is_pixels=False),
+        cache.key(1, "fp32", b"a", is_pixels=True),
     }  # fmt: skip
-    assert len(keys) == 6
+    assert len(keys) == 5
 
 
 def test_of_no_size_it_does_nothing(metrics):
@@ -124,6 +126,22 @@ def test_the_second_time_no_engine_runs(store):
         until(lambda: client.model().version == 2)
         assert client.classify(RED)[0].version == 2
         assert (server.metric(HIT), server.metric(runs)) == (4, 3), "another version looks anew"
+
+
+def test_a_number_that_is_given_again_does_not_bring_old_answers_back(store):
+    """Version 2 is withdrawn, and another one exported: it is version 2 again."""
+    tiny_bundle(store)
+    with (
+        serving("--models", store, "--cache-bytes", 1_000_000, "--reload-seconds", 0.05) as server,
+        Client(server.target, timeout_seconds=TIMEOUT) as client,
+    ):
+        client.classify(RED)
+        shutil.rmtree(store / "colours" / "2")
+        until(lambda: client.model().version == 1)
+        tiny_bundle(store)
+        until(lambda: client.model().version == 2)
+        client.classify(RED)
+        assert server.metric(HIT) == 0
 
 
 def test_pixels_are_not_taken_for_a_file_of_the_same_bytes(store):

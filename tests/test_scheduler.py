@@ -17,7 +17,7 @@ from packshot.errors import (
     Unavailable,
 )
 from serving.admission import Priority
-from serving.engines import Profile
+from serving.engines import Answer, Images, Profile
 from serving.latency import LatencyModel
 from serving.metrics import Metrics
 from serving.model import Model
@@ -248,12 +248,54 @@ def test_an_engine_that_hangs_does_not_hold_up_the_close_for_ever():
         scheduler = scheduler_of(engine, instant(1))
         running, waiting = await queued(scheduler, [1, 2])
         await entered(engine)
-        await scheduler.close(timeout_seconds=0.01)
+        await scheduler.close(hangs_seconds=0.01)
+        with pytest.raises(ServiceFailed, match="hangs"):
+            await running
         with pytest.raises(Unavailable):
             await waiting
+        assert scheduler.left_behind
         assert not engine.closed
-        running.cancel()
         engine.gate.set()
+        await asyncio.to_thread(engine.closing.wait)
+        assert not scheduler.left_behind
+
+    run(test)
+
+
+def test_an_engine_that_hangs_when_another_takes_over_fails_what_it_had(monkeypatch):
+    monkeypatch.setattr("serving.scheduler.HANGS_SECONDS", 0.01)
+
+    async def test():
+        old, new = FakeEngine(), FakeEngine()
+        old.gate.clear()
+        scheduler = scheduler_of(old, instant(1))
+        running, waiting = await queued(scheduler, [1, 2])
+        await entered(old)
+        scheduler.take_over(new, instant(1))
+        assert (await waiting)[0] == 2
+        with pytest.raises(ServiceFailed, match="hangs"):
+            await running
+        assert scheduler.left_behind
+        old.gate.set()
+        await asyncio.to_thread(old.closing.wait)
+        await scheduler.close()
+
+    run(test)
+
+
+def test_a_long_queue_is_no_reason_to_cut_a_version_off():
+    """It closes when all that was let in is answered: only a single run can take too long."""
+
+    class Slow(FakeEngine):
+        def run(self, images: Images, *, alone: bool = False) -> Answer:
+            time.sleep(0.2)
+            return super().run(images, alone=alone)
+
+    async def test():
+        scheduler = scheduler_of(Slow(), instant(1))
+        asked = await queued(scheduler, list(range(6)))
+        await scheduler.close(hangs_seconds=1.0)
+        assert [float((await one)[0]) for one in asked] == list(range(6))
 
     run(test)
 
@@ -707,17 +749,35 @@ def test_what_no_queue_could_hold_is_refused_for_good():
         engine = FakeEngine()
         engine.gate.clear()
         scheduler = scheduler_of(engine, instant(1), max_queued_bytes=1000)
-        assert scheduler.has_room(images=1, size=1000)
         never = scheduler.admit(images=1, deadline=LATER, size=1001)
         with pytest.raises(InvalidInput, match="1 images of 1001 bytes; at most"), never:
             pass
-        with scheduler.admit(images=1, deadline=LATER, size=600):
-            assert not scheduler.has_room(images=1, size=401)
-            assert scheduler.has_room(images=1, size=400)
-            assert scheduler.has_room(images=1, size=1001), "to be told that it never has"
         engine.gate.set()
         await scheduler.close()
-        assert scheduler.has_room(images=1, size=1), "to be told that it is closed"
+
+    run(test)
+
+
+def test_room_is_waited_for_until_there_is_something_else_to_be_told():
+    async def test():
+        scheduler = scheduler_of(FakeEngine(), instant(1), max_queued_bytes=1000)
+
+        def room(size: int) -> "asyncio.Task[None]":
+            return asyncio.create_task(scheduler.room(images=1, size=size))
+
+        with scheduler.admit(images=1, deadline=LATER, size=600):
+            await room(400)
+            await room(1001)  # to be told that it never has
+            waiting = [room(401), room(1000)]
+            await asyncio.sleep(0)
+            assert not any(one.done() for one in waiting)
+        await asyncio.gather(*waiting)
+        with scheduler.admit(images=1, deadline=LATER, size=1000):
+            waiting = [room(1), room(2)]
+            await asyncio.sleep(0)
+            closing = asyncio.create_task(scheduler.close())
+            await asyncio.gather(*waiting)  # to be told that it is closed
+        await closing
 
     run(test)
 

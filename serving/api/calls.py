@@ -17,6 +17,8 @@ from serving.stages import Stage
 if TYPE_CHECKING:
     from serving.traces import Traces
 
+STREAM_STAGES = 192  # of 64 images
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -55,8 +57,15 @@ class Call:
         self.model, self.version = model.name, model.version
         self.images += images
 
+    def went_through(self, stages: list[Stage]) -> None:
+        """What images of a stream did: only of its first, as it may never end."""
+        if len(self.stages) < STREAM_STAGES:
+            self.stages += stages
+
     def milliseconds(self, stage: str) -> float | None:
-        """The longest that one of its images was in a stage; None if none was."""
+        """The longest that one of its images was in a stage; None if none was, or in a stream."""
+        if self.kind != "unary":
+            return None
         spent = [one.ended - one.started for one in self.stages if one.name == stage]
         return round(max(spent) * 1000, 3) if spent else None
 

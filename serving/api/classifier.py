@@ -13,8 +13,10 @@ from serving.api.streaming import Turn, Window, in_turns
 from serving.engines import Answer
 from serving.model import Model
 from serving.models import Models
-from serving.pipeline import Answers, Pipeline, SentImage, Terms
+from serving.pipeline import Pipeline, SentImage, Terms
 from serving.ranking import Ranking
+from serving.results import Answers, classified, embedding
+from serving.stages import Stage
 
 PRIORITIES = {pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE, pb.PRIORITY_BULK: Priority.BULK}
 STREAM_WINDOW = 64  # images of one stream that are in the server at a time
@@ -113,12 +115,15 @@ class Classifier(ClassifierServicer):
         self, request: pb.ClassifyStreamRequest, turn: Turn, call: Call
     ) -> pb.ClassifyStreamResponse:
         """Whatever happens to one image is told in its answer; the stream goes on."""
-        response = pb.ClassifyStreamResponse(id=request.id)
+        response, stages = pb.ClassifyStreamResponse(id=request.id), list[Stage]()
         try:
             call.asks(self._models.named(request.model), 1)
             ranking = _ranking(request)
             model, answers = await self._pipeline.answer_when_free(
-                lambda: self._models.named(request.model), _sent_image(request.image), turn
+                lambda: self._models.named(request.model),
+                _sent_image(request.image),
+                turn,
+                stages,
             )
             response.model, response.version = model.name, model.version
             response.engine = answers.engine
@@ -127,6 +132,7 @@ class Classifier(ClassifierServicer):
         except Exception as error:
             response.ClearField("result")  # an error stands alone
             response.result.error.CopyFrom(_stream_error(call, error))
+        call.went_through(stages)
         return response
 
     def _tell(
@@ -138,7 +144,7 @@ class Classifier(ClassifierServicer):
         include_logits: bool,
     ) -> None:
         """Fills in the result: messages made by themselves would be copied, by being serialised."""
-        found = self._pipeline.classified(model, answer, ranking)
+        found = classified(model, answer, ranking)
         if isinstance(found, ImageError):
             result.error.CopyFrom(_image_error(found))
             return
@@ -151,7 +157,7 @@ class Classifier(ClassifierServicer):
     def _embedding(
         self, model: Model, answer: Answer | ImageError, normalize: bool
     ) -> pb.EmbedResult:
-        found = self._pipeline.embedding(model, answer, normalize=normalize)
+        found = embedding(model, answer, normalize=normalize)
         if isinstance(found, ImageError):
             return pb.EmbedResult(error=_image_error(found))
         return pb.EmbedResult(embedding=found.tolist())

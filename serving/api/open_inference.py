@@ -19,6 +19,7 @@ from serving.api.tensors import images_of, quoted
 from serving.model import Model
 from serving.models import Models
 from serving.pipeline import Pipeline
+from serving.results import tensors
 from serving.stages import Stage
 
 STREAM_WINDOW = 64  # requests of one stream that are in the server at a time
@@ -117,7 +118,7 @@ class OpenInference(GRPCInferenceServiceServicer):
         request: pb.ModelInferRequest,
         call: Call,
         timeout_seconds: float | None,
-        stages: list[Stage] | None,
+        stages: list[Stage],
     ) -> pb.ModelInferResponse:
         model = self._named(request.model_name, request.model_version)
         wanted, allowed = wanted_outputs(request), terms(request.parameters, timeout_seconds)
@@ -125,28 +126,31 @@ class OpenInference(GRPCInferenceServiceServicer):
         call.asks(model, len(images))
         answers = await self._pipeline.answer(model, images, allowed, stages)
         call.engine = answers.engine
-        tensors = self._pipeline.tensors(model, answers)
+        found = tensors(model, answers)
         response = pb.ModelInferResponse(
             model_name=model.name, model_version=str(model.version), id=request.id
         )
         response.parameters["engine"].string_param = answers.engine
         for one in wanted:
-            add_output(response, one, tensors, model.manifest.labels)
+            add_output(response, one, found, model.manifest.labels)
         return response
 
     async def _answer_in_stream(
         self, request: pb.ModelInferRequest, call: Call
     ) -> pb.ModelStreamInferResponse:
         """Whatever happens to one request is told in its answer; the stream goes on."""
+        stages: list[Stage] = []
         try:
             # The stream's own deadline covers it all; each request has its own or the server's.
-            answer = await self._infer(request, call, None, None)
+            answer = await self._infer(request, call, None, stages)
             return pb.ModelStreamInferResponse(infer_response=answer)
         except Exception as error:
             return pb.ModelStreamInferResponse(
                 error_message=_in_words(call, error),
                 infer_response=pb.ModelInferResponse(id=request.id),
             )
+        finally:
+            call.went_through(stages)
 
     def _named(self, name: str, version: str) -> Model:
         model = self._models.named(name)

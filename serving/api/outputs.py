@@ -11,7 +11,7 @@ from packshot.errors import InvalidInput
 from packshot.oip import open_inference_pb2 as pb
 from serving.api.parameters import whole_number
 from serving.api.tensors import LENGTH_BYTES, quoted
-from serving.pipeline import Tensors
+from serving.results import Tensors
 
 PROBABILITIES = "probabilities"
 CLASSIFYING = (LOGITS, PROBABILITIES)  # what labels belong to
