@@ -27,13 +27,14 @@ OF_ROOT = "lost+found"
 
 
 def model_names(store: Path) -> list[str]:
-    """Names of the models that have at least one version.
+    """Names of the models that have at least one version; hidden folders are none.
 
     Raises NotFound without a store, DamagedFile if it may not be read.
     """
     if not store.is_dir():
         raise NotFound(f"no model store at {store}: run `make export`, or name another folder")
-    return [path.name for path in _folders(store) if path.name != OF_ROOT and versions(path)]
+    named = (path for path in _folders(store) if not path.name.startswith("."))
+    return [path.name for path in named if path.name != OF_ROOT and versions(path)]
 
 
 def versions(model: Path) -> list[int]:

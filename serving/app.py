@@ -125,7 +125,7 @@ class App:
         http, _ = await self._listen()
         try:
             await self._reloader.load_all()
-            return table(self._models), not self._models.rejected
+            return table(self._models), not any(self._models.rejected.values())
         finally:
             await self._close(StopSignals())
             http.close()

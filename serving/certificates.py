@@ -1,7 +1,9 @@
 """TLS: the server's certificate, checked before it serves and renewed without a restart."""
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +46,14 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     client_ca_expires: float | None
 
 
+class TooEarly(InvalidInput):
+    """It will be valid at `starts`, in seconds since 1970: clocks differ by a little."""
+
+    def __init__(self, text: str, *, starts: float) -> None:
+        super().__init__(text)
+        self.starts = starts
+
+
 class Certificates:
     """The certificate that serves. gRPC asks for it before each handshake, from its own threads."""
 
@@ -53,6 +63,7 @@ class Certificates:
         self._metrics = metrics
         self._lock = threading.Lock()
         self._stamp = stamp(*files.all)
+        self._again_at = math.inf  # seconds since 1970: when a pair that is too early may serve
         self._pair = _read(files)
         self._tell()
 
@@ -68,12 +79,14 @@ class Certificates:
         with self._lock:
             # Before reading: what is written meanwhile differs from it, and is read the next time.
             now = stamp(*self._files.all)
-            if now == self._stamp:
+            if now == self._stamp and time.time() < self._again_at:
                 return None
-            self._stamp = now
+            self._stamp, self._again_at = now, math.inf
             try:
                 self._pair = _read(self._files)
             except InvalidInput as error:
+                if isinstance(error, TooEarly):
+                    self._again_at = error.starts
                 self._metrics.certificate_reloads.labels("refused").inc()
                 log.error("the old certificate goes on: %s", error)
                 return None
@@ -127,7 +140,8 @@ def _refuse_if_ended(option: str, file: Path, one: Certificate) -> None:
     if end < now:
         raise InvalidInput(f"{option} {file} expired on {end:%Y-%m-%d %H:%M} UTC: renew it")
     if start > now:
-        raise InvalidInput(f"{option} {file} is not valid before {start:%Y-%m-%d %H:%M} UTC")
+        told = f"{option} {file} is not valid before {start:%Y-%m-%d %H:%M:%S} UTC"
+        raise TooEarly(told, starts=start.timestamp())
 
 
 def _private_key(file: Path) -> tuple[bytes, PublicKeyTypes]:

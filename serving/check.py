@@ -13,7 +13,9 @@ def table(models: Models) -> str:
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     lines += [_refusal(model) for model in models if model.opened.refusals]
     for name, versions in models.rejected.items():
-        lines += [f"{name}: not version {version}: {why}" for version, why in versions.items()]
+        lines += [
+            f"{name}: not version {version}: {one.reason}" for version, one in versions.items()
+        ]
     return "\n".join(lines)
 
 

@@ -42,7 +42,7 @@ class Lanes:
         self.failures_in_a_row = 0
         self.utilisation = Utilisation(engine.lanes, clock)
         self._clock = clock
-        self._started: dict[int, float] = {}  # number of a batch -> when it began
+        self._started: dict[int, float] = {}  # number of a batch -> when its last step began
         self._left_behind = False
         self._numbers = itertools.count()
         self._threads = Threads(engine.lanes, f"{engine.name}-lane")
@@ -53,7 +53,7 @@ class Lanes:
         return len(self._started)
 
     def longest_run(self) -> float:
-        """Seconds that the oldest of the batches in progress has taken so far; 0 without one."""
+        """Seconds that a lane has been in one run, or at one image, so far; 0 if none is busy."""
         begun = list(self._started.values())
         return self._clock() - min(begun) if begun else 0.0
 
@@ -63,7 +63,7 @@ class Lanes:
         self._started[number] = self._clock()
         self.utilisation.add(width)
         return await self._threads.run(
-            self._in_thread, pictures, alone, ended=partial(self._ended, number, width)
+            self._in_thread, number, pictures, alone, ended=partial(self._ended, number, width)
         )
 
     async def close(self) -> None:
@@ -85,13 +85,13 @@ class Lanes:
             log.warning("engine %s, left behind, has come back: closed", self.engine.name)
             threading.Thread(target=self.engine.close, daemon=True).start()
 
-    def _in_thread(self, pictures: Sequence[Picture], alone: bool) -> Outcome:
-        found = [self._decode(picture) for picture in pictures]
+    def _in_thread(self, number: int, pictures: Sequence[Picture], alone: bool) -> Outcome:
+        found = [self._decode(number, picture) for picture in pictures]
         images = [pixels for pixels, _ in found if not isinstance(pixels, PackshotError)]
         if not images:
             errors = [error for error, _ in found if isinstance(error, PackshotError)]
             return Outcome([*errors], [None] * len(found), None)
-        started = self._clock()
+        self._started[number] = started = self._clock()
         answer = self.engine.run(images, alone=alone)
         ran = Stage("infer", started, self._clock())
         rows = iter(_rows(answer, len(images)))
@@ -101,10 +101,10 @@ class Lanes:
             ran,
         )
 
-    def _decode(self, picture: Picture) -> tuple[Pixels | PackshotError, Stage | None]:
+    def _decode(self, number: int, picture: Picture) -> tuple[Pixels | PackshotError, Stage | None]:
         if not callable(picture):
             return picture, None
-        started = self._clock()
+        self._started[number] = started = self._clock()
         try:
             pixels = picture()
         except ImageError as error:

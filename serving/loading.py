@@ -124,5 +124,9 @@ class Loader:
             )  # fmt: skip
             model.scheduler.carry_on()
             return
+        if model.scheduler.closing:  # another version took its place meanwhile
+            log.info("%s: engine %s comes too late", model.name, opened.engine.name)
+            await asyncio.to_thread(opened.engine.close)
+            return
         log.critical("%s: engine %s takes over", model.name, opened.engine.name)
         model.take_over(opened, failed)

@@ -37,6 +37,12 @@ def configure_logging(
     if in_thread:
         handler = LogThread(handler)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_without_metadata)
+
+
+def _without_metadata(record: logging.LogRecord) -> bool:
+    """gRPC quotes metadata that is no text, whoever sent it: it may be a token, and many lines."""
+    return not str(record.msg).startswith("Invalid encoding on")
 
 
 def count_lost_lines(count: Callable[[], None]) -> None:

@@ -65,7 +65,8 @@ class Model:
         """Why a restart would help, if it would; may be asked from any thread."""
         lanes = self.scheduler.lanes
         if (seconds := lanes.longest_run()) > hang_seconds:
-            return f"engine {self.engine} of {self.name} hangs: in one run for {seconds:.0f} s"
+            which = f"engine {self.engine} of {self.name}"
+            return f"{which} hangs: in one run, or at one image, for {seconds:.0f} s"
         # While a successor is sought, other lanes' failures count too.
         if lanes.failures_in_a_row > FAILURES_TO_REPLACE and not self.scheduler.being_replaced:
             return f"engine {self.engine} of {self.name} fails and there is no other"

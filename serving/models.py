@@ -3,6 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 from packshot.errors import InvalidInput, NotFound, Unavailable
 from serving.model import Model
@@ -10,12 +12,24 @@ from serving.model import Model
 log = logging.getLogger("packshot.models")
 
 
+Content: TypeAlias = frozenset[tuple[str, int, int]]
+"""Name, size and time of change of each file."""
+
+
+class Rejected(NamedTuple):
+    """A folder (or `released`) that did not pass, with what was in it, and why in one word."""
+
+    folder: Path
+    content: Content
+    reason: str
+
+
 class Models:
     """What serves now. Swapping a model drains the one before it."""
 
     def __init__(self) -> None:
         self.default: str | None = None
-        self.rejected: dict[str, dict[str, str]] = {}  # model -> version that did not pass -> why
+        self.rejected: dict[str, dict[str, Rejected]] = {}  # by model and version
         self.loading: set[str] = set()  # names of those to come
         self._serving: dict[str, Model] = {}
         self._draining: dict[Model, asyncio.Task[None]] = {}
@@ -39,8 +53,16 @@ class Models:
             raise InvalidInput(f"name one of the models that this server has: {self._listed()}")
         chosen = self._serving.get(name or self.default or "")
         if chosen is None:
-            raise NotFound(f"no model {name or self.default!r}; this server has {self._listed()}")
+            raise NotFound(
+                f"no model {name or self.default!r}{self._why_not(name)}; this server has "
+                f"{self._listed()}"
+            )
         return chosen
+
+    def _why_not(self, name: str) -> str:
+        """What did not pass of a model that none of serves."""
+        tried = self.rejected.get(name, {}).items()
+        return "".join(f", as version {version} is {one.reason}" for version, one in tried)
 
     def serving(self, name: str) -> Model | None:
         return self._serving.get(name)

@@ -8,14 +8,14 @@ import asyncio
 import logging
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
 
 from packshot import errors
 from packshot.errors import NotFound, PackshotError
 from serving.loading import Loader
 from serving.metrics import Metrics
-from serving.models import Models
+from serving.models import Content, Models, Rejected
 
 log = logging.getLogger("packshot.reload")
 
@@ -27,14 +27,11 @@ REASONS: dict[type[Exception], str] = {
 }
 
 
-Content: TypeAlias = frozenset[tuple[str, int, int]]
-"""Name, size and time of change of each file."""
-
-
 class Reloader:
     """Loads what is to be served, then looks at the store every `seconds`, and at once on SIGHUP.
 
-    `names`: the models to serve; without any, every model of the store, also those to come.
+    `names`: the models to serve; without any, every model of the store, also those to come. The
+    default is the first of them or, without any, the only one that can be served at the start.
     """
 
     def __init__(
@@ -54,7 +51,6 @@ class Reloader:
         self._default = default
         self._seconds = seconds
         self._asked = asyncio.Event()
-        self._rejected: dict[Path, Content] = {}
         self._running: asyncio.Task[None] | None = None
 
     async def load_all(self) -> None:
@@ -67,7 +63,7 @@ class Reloader:
             raise NotFound(f"no model in {supply.folder}: run `make export`")
         if self._default is not None:
             self._loader.choose(self._default)  # it must be there, whatever else is
-        self._models.default = self._default or _only(names, asked=self._names)
+        self._models.default = self._default or next(iter(self._names), None)
         self._models.loading = set(names)
         for name in names:
             wanted = name in self._names or name == self._models.default
@@ -83,6 +79,8 @@ class Reloader:
                 self._models.loading.discard(name)
         if not self._models.names:
             raise NotFound(f"none of the models in {supply.folder} can be served: see above")
+        if self._models.default is None and len(self._models.names) == 1:
+            (self._models.default,) = self._models.names
 
     def start(self) -> None:
         """Once the first versions serve."""
@@ -95,15 +93,13 @@ class Reloader:
 
     async def _follow(self) -> None:
         while True:
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._asked.wait(), self._seconds or None)
-                self._rejected.clear()  # on SIGHUP even a version that failed is tried again
-            except TimeoutError:
-                pass
+            asked = self._asked.is_set()
             self._asked.clear()
             try:
                 for name in await self._present():
-                    await self._look(name)
+                    await self._look(name, asked=asked)
             except Exception:  # without it, no version would ever be found again, and nobody told
                 log.exception("the store could not be looked through")
 
@@ -115,22 +111,24 @@ class Reloader:
             return []
         return list(self._names) or sorted({*found, *self._models.names})
 
-    async def _look(self, name: str) -> None:
+    async def _look(self, name: str, *, asked: bool) -> None:
+        """`asked`: by SIGHUP, on which even what failed before is tried again."""
         released = self._loader.supply.released(name)
         try:
             folder = await asyncio.to_thread(self._loader.choose, name)
         except Exception as error:  # a `released` that no release wrote, say
-            self._reject(name, released, error)
+            if asked or not self._known(name, released, frozenset()):
+                self._reject(name, released, error)
             return
-        self._forgive(name, released)
-        for gone in [path for path in self._rejected if path.parent.name == name]:
-            if not gone.exists():
-                self._forgive(name, gone)
+        rejected = self._models.rejected.setdefault(name, {})
+        rejected.pop(released.name, None)
+        for version in [version for version, one in rejected.items() if not one.folder.exists()]:
+            del rejected[version]
         model = self._models.serving(name)
         if model is not None and folder == model.bundle.folder:
             return
         content = await asyncio.to_thread(_content, folder)
-        if self._rejected.get(folder) == content:
+        if self._known(name, folder, content) and not asked:
             return
         try:
             successor = await self._loader.load(folder)
@@ -138,25 +136,27 @@ class Reloader:
             self._reject(name, folder, error, content)
             return
         self._models.put(successor)
-        self._models.rejected.pop(name, None)
-        self._rejected = {
-            path: content for path, content in self._rejected.items() if path.parent.name != name
-        }
+        rejected.clear()
         self._metrics.of(name).reloaded("swapped")
+        default = self._models.default
+        if model is None and default is not None and default != self._default:
+            log.warning(
+                "%s serves beside %s, which answers requests that name no model until a restart: "
+                "give --default-model",
+                name, default,
+            )  # fmt: skip
 
-    def _forgive(self, name: str, folder: Path) -> None:
-        self._rejected.pop(folder, None)
-        self._models.rejected.get(name, {}).pop(folder.name, None)
+    def _known(self, name: str, folder: Path, content: Content) -> bool:
+        """Rejected before, with the same in it: a folder may have been half a copy then."""
+        before = self._models.rejected.get(name, {}).get(folder.name)
+        return before is not None and (before.folder, before.content) == (folder, content)
 
     def _reject(
         self, name: str, folder: Path, error: Exception, content: Content = frozenset()
     ) -> None:
-        """Told once, until there is something else in the folder: it may have been half a copy."""
-        if self._rejected.get(folder) == content:
-            return
-        self._rejected[folder] = content
         reason = REASONS.get(type(error), "failed")
-        self._models.rejected.setdefault(name, {})[folder.name] = reason
+        known = self._models.rejected.setdefault(name, {})
+        known[folder.name] = Rejected(folder, content, reason)
         self._metrics.of(name).reloaded(reason)
         expected = isinstance(error, PackshotError)
         log.error("%s stays out: %s", folder, error, exc_info=None if expected else error)
@@ -168,8 +168,3 @@ def _content(folder: Path) -> Content:
         return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
     except OSError:  # which loading it tells
         return frozenset()
-
-
-def _only(names: Sequence[str], *, asked: Sequence[str]) -> str | None:
-    """The default where none was chosen: the first that was asked for, or the only one there."""
-    return names[0] if asked or len(names) == 1 else None

@@ -99,7 +99,8 @@ class Scheduler:
         return any(lanes.running for lanes in (self.lanes, *(old for old, _ in self._old)))
 
     @property
-    def _closing(self) -> bool:
+    def closing(self) -> bool:
+        """Nothing new is let in, and no engine may take over."""
         return self._state in ("closing", "closed")
 
     def _become(self, state: State) -> None:
@@ -138,7 +139,7 @@ class Scheduler:
         (on the scheduler's clock), Unavailable while the engine is being replaced and once the
         scheduler is closing.
         """
-        if self._closing:
+        if self.closing:
             raise Unavailable("the server is draining: send the request to another")
         if self.being_replaced:
             raise Unavailable(f"engine {self.engine.name} failed and is being replaced: try again")
@@ -196,9 +197,7 @@ class Scheduler:
 
     def take_over(self, engine: Engine, latency: LatencyModel) -> None:
         """`engine` answers from now on, also what is queued; the old one is closed in time."""
-        if self._closing:
-            engine.close()
-            return
+        assert not self.closing
         old, serving = self.lanes, self._serving
         self._start(engine, latency)
         self._become("serving")  # the old lanes see that they have been replaced, and end
@@ -232,7 +231,7 @@ class Scheduler:
         """Waits for a batch; none means that the lane should end."""
         lanes.idle += 1
         try:
-            while lanes is self.lanes and not (self._closing and self._admission.empty):
+            while lanes is self.lanes and not (self.closing and self._admission.empty):
                 if not self.being_replaced and (batch := self._form_batch(lanes)).items:
                     return batch
                 self._work.clear()
@@ -331,7 +330,7 @@ class Scheduler:
         self._metrics.engine_failed(lanes.engine.name)
         _fail(batch.items, lambda: ServiceFailed("the engine failed"))
         lanes.failures_in_a_row += 1
-        in_service = lanes is self.lanes and not self._closing
+        in_service = lanes is self.lanes and not self.closing
         if in_service and lanes.failures_in_a_row == FAILURES_TO_REPLACE:
             self._become("being_replaced")
             self._on_failing()

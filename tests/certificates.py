@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 NOW = datetime.now(UTC).replace(microsecond=0)
+LONG_AGO = NOW - timedelta(days=9)
 
 
 def named(name: str) -> x509.Name:
@@ -42,11 +43,12 @@ class Authority:
         name: str = "server",
         host: str | None = None,
         days: float = 1,
+        start: datetime = LONG_AGO,
         password: bytes = b"",
     ) -> x509.Certificate:
         """Writes a pair of files; with `days` below 0 it has expired already."""
         secret = ec.generate_private_key(ec.SECP256R1())
-        issued = self._signed(name, secret, NOW + timedelta(days=days), host=host)
+        issued = self._signed(name, secret, NOW + timedelta(days=days), host=host, start=start)
         secrecy = BestAvailableEncryption(password) if password else NoEncryption()
         key.write_bytes(secret.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, secrecy))
         cert.write_bytes(issued.public_bytes(Encoding.PEM))
@@ -60,6 +62,7 @@ class Authority:
         *,
         is_ca: bool = False,
         host: str | None = None,
+        start: datetime = LONG_AGO,
     ) -> x509.Certificate:
         builder = (
             x509.CertificateBuilder()
@@ -67,7 +70,7 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(NOW - timedelta(days=9))
+            .not_valid_before(start)
             .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
         )

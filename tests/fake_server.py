@@ -1,8 +1,8 @@
 """`python tests/fake_server.py --control DIR ...`: a server whose engine misbehaves on demand.
 
 The engine is the real one, until the test says otherwise: it waits in a run while DIR/hang is
-there, raises while DIR/fail is there, and opens only once DIR/closed is gone. All other arguments
-are the server's own.
+there, raises while DIR/fail is there, and opens only once DIR/closed is gone; another one, if it is
+named, only once DIR/held is gone. All other arguments are the server's own.
 """
 
 import argparse
@@ -59,9 +59,18 @@ def troubled(
     return open_troubled
 
 
+def held(open_inside: Callable[[Wanted], Engine], control: Path) -> Callable[[Wanted], Engine]:
+    def open_held(wanted: Wanted) -> Engine:
+        wait_while(control / "held")
+        return open_inside(wanted)
+
+    return open_held
+
+
 def parse() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parser.add_argument("--troubled", choices=ENGINES, default="fp32")
+    parser.add_argument("--held", choices=ENGINES)
     parser.add_argument("--control", type=Path, required=True)
     parser.add_argument("--run-ms", type=float, default=0.0)
     parser.add_argument("--patience-ms", type=int, help="with clients that are silent")
@@ -73,6 +82,9 @@ if __name__ == "__main__":
     kind = ENGINES[known.troubled]
     open_it = troubled(kind.open, known.control, known.run_ms / 1000)
     ENGINES[known.troubled] = kind._replace(open=open_it)
+    if known.held:
+        kind = ENGINES[known.held]
+        ENGINES[known.held] = kind._replace(open=held(kind.open, known.control))
     if known.patience_ms:
         listening.HELLO_MS = listening.SILENCE_MS = known.patience_ms
         listening.PONG_MS = known.patience_ms // 3  # a client that lives is quick

@@ -139,6 +139,18 @@ def test_the_address_is_found_in_either_format():
         assert found.groups() == ("127.0.0.1:8001", "http://127.0.0.1:8002/metrics")
 
 
+def test_metadata_that_is_no_text_is_not_quoted(lines):
+    """gRPC would: a token with one stray byte behind it, in an error with a traceback."""
+    grpc_log = logging.getLogger("grpc._cython.cygrpc")
+    try:
+        b"Bearer secret\xff".decode()
+    except UnicodeDecodeError:
+        grpc_log.exception("Invalid encoding on %s", b"Bearer secret\xff")
+    grpc_log.error("something else")
+    (line,) = lines()
+    assert line["event"] == "something else"
+
+
 def test_auto_is_for_people_on_a_terminal_and_for_machines_elsewhere():
     terminal, file = Terminal(), io.StringIO()
     configure_logging("auto", stream=terminal)

@@ -1,13 +1,18 @@
 """Several models in one server: who answers, who is missing, who comes later."""
 
+import shutil
+import signal
 import subprocess
 
+import grpc
 import pytest
 from processes import TIMEOUT, program, serving, until
 from tiny import PURE, jpeg, overwrite, tiny_bundle
 
 from packshot import Client
 from packshot.errors import InvalidInput, NotFound, Unavailable
+from packshot.oip import open_inference_pb2 as oip
+from packshot.oip.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from serving.models import Models
 
 RED = jpeg(PURE["red"])
@@ -208,3 +213,50 @@ def test_check_of_a_bad_bundle_is_one_clear_line(store):
     assert "cannot serve" in line
     assert f"{store}/coats/1/model.onnx has sha256" in line
     assert "Traceback" not in done.stderr
+
+
+def test_the_only_one_that_can_be_served_is_the_default(tmp_path):
+    tiny_bundle(tmp_path, "apples")
+    tiny_bundle(tmp_path, "boots")
+    spoil(tmp_path, "boots")
+    shutil.copytree(tmp_path / "apples", tmp_path / ".snapshot")
+    with serving("--models", tmp_path, "--reload-seconds", 0.05) as server:
+        with client_of(server) as client:
+            assert client.classify(RED)[0].model == "apples"
+            assert client.model().default_model == "apples"
+            tiny_bundle(tmp_path, "coats")
+            until(lambda: client.model().served_models == ("apples", "coats"))
+            assert client.classify(RED)[0].model == "apples", "what was understood still is"
+        assert "give --default-model" in server.log
+
+
+def test_a_model_of_which_nothing_can_be_served_is_told_of_with_the_reason(tmp_path):
+    tiny_bundle(tmp_path, "apples")
+    tiny_bundle(tmp_path, "boots")
+    spoil(tmp_path, "boots")
+    with serving("--models", tmp_path) as server:
+        with client_of(server, "boots") as client:
+            told = "no model 'boots', as version 1 is damaged; this server has apples"
+            with pytest.raises(NotFound, match=told):
+                client.model()
+        with grpc.insecure_channel(server.target) as channel:
+            ask = GRPCInferenceServiceStub(channel).RepositoryIndex
+            index = ask(oip.RepositoryIndexRequest(), timeout=TIMEOUT).models
+        assert [(one.name, one.state, one.reason) for one in index] == [
+            ("apples", "READY", ""), ("boots", "UNAVAILABLE", "damaged"),
+        ]  # fmt: skip
+
+
+def test_a_rejected_version_that_is_removed_is_forgotten_by_sighup_alone(tmp_path):
+    tiny_bundle(tmp_path, "apples")
+    overwrite(tiny_bundle(tmp_path, "apples") / "model.onnx", b"not what the manifest says")
+    options = ("--models", tmp_path, "--reload-seconds", 0)
+    tiny_bundle(tmp_path, "boots")
+    (tmp_path / "apples" / "released").write_text("1\n")
+    with serving(*options) as server, client_of(server, "apples") as client:
+        (tmp_path / "apples" / "released").unlink()
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: client.model().rejected == {"2": "damaged"})
+        shutil.rmtree(tmp_path / "apples" / "2")
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: client.model().rejected == {})

@@ -226,7 +226,7 @@ def test_an_engine_that_hangs_is_told_and_forgiven(tmp_path):
         (tmp_path / "hang").touch()
         call = stub.Classify.future(ONE)
         until(lambda: server.page("/livez")[0] == 503)
-        assert server.page("/livez")[1].startswith("engine int8 of colours hangs: in one run for ")
+        assert server.page("/livez")[1].startswith("engine int8 of colours hangs: in one run")
         assert server.page("/readyz") == (503, server.page("/livez")[1])
         assert (server.metric("packshot_live"), server.metric("packshot_ready")) == (0, 0)
         until(lambda: health(server) == NOT_ALIVE)
@@ -286,6 +286,29 @@ def test_another_engine_takes_over_from_one_that_fails_three_times(tmp_path):
         assert model.engine == "fp32"
         assert model.refused == {"int8": "failed: failed 3 times in a row while it served"}
         assert server.page("/livez") == server.page("/readyz") == (200, "ok\n")
+        assert server.stop() == 0
+
+
+def test_an_engine_that_comes_too_late_to_replace_an_old_version_is_not_in_use(tmp_path):
+    """While its successor opens, another version is swapped in."""
+    late = ("--engines", "int8,fp32", "--held", "fp32", "--reload-seconds", 0.05)
+    with (
+        troubled(tmp_path, *late) as (server, stub),
+        Client(server.target, timeout_seconds=TIMEOUT) as client,
+    ):
+        (tmp_path / "held").touch()
+        (tmp_path / "fail").touch()
+        for _ in range(3):
+            failure(stub)
+        until(lambda: server.page("/readyz")[0] == 503)
+        (tmp_path / "fail").unlink()
+        tiny_bundle(tmp_path / "models", int8=colour_network())
+        until(lambda: client.model().version == 2)
+        (tmp_path / "held").unlink()
+        until(lambda: "engine fp32 comes too late" in server.log)
+        in_use = 'packshot_engine_in_use{engine="%s",model="colours",version="%d"}'
+        assert (server.metric(in_use % ("int8", 2)), server.metric(in_use % ("fp32", 1))) == (1, 0)
+        assert server.metric("packshot_engine_takeovers_total") == 0
         assert server.stop() == 0
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
@@ -147,6 +148,18 @@ def test_a_new_certificate_serves_new_connections_and_a_bad_one_does_not(store, 
         last = pki.authority.issue(pki.cert, pki.key, days=4)
         until(lambda: served_certificate(server) == last)
         assert client.classify(RED)[0].label == "red", "an old connection goes on"
+
+
+def test_a_certificate_that_comes_too_early_serves_as_soon_as_it_may(store, pki):
+    """As where the clock of whoever renews it is ahead."""
+    with serving("--models", store, *pki.options) as server:
+        assert served_certificate(server) == pki.first
+        soon = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=5)
+        second = pki.authority.issue(pki.cert, pki.key, start=soon)
+        assert served_certificate(server) == pki.first
+        until(lambda: served_certificate(server) == second)
+        assert datetime.now(UTC) >= soon
+        assert server.log.count("is not valid before") == 1
 
 
 def test_certificates_swapped_by_a_link_as_kubernetes_does(store, pki, tmp_path):

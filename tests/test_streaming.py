@@ -1,8 +1,9 @@
 """What of a stream is read, and when."""
 
 import asyncio
+import weakref
 
-from serving.api.streaming import Turn, Window, in_turns
+from serving.api.streaming import InOrder, Turn, Window, in_turns
 
 
 async def numbers(read: list[int]):
@@ -65,5 +66,47 @@ def test_a_turn_is_free_where_nothing_more_is_read():
         async for _, turn in in_turns(numbers(read)):
             turn.leave()
         await turn.take()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_request_is_let_go_as_soon_as_it_is_answered():
+    """The first is slow: what waits behind it for its turn is replies, not requests."""
+
+    class Large:
+        pass
+
+    async def main() -> None:
+        alive: weakref.WeakSet[Large] = weakref.WeakSet()
+        come, go = asyncio.Semaphore(0), asyncio.Event()
+
+        async def requests():
+            for _ in range(5):
+                request = Large()
+                alive.add(request)
+                yield request
+                del request
+
+        async def answer(one: tuple[Large, Turn]) -> int:
+            first = len(alive) == 1
+            one[1].leave()
+            come.release()
+            if first:
+                await go.wait()
+            return 7
+
+        window = Window(InOrder(answer), size=8, ending=asyncio.Event())
+
+        async def replies() -> list[int]:
+            return [reply async for reply in window.run(in_turns(requests()))]
+
+        answering = asyncio.create_task(replies())
+        for _ in range(5):
+            await come.acquire()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(alive) <= 2, "the first, and at most the last"
+        go.set()
+        assert await answering == [7] * 5
 
     asyncio.run(asyncio.wait_for(main(), 60))

@@ -106,7 +106,7 @@ def _calling(self: Servicer, name: str, kind: RpcKind, context: Context) -> Iter
         code = status_code(error)
         internal = code is grpc.StatusCode.INTERNAL
         details = internal_error(call, error) if internal else str(error)
-        raise _Ended(code, details, _pushback(error)) from error
+        raise _Ended(code, details, _pushback(error, call)) from error
     finally:
         self.calls.end(call, code)
 
@@ -117,8 +117,13 @@ def internal_error(call: Call, error: Exception) -> str:
     return f"internal error; the server's log has it under request id {call.request_id}"
 
 
-def _pushback(error: Exception) -> tuple[tuple[str, str], ...]:
-    """Tells gRPC's own retries when to come back (gRFC A6)."""
-    if isinstance(error, Overloaded) and error.retry_after_seconds is not None:
-        return (("grpc-retry-pushback-ms", str(round(error.retry_after_seconds * 1000))),)
-    return ()
+def _pushback(error: Exception, call: Call) -> tuple[tuple[str, str], ...]:
+    """Tells gRPC's own retries when to come back (gRFC A6), or with -1 that they should not.
+
+    They would wait beyond the deadline, and nobody would ever hear why.
+    """
+    if not isinstance(error, Overloaded) or error.retry_after_seconds is None:
+        return ()
+    left, after = call.timeout_seconds, error.retry_after_seconds
+    too_late = left is not None and after >= left
+    return (("grpc-retry-pushback-ms", "-1" if too_late else str(round(after * 1000))),)

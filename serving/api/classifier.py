@@ -90,8 +90,8 @@ class Classifier(ClassifierServicer):
             ],
             accuracy=model.opened.file.measured.accuracy,
             rejected_versions=[
-                pb.RejectedVersion(version=version, reason=reason)
-                for version, reason in self._models.rejected.get(model.name, {}).items()
+                pb.RejectedVersion(version=version, reason=one.reason)
+                for version, one in self._models.rejected.get(model.name, {}).items()
             ],
             max_images_per_request=self._pipeline.max_images_per_request,
             served_models=self._models.names,

@@ -76,8 +76,9 @@ def repository_index(models: Models) -> Iterator[pb.RepositoryIndexResponse.Mode
         why = _out_of_service(model)
         state = "UNAVAILABLE" if why else "READY"
         yield ModelIndex(name=model.name, version=str(model.version), state=state, reason=why)
-        for version, reason in models.rejected.get(model.name, {}).items():
-            yield ModelIndex(name=model.name, version=version, state="UNAVAILABLE", reason=reason)
+    for name, versions in models.rejected.items():
+        for version, one in versions.items():
+            yield ModelIndex(name=name, version=version, state="UNAVAILABLE", reason=one.reason)
 
 
 def _platform(model: Model) -> str:

@@ -14,7 +14,7 @@ from serving.api.calls import Call, Calls
 from serving.api.metadata import model_config, model_metadata, repository_index, server_metadata
 from serving.api.outputs import add_output, wanted_outputs
 from serving.api.parameters import terms
-from serving.api.streaming import InOrder, Window
+from serving.api.streaming import InOrder, Turn, Window, in_turns
 from serving.api.tensors import images_of, quoted
 from serving.model import Model
 from serving.models import Models
@@ -102,12 +102,16 @@ class OpenInference(GRPCInferenceServiceServicer):
     async def ModelStreamInfer(
         self, requests: AsyncIterator[pb.ModelInferRequest], call: Call
     ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
-        async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
-            return await self._answer_in_stream(request, call)
+        async def answer(read: tuple[pb.ModelInferRequest, Turn]) -> pb.ModelStreamInferResponse:
+            request, turn = read
+            try:
+                return await self._answer_in_stream(request, turn, call)
+            finally:
+                turn.leave()
 
         # Triton answers in order, and its clients need not send ids.
         window = Window(InOrder(answer), size=STREAM_WINDOW, ending=self.calls.draining)
-        async with aclosing(window.run(requests)) as responses:
+        async with aclosing(window.run(in_turns(requests))) as responses:
             async for response in responses:
                 yield response
         if window.ended_early:
@@ -119,12 +123,13 @@ class OpenInference(GRPCInferenceServiceServicer):
         call: Call,
         timeout_seconds: float | None,
         stages: list[Stage],
+        let_in: Callable[[], None] = lambda: None,
     ) -> pb.ModelInferResponse:
         model = self._named(request.model_name, request.model_version)
         wanted, allowed = wanted_outputs(request), terms(request.parameters, timeout_seconds)
         images = images_of(request, model.manifest.image, self._pipeline.check_count)
         call.asks(model, len(images))
-        answers = await self._pipeline.answer(model, images, allowed, stages)
+        answers = await self._pipeline.answer(model, images, allowed, stages, let_in)
         call.engine = answers.engine
         found = tensors(model, answers)
         response = pb.ModelInferResponse(
@@ -136,13 +141,13 @@ class OpenInference(GRPCInferenceServiceServicer):
         return response
 
     async def _answer_in_stream(
-        self, request: pb.ModelInferRequest, call: Call
+        self, request: pb.ModelInferRequest, turn: Turn, call: Call
     ) -> pb.ModelStreamInferResponse:
         """Whatever happens to one request is told in its answer; the stream goes on."""
         stages: list[Stage] = []
         try:
             # The stream's own deadline covers it all; each request has its own or the server's.
-            answer = await self._infer(request, call, None, stages)
+            answer = await self._infer(request, call, None, stages, turn.leave)
             return pb.ModelStreamInferResponse(infer_response=answer)
         except Exception as error:
             return pb.ModelStreamInferResponse(

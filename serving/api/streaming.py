@@ -54,8 +54,10 @@ class InOrder(Generic[Request, Reply]):
     async def __call__(self, request: Request) -> Reply:
         before, left = self._last_left, asyncio.Event()
         self._last_left = left
+        answering = self._answer(request)
+        del request  # what waits for its turn is the reply
         try:
-            reply = await self._answer(request)
+            reply = await answering
             await before.wait()
             return reply
         finally:
@@ -105,7 +107,9 @@ class Window(Generic[Request, Reply]):
             self._replies.put_nowait(None)
 
     async def _one(self, request: Request) -> None:
-        self._replies.put_nowait(await self._answer(request))
+        answering = self._answer(request)
+        del request  # it may be large, and is the answer's to let go
+        self._replies.put_nowait(await answering)
 
     async def _next(
         self, requests: AsyncIterator[Request], ending: "asyncio.Task[bool]"
