@@ -29,7 +29,8 @@ def main() -> int:
     print(f"\n{figures_table(figures)}\n")
     minutes = (time.perf_counter() - began) / 60
     print(
-        f"{len(missed(figures))} of {len(barred)} bars missed; {minutes:.1f} minutes, load "
+        f"{len(missed(figures))} of {len(barred)} bars missed, {len(series.failed)} benchmarks "
+        f"failed; {minutes:.1f} minutes, load "
         f"{written.load_before[0]:.1f} before and {written.load_after[0]:.1f} after, "
         f"{written.stolen:.0%} of the CPU stolen; every round: {given.out / 'bench.json'}"
     )

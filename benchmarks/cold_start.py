@@ -5,7 +5,7 @@ means that the engine was opened, proved on the golden samples, warmed up and pr
 against the least that a process with this file does: it imports onnxruntime, grpc and numpy, opens
 one session and runs one image. In turns; the files are in the page cache on both sides.
 
-    python -m benchmarks.cold_start --models models --model products
+    python -m benchmarks --only cold_start
 """
 
 import resource
@@ -18,13 +18,12 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 
-from benchmarks.alone import run_alone
 from benchmarks.calm import calm_rounds
 from benchmarks.driven import Driven, drive, steady
 from benchmarks.figures import Figure, Findings
 from benchmarks.options import Options, cpu_engine
-from benchmarks.photos import photos
 from benchmarks.process import Served, server
+from packshot.load.pictures import photos
 
 READY_SECONDS = 1.5
 MEGABYTES = 300.0
@@ -71,7 +70,7 @@ def measure(options: Options) -> Findings:
                 loaded = drive(served, steady(served, options.seconds), images)
         return Round(first=first, ready=ready, least=least, loaded=loaded)
 
-    rounds = calm_rounds(options.rounds, take, partial(_line, engine))
+    rounds = calm_rounds(options.rounds_or(), take, partial(_line, engine))
     return Findings(figures=_figures(rounds), rounds=tuple(rounds))
 
 
@@ -125,11 +124,3 @@ def _figures(rounds: list[Round]) -> tuple[Figure, ...]:
             rounds=tuple(found.loaded.megabytes for found in rounds),
         ),
     )  # fmt: skip
-
-
-def main() -> None:
-    run_alone(measure, __doc__)
-
-
-if __name__ == "__main__":
-    main()

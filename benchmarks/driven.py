@@ -16,7 +16,8 @@ CONCURRENCY = 16
 
 
 class Driven(Measured, frozen=True, kw_only=True):
-    """Of a round of load. `errors`: requests without an answer, by status. `doubts`: the client's.
+    """Of a round of load. `errors`: requests without an answer, by status; `image_errors`: images
+    without one in answered requests. `doubts`: the client's.
 
     `generator_cpu_ms`: an image. `megabytes`: resident in the server, right after the load.
     """
@@ -24,6 +25,7 @@ class Driven(Measured, frozen=True, kw_only=True):
     generator_cpu_ms: float
     answered: int
     errors: dict[str, int]
+    image_errors: dict[str, int]
     doubts: tuple[str, ...]
     latency_ms: dict[str, float]
     refusal_ms: dict[str, float]
@@ -73,6 +75,7 @@ def drive(served: Served, plan: LoadPlan, images: Sequence[bytes]) -> Driven:
         generator_cpu_ms=sum(report.client_cores) / rate * 1000,
         answered=report.answered,
         errors=report.errors,
+        image_errors=report.image_errors,
         doubts=tuple(doubt.text for doubt in report.doubts),
         latency_ms=report.latency_ms,
         refusal_ms=report.refusal_ms,

@@ -6,7 +6,7 @@ reaches on as many threads, in the same rounds. For a plan there is none: it run
 take turns, so that a noisy neighbour hits all alike; all rates are work over time, slow runs
 included.
 
-    python -m benchmarks.engines --models models --model products
+    python -m benchmarks --only engines
 """
 
 import time
@@ -18,7 +18,6 @@ from itertools import chain
 import msgspec
 import numpy as np
 
-from benchmarks.alone import run_alone
 from benchmarks.figures import Figure, Findings
 from benchmarks.operations import operations_per_image
 from benchmarks.options import Options
@@ -163,7 +162,7 @@ def measure(options: Options) -> Findings:
             [*(of_engines[name][batch] for name in engines), *of_products.values()]
             for batch in BATCHES
         )
-        run_in_turns(list(chain.from_iterable(for_batch)), options.rounds)
+        run_in_turns(list(chain.from_iterable(for_batch)), options.rounds_or(ROUNDS))
     peaks = {name: course.runs_per_second * OPERATIONS for name, course in of_products.items()}
     told = ", ".join(f"{peak / 1e9:.0f} in {name}" for name, peak in peaks.items())
     print(f"an image is {an_image / 1e9:.2f} billion operations; {cores} cores do {told} a second")
@@ -191,11 +190,3 @@ def _figures(found: Sequence[Row], on_cpu: Mapping[str, float]) -> Iterator[Figu
     if {"int8", "fp32"} <= best.keys():
         ratio = best["int8"].images_per_second / best["fp32"].images_per_second
         yield Figure(name="int8 engine / fp32: throughput", rounds=(ratio,), better="higher")
-
-
-def main() -> None:
-    run_alone(measure, __doc__, rounds=ROUNDS)
-
-
-if __name__ == "__main__":
-    main()

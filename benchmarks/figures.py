@@ -61,10 +61,14 @@ def missed(figures: Iterable[Figure]) -> list[Figure]:
 
 
 def _row(figure: Figure) -> Sequence[str]:
-    bar = "" if figure.bar is None else f"{SIGNS[figure.better]} {_number(figure.bar)}"
+    value, bar = _number(figure.value), ""
+    if figure.bar is not None:
+        if figure.met is False and value == _number(figure.bar):
+            value = f"{figure.value:.4g}"  # or the reader would not see why
+        bar = f"{SIGNS[figure.better]} {_number(figure.bar)}"
     return (
         figure.name,
-        f"{_number(figure.value)} {figure.unit}".rstrip(),
+        f"{value} {figure.unit}".rstrip(),
         bar,
         ANSWERS[figure.met],
         _number(min(figure.rounds)),

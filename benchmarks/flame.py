@@ -22,8 +22,8 @@ from pathlib import Path
 
 from benchmarks.driven import drive, steady
 from benchmarks.options import add_options, chosen, cpu_engine
-from benchmarks.photos import photos
 from benchmarks.process import Served, server
+from packshot.load.pictures import photos
 from packshot.tables import table
 
 SAMPLES_A_SECOND = 100

@@ -18,13 +18,13 @@ from benchmarks.figures import Findings, figures_table
 from benchmarks.loops import batches, in_lanes
 from benchmarks.measured import Measured, throughput
 from benchmarks.options import Options, add_options, chosen
-from benchmarks.photos import photos
 from benchmarks.process import Served, server
 from packshot.bundle import Bundle
 from packshot.cores import available_cores
 from packshot.errors import EngineRefused
 from packshot.image import load_pixels, read_pixels
 from packshot.load import LoadPlan, LoadReport, Source, run_load
+from packshot.load.pictures import photos
 from serving.engines import Engine
 from serving.engines.open import ENGINES, open_engine
 
@@ -67,7 +67,7 @@ def measure(options: Options, names: Sequence[str]) -> Findings:
             )
 
         _driven(served, options, pixels, pixels=True)  # warm
-        rounds = calm_rounds(options.rounds, take, partial(_line, engine.name))
+        rounds = calm_rounds(options.rounds_or(), take, partial(_line, engine.name))
     engine.close()
     return Findings(
         figures=(

@@ -21,7 +21,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     models: Path
     model: str
     seconds: float
-    rounds: int
+    rounds: int | None = None
+
+    def rounds_or(self, usual: int = ROUNDS) -> int:
+        """As many as were asked for, or as the benchmark usually takes."""
+        return usual if self.rounds is None else self.rounds
 
     def open_bundle(self) -> Bundle:
         """The version that is served."""
@@ -45,16 +49,16 @@ def _runs_here(name: str) -> bool:
     return True
 
 
-def add_options(parser: argparse.ArgumentParser, *, rounds: int = ROUNDS) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--model", default="products")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of a measurement")
-    parser.add_argument("--rounds", type=_at_least_one, default=rounds, help="the median counts")
+    parser.add_argument("--rounds", type=_at_least_one, help="the median counts")
 
 
-def parse_options(description: str | None, *, rounds: int = ROUNDS) -> Options:
+def parse_options(description: str | None) -> Options:
     parser = argparse.ArgumentParser(description=description)
-    add_options(parser, rounds=rounds)
+    add_options(parser)
     return chosen(parser.parse_args())
 
 

@@ -4,12 +4,11 @@ The server process's own CPU seconds over the requests that it answered, one ima
 flight. The floor, in alternating rounds: a gRPC server that reads the same requests and answers a
 constant.
 
-    python -m benchmarks.overhead --models models --model products
+    python -m benchmarks --only overhead
 """
 
 import msgspec
 
-from benchmarks.alone import run_alone
 from benchmarks.calm import calm_rounds
 from benchmarks.driven import Driven, drive, steady
 from benchmarks.figures import Figure, Findings
@@ -42,7 +41,7 @@ def measure(options: Options) -> Findings:
                 packshot=_driven(ours, options.seconds / 2), bare=_driven(bare, options.seconds / 2)
             )
 
-        rounds = calm_rounds(options.rounds, take, _line)
+        rounds = calm_rounds(options.rounds_or(), take, _line)
     return Findings(
         figures=(
             _cost(f"a request, {FILE}: CPU without the engine", rounds, FILE, bar=BAR_MS),
@@ -77,11 +76,3 @@ def _line(found: Round) -> str:
         for name in REQUESTS
     )
     return f"ms of CPU a request: {told}"
-
-
-def main() -> None:
-    run_alone(measure, __doc__)
-
-
-if __name__ == "__main__":
-    main()

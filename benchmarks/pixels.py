@@ -5,25 +5,24 @@ through sockets and protobuf, the queue, the batches, the answers. And eight ima
 those who decode for themselves may well send them: the cost of a request is then shared. At the
 end: what is left of the cores while a gRPC server that answers a constant takes in as many.
 
-    python -m benchmarks.pixels --models models --model products
+    python -m benchmarks --only pixels
 """
 
 from functools import partial
 
 import msgspec
 
-from benchmarks.alone import run_alone
 from benchmarks.calm import calm_rounds
 from benchmarks.driven import Driven, cores_left, drive, steady
 from benchmarks.figures import Figure, Findings
 from benchmarks.loops import batches, in_lanes
 from benchmarks.measured import Measured, cpu, throughput
 from benchmarks.options import Options, cpu_engine
-from benchmarks.photos import photos
 from benchmarks.process import server
 from exporters.proof import open_onnx
 from packshot.cores import available_cores
 from packshot.image import load_pixels, read_pixels
+from packshot.load.pictures import photos
 
 LANE_BATCH = 4
 PICTURES = 16
@@ -54,7 +53,7 @@ def measure(options: Options) -> Findings:
                 lanes=in_lanes(engine.run, of_lanes, options.seconds),
             )
 
-        rounds = calm_rounds(options.rounds, take, partial(_line, engine_name))
+        rounds = calm_rounds(options.rounds_or(), take, partial(_line, engine_name))
     left = cores_left(rounds[-1].lanes.images_per_second, images, options.seconds, pixels=True)
     pairs = [(one.served, one.lanes) for one in rounds]
     of_eights = [(one.in_eights, one.lanes) for one in rounds]
@@ -81,11 +80,3 @@ def _line(engine: str, found: Round) -> str:
         f"{found.in_eights.images_per_second:.1f} at {found.in_eights.cpu_ms:.1f}; lanes "
         f"{found.lanes.images_per_second:.1f} at {found.lanes.cpu_ms:.1f}"
     )
-
-
-def main() -> None:
-    run_alone(measure, __doc__)
-
-
-if __name__ == "__main__":
-    main()

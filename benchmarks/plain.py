@@ -5,7 +5,7 @@ the same INT8 network as packshot. Both answer the same load generator, which ru
 cores and takes as much of them from one as from the other. The last line is one client who sends
 one image, waits for the answer and sends the next.
 
-    python -m benchmarks.plain --models models --model products
+    python -m benchmarks --only plain
 """
 
 from collections.abc import Mapping
@@ -13,15 +13,14 @@ from contextlib import ExitStack
 
 import msgspec
 
-from benchmarks.alone import run_alone
 from benchmarks.calm import calm_rounds
 from benchmarks.driven import Driven, drive, steady
 from benchmarks.figures import Figure, Findings
 from benchmarks.measured import cpu, throughput
 from benchmarks.options import Options, cpu_engine
-from benchmarks.photos import photos
 from benchmarks.process import Served, server, started
 from packshot.bundle import Bundle
+from packshot.load.pictures import photos
 from serving.engines.openvino import BF16, INT8
 
 BARS = {"fp32": 3.0, "int8": 1.6}
@@ -48,7 +47,7 @@ def measure(options: Options) -> Findings:
         for one in (served, *plain.values()):
             drive(one, steady(one, options.seconds / 2), images)  # warm
         rounds = calm_rounds(
-            options.rounds,
+            options.rounds_or(),
             lambda: _round(served, plain, engine, options.seconds, images),
             lambda found: _line(engine, found),
         )
@@ -113,11 +112,3 @@ def _line(engine: str, found: Round) -> str:
         f"{found.served.cpu_ms:.1f} CPU ms an image{plain}; a lone client waits {alone[0]:.1f} ms, "
         f"at the plain server {alone[1]:.1f}"
     )
-
-
-def main() -> None:
-    run_alone(measure, __doc__)
-
-
-if __name__ == "__main__":
-    main()

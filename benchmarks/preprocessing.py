@@ -2,7 +2,7 @@
 
 Single-threaded, in turns. The two see the same picture: at most two grey levels lie between them.
 
-    python -m benchmarks.preprocessing
+    python -m benchmarks --only preprocessing
 """
 
 import io
@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 from torchvision.transforms import v2
 
-from benchmarks.alone import run_alone
 from benchmarks.figures import Figure, Findings
 from benchmarks.options import Options
 from packshot.image import ImageSpec, Pixels, load_pixels
@@ -77,7 +76,7 @@ def measure(options: Options) -> Findings:
         )
     rounds = [
         {name: compared(encoded) for name, encoded in pictures.items()}
-        for _ in range(options.rounds)
+        for _ in range(options.rounds_or())
     ]
     return Findings(
         figures=tuple(
@@ -91,11 +90,3 @@ def measure(options: Options) -> Findings:
         ),
         rounds=tuple(rounds),
     )  # fmt: skip
-
-
-def main() -> None:
-    run_alone(measure, __doc__)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,7 @@ A copy of the served version stands beside it in a store of its own; `released` 
 as soon as the server has followed, on to the other. Loading, proving and warming up a version takes
 its part of the cores, so that p99 rises; not one request may fail.
 
-    python -m benchmarks.reload --models models --model products
+    python -m benchmarks --only reload
 """
 
 import itertools
@@ -19,14 +19,13 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.alone import run_alone
 from benchmarks.calm import calm_rounds
 from benchmarks.driven import Driven, drive, steady
 from benchmarks.figures import Figure, Findings
 from benchmarks.options import Options, cpu_engine
-from benchmarks.photos import photos
 from benchmarks.process import Served, server
 from packshot.bundle import GOLDEN, Bundle, write_bundle
+from packshot.load.pictures import photos
 from packshot.store import new_version, release, share
 
 TIMES_AS_LONG = 3  # as other measurements: a swap takes seconds
@@ -43,7 +42,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def failed(self) -> int:
-        return sum(self.swapping.errors.values())
+        return sum(self.swapping.errors.values()) + sum(self.swapping.image_errors.values())
 
 
 def measure(options: Options) -> Findings:
@@ -69,7 +68,7 @@ def measure(options: Options) -> Findings:
                     loaded = drive(served, plan, images)
                 return Round(quiet=quiet, swapping=loaded, swap_seconds=tuple(swap_seconds))
 
-            rounds = calm_rounds(options.rounds, take, partial(_line, engine))
+            rounds = calm_rounds(options.rounds_or(), take, partial(_line, engine))
     return Findings(figures=_figures(rounds), rounds=tuple(rounds))
 
 
@@ -150,11 +149,3 @@ def _line(engine: str, found: Round) -> str:
         f"{loaded.images_per_second:.1f} images/s, {loaded.answered} answered, "
         f"{found.failed} failed"
     )
-
-
-def main() -> None:
-    run_alone(measure, __doc__)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,7 @@ not, whichever is faster in that round. It decodes as most do, with Pillow alone
 packshot's decoder and engine tells how much of the lead is theirs, and the ceiling over that loop
 how much of a lead this machine has room for.
 
-    python -m benchmarks.serving --models models --model products
+    python -m benchmarks --only serving
 """
 
 from functools import partial
@@ -16,14 +16,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchmarks.alone import run_alone
 from benchmarks.calm import calm_rounds
 from benchmarks.driven import Driven, drive, steady
 from benchmarks.figures import Findings
 from benchmarks.loops import batches, in_lanes
 from benchmarks.measured import Measured, cpu, throughput
 from benchmarks.options import Options, cpu_engine
-from benchmarks.photos import photos
 from benchmarks.plain_server import plain_pixels
 from benchmarks.process import server
 from benchmarks.threads import session
@@ -31,6 +29,7 @@ from exporters.proof import open_onnx
 from packshot.bundle import INPUT, Bundle
 from packshot.cores import available_cores
 from packshot.image import load_pixels
+from packshot.load.pictures import photos
 
 LANE_BATCH = 4
 SERIAL_BATCH = 8
@@ -95,7 +94,7 @@ def measure(options: Options) -> Findings:
                 serial_by_packshot=loops.serial_by_packshot(),
             )
 
-        rounds = calm_rounds(options.rounds, take, partial(_line, engine))
+        rounds = calm_rounds(options.rounds_or(), take, partial(_line, engine))
     to_lanes = [(one.served, one.lanes) for one in rounds]
     to_serial = [(one.served, one.serial) for one in rounds]
     to_ours = [(one.served, one.serial_by_packshot) for one in rounds]
@@ -127,11 +126,3 @@ def _line(engine: str, found: Round) -> str:
         f"{served.latency_ms['p99']:.0f} ms) at {served.cpu_ms:.1f} CPU ms an image (the load "
         f"generator {served.generator_cpu_ms:.1f}); {others}"
     )
-
-
-def main() -> None:
-    run_alone(measure, __doc__)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,8 +7,8 @@ import numpy as np
 
 from benchmarks.driven import drive, steady
 from benchmarks.options import parse_options
-from benchmarks.photos import photos
 from benchmarks.process import server
+from packshot.load.pictures import photos
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
         plan = steady(served, options.seconds)
         megabytes = [drive(served, plan, images).megabytes]  # warm
         answered = 0
-        for number in range(1, options.rounds + 1):
+        for number in range(1, options.rounds_or() + 1):
             found = drive(served, plan, images)
             answered += found.answered
             megabytes.append(found.megabytes)

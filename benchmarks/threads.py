@@ -2,7 +2,7 @@
 
 With a pause before each run, as at low load: that is where it matters.
 
-    python -m benchmarks.threads --models models --model products
+    python -m benchmarks --only threads
 """
 
 import statistics
@@ -14,7 +14,6 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 
-from benchmarks.alone import run_alone
 from benchmarks.figures import Figure, Findings
 from benchmarks.options import Options, cpu_engine
 from packshot.bundle import INPUT
@@ -61,7 +60,7 @@ def measure(options: Options) -> Findings:
     ways = {ONE: (1, False), ALL: (cores, False), SPINNING: (cores, True)}
     sessions = {name: session(path, *way) for name, way in ways.items()}
     rounds = []
-    for _ in range(options.rounds):
+    for _ in range(options.rounds_or()):
         found = {name: lone_runs(one, image) for name, one in sessions.items()}  # alternating
         rounds.append(found)
         told = ", ".join(
@@ -86,11 +85,3 @@ def _time(name: str, rounds: list[Round], over: str, under: str) -> Figure:
 def _cpu(name: str, rounds: list[Round], over: str, under: str) -> Figure:
     ratios = tuple(found[over].cpu_ms / found[under].cpu_ms for found in rounds)
     return Figure(name=name, rounds=ratios, better="lower")
-
-
-def main() -> None:
-    run_alone(measure, __doc__)
-
-
-if __name__ == "__main__":
-    main()

@@ -38,7 +38,8 @@ def test_resnet50_is_4_1_billion_multiply_adds(resnet50):
 
 def test_every_engine_that_runs_here_is_measured_at_every_batch(tmp_path):
     add_openvino(tiny_bundle(tmp_path, int8=colour_network()))
-    done = program("benchmarks.engines", "--models", tmp_path, "--model", "colours", "--rounds", 1)
+    where = ("--models", tmp_path, "--model", "colours", "--out", tmp_path / "out")
+    done = program("benchmarks", *where, "--only", "engines", "--rounds", 1)
     assert done.returncode == 0, done.stderr
     rows = re.findall(r"^(fp32|int8|openvino-int8) +(\d+) .*%$", done.stdout, re.MULTILINE)
     here = ("fp32", "int8", *([INT8] if INSTRUCTIONS[INT8] in cpu_flags() else []))
