@@ -25,9 +25,9 @@ from packshot.load import LoadPlan, Source, command, run_load
 from packshot.load.command import Live
 from packshot.load.observed import between, read_metrics
 from packshot.load.pictures import photos
-from packshot.load.report import report_text
 from packshot.load.results import Results, read_results
 from packshot.load.senders import State, senders
+from packshot.load.text import report_text
 
 RED = jpeg(PURE["red"])
 AT_ONCE = {"warmup_seconds": 0.0, "arrivals": "constant"}

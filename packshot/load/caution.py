@@ -66,6 +66,14 @@ def latency_interval(report: LoadReport, name: str) -> Interval | None:
     return (low if lowest_rank else 0.0, high if highest_rank < 1 else math.inf)
 
 
+def latency_text(report: LoadReport, name: str) -> tuple[str, str] | None:
+    """A percentile such as "p99", in ms, and its interval; None if nothing was answered."""
+    ms, interval = report.latency_ms.get(name), latency_interval(report, name)
+    if ms is None or interval is None:
+        return None
+    return f"{ms:.1f}", interval_text(interval)
+
+
 def interval_text(interval: Interval, digits: int = 1) -> str:
     """Of something that is never below 0."""
     low, high = interval

@@ -22,10 +22,11 @@ from packshot.load.compare import comparison_text
 from packshot.load.observed import read_metrics
 from packshot.load.page import page
 from packshot.load.pictures import photos
-from packshot.load.results import Results, SentImages, read_results, results_text, write_results
+from packshot.load.results import Results, SentImages, read_results, write_results
 from packshot.load.senders import State
 from packshot.load.served import served_by
 from packshot.load.sweep import sweep_of
+from packshot.load.text import results_text
 from packshot.load_plan import LoadPlan
 from packshot.machine import this_machine
 

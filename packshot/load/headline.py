@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from packshot.load.caution import interval_text, latency_interval
+from packshot.load.caution import interval_text, latency_text
 from packshot.load.report import LoadReport
 from packshot.load.results import Results
 from packshot.load.sweep import IN_TIME_SHARE, KEPT_UP_SHARE, Sweep
@@ -54,7 +54,7 @@ def _of_run(run: LoadReport) -> Iterator[Figure]:
 
 
 def _time(run: LoadReport, name: str, told: str) -> Figure:
-    ms, interval = run.latency_ms.get(name), latency_interval(run, name)
-    if ms is None or interval is None:
+    if (found := latency_text(run, name)) is None:
         return "no answer", told
-    return f"{ms:.1f} ms", f"{told}; 95 % interval {interval_text(interval)}"
+    ms, interval = found
+    return f"{ms} ms", f"{told}; 95 % interval {interval}"

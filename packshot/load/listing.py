@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from packshot.load.caution import interval_text, latency_interval
+from packshot.load.caution import interval_text, latency_interval, latency_text
 from packshot.load.observed import ServerWindow
-from packshot.load.report import LoadReport, errors_text
+from packshot.load.report import LoadReport
 from packshot.load.results import Results
+from packshot.load.text import errors_text
 
 MISSING = "\N{EN DASH}"
 RATES_HEAD = (
@@ -19,18 +20,12 @@ def rates_table(runs: Iterable[LoadReport]) -> str:
     return _table(RATES_HEAD, [_rate_row(run) for run in runs])
 
 
-def name_of(run: LoadReport) -> str:
-    if run.plan.rate is None:
-        return f"{run.plan.concurrency} in flight"
-    return f"{run.offered_images_per_second:.1f}/s"
-
-
 def _rate_row(run: LoadReport) -> list[str]:
     return [
-        name_of(run),
+        run.offered,
         f"{run.answers.mean:.1f}\n{interval_text(run.answers.interval)}",
         f"{run.goodput.mean:.1f}",
-        *(_time(run, name) for name in ("p50", "p99", "p99.9")),
+        *("\n".join(latency_text(run, name) or [MISSING]) for name in ("p50", "p99", "p99.9")),
         f"{run.failed} of {run.sent}",
         _number(run.lag_ms.get("p99")),
         f"{sum(run.client_cores):.2f}",
@@ -43,13 +38,6 @@ def _server_cells(server: ServerWindow | None) -> tuple[str, str, str]:
         return (MISSING, MISSING, MISSING)
     batch = _number(server.batch_images_mean)
     return (f"{server.cpu_cores:.2f}", batch, f"{server.resident_mb:.0f}")
-
-
-def _time(run: LoadReport, name: str) -> str:
-    ms, interval = run.latency_ms.get(name), latency_interval(run, name)
-    if ms is None or interval is None:
-        return MISSING
-    return f"{ms:.1f}\n{interval_text(interval)}"
 
 
 def percentiles_table(run: LoadReport) -> str:
@@ -101,7 +89,7 @@ def errors_table(runs: Sequence[LoadReport]) -> str:
         reasons = {**server.refused, **server.dropped} if server else {}
         if run.errors or run.image_errors or reasons:
             told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-            rows.append([name_of(run), errors_text(run), told or MISSING])
+            rows.append([run.offered, errors_text(run), told or MISSING])
     head = ("offered", "not answered, by status", "server's reasons to refuse or drop")
     return _table(head, rows, "rows words") if rows else ""
 

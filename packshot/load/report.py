@@ -1,4 +1,4 @@
-"""What a run was like, as data and as a few lines of text."""
+"""What a run was like."""
 
 from collections.abc import Iterator, Mapping
 from typing import Literal
@@ -79,6 +79,13 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def images_per_second(self) -> float:
         return self.answers.mean
+
+    @property
+    def offered(self) -> str:
+        """For a reader: what was due or, in a closed loop, what was kept in flight."""
+        if self.plan.rate is None:
+            return f"{self.plan.concurrency} in flight"
+        return f"{self.offered_images_per_second:.1f}/s"
 
     @property
     def offered_images_per_second(self) -> float:
@@ -224,43 +231,3 @@ def _stopped(plan: LoadPlan, after: float | None) -> Iterator[Doubt]:
     if after is not None:
         text = f"it was stopped after {after:.1f} s of {plan.seconds:g} s"
         yield Doubt(kind="stopped", text=text)
-
-
-def report_text(report: LoadReport) -> str:
-    """A few lines for a terminal."""
-    plan = report.plan
-    low, high = report.answers.interval
-    lines = [
-        f"{plan.mode} of {plan.images_per_request} image(s) for {plan.seconds:g} s "
-        f"to {plan.target}",
-        f"  answered    {report.answered} of {report.sent} requests; {report.answers.mean:.1f} "
-        f"images/s ({max(0.0, low):.1f} to {high:.1f})",
-    ]
-    if plan.slo_ms is not None:
-        lines.append(f"  goodput     {report.goodput.mean:.1f} images/s within {plan.slo_ms:g} ms")
-    lines += [
-        f"  latency ms  {_listed(report.latency_ms) or 'no answer'}",
-        f"  errors      {errors_text(report)}",
-        f"  client      {' '.join(f'{cores:.2f}' for cores in report.client_cores)} cores, "
-        f"{report.lag_ms.get('p99', 0):.1f} ms late at p99",
-    ]
-    if report.server is not None:
-        lines.append(f"  server      {_server_text(report.server)}")
-    return "\n".join([*lines, *(f"  WARNING     {doubt.text}" for doubt in report.doubts)])
-
-
-def errors_text(report: LoadReport) -> str:
-    counted = {**report.errors, **{f"image(s) {k}": v for k, v in report.image_errors.items()}}
-    told = {kind: f" ({text})" for kind, text in report.error_details.items()}
-    found = (f"{count} {kind}{told.get(kind, '')}" for kind, count in counted.items())
-    return ", ".join(found) or "none"
-
-
-def _listed(milliseconds: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {ms:.1f}" for name, ms in milliseconds.items())
-
-
-def _server_text(server: ServerWindow) -> str:
-    stages = "  ".join(f"{name} {times.mean_ms:.1f}" for name, times in server.stages.items())
-    batch = f"batches of {server.batch_images_mean:.1f}; " if server.batch_images_mean else ""
-    return f"{server.cpu_cores:.2f} cores, {server.resident_mb:.0f} MB; {batch}mean ms: {stages}"
