@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ from packshot.cli_connection import tls_of, token_of
 from packshot.errors import InvalidInput, PackshotError
 from packshot.image import ImageSpec, load_pixels
 from packshot.image_names import image_names
-from packshot.load import LoadReport, Source, run_load, run_sweep
+from packshot.load import LoadReport, Source, Sweep, run_load, run_sweep
 from packshot.load.compare import comparison_text
 from packshot.load.observed import read_metrics
 from packshot.load.page import page
@@ -40,20 +40,21 @@ OF_A_LOAD = (
 FEWEST_OF_A_SWEEP = 3  # runs: both closed loops, which all else goes by, and a rate
 
 
+class Found(NamedTuple):
+    """A run or a sweep. `ended`: what ended it, if it did not come to its end."""
+
+    run: LoadReport | None = None
+    sweep: Sweep | None = None
+    ended: BaseException | None = None
+
+
 def load(options: argparse.Namespace) -> int:
     """Exit status: 0 all well, 1 some request or image failed; a sweep fails some on purpose.
 
     What ends the load early is raised once all that was counted is reported.
     """
     if options.compare:
-        if ignored := [name for name in OF_A_LOAD if getattr(options, name) not in NOT_GIVEN]:
-            names = ", ".join(
-                name if name == "images" else f"--{name.replace('_', '-')}" for name in ignored
-            )
-            raise InvalidInput(f"--compare sends nothing and prints a table: leave {names} out")
-        before, after = map(read_results, options.compare)
-        print(comparison_text(before, after))
-        return 0
+        return _compare(options)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)  # what cannot be is told before the load
     results, ended = measured(options)
@@ -67,44 +68,83 @@ def load(options: argparse.Namespace) -> int:
     return 1 if first.failed or first.image_errors else 0
 
 
+def _compare(options: argparse.Namespace) -> int:
+    if ignored := [name for name in OF_A_LOAD if getattr(options, name) not in NOT_GIVEN]:
+        names = ", ".join(
+            name if name == "images" else f"--{name.replace('_', '-')}" for name in ignored
+        )
+        raise InvalidInput(f"--compare sends nothing and prints a table: leave {names} out")
+    before, after = map(read_results, options.compare)
+    print(comparison_text(before, after))
+    return 0
+
+
 def measured(options: argparse.Namespace) -> tuple[Results, BaseException | None]:
     """With results that did not come to their end, what ended them."""
     plan = _plan(options)
-    tls, token = tls_of(options), token_of(options)
-    served = served_by(plan, Connection(target=plan.target, tls=tls, token=token))
+    connection = Connection(target=plan.target, tls=tls_of(options), token=token_of(options))
+    served = served_by(plan, connection)
     if options.metrics_url:
         read_metrics(options.metrics_url)  # a wrong one is told before the load, not after
     images = _images(options.images)
-    sent = SentImages(
-        source=_named(options.images) or "generated photographs",
-        count=len(images),
-        mean_bytes=float(np.mean([len(image) for image in images])),
-    )
+    sent = _sent(images, options.images)
     if options.pixels:
         images = [_pixels(image, served.crop) for image in images]
     source = Source(options.metrics_url, served.model) if options.metrics_url else None
-    ended: BaseException | None = None
     with Live() as live:
-        run: Any = run_sweep if options.sweep else run_load
-        tell = {"tell": live.tell} if options.sweep else {}
-        try:
-            found = run(plan, images, tls=tls, token=token, source=source, watch=live.watch, **tell)
-        except (KeyboardInterrupt, PackshotError) as error:
-            if len(live.told) < FEWEST_OF_A_SWEEP:
-                raise
-            found, ended = sweep_of(live.told, str(error) or "it was interrupted"), error
-    if isinstance(found, LoadReport) and found.stopped_after is not None:
-        ended = KeyboardInterrupt()
+        if options.sweep:
+            found = _sweep(plan, images, connection, source, live)
+        else:
+            found = _run(plan, images, connection, source, live)
     results = Results(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         packshot=__version__,
         machine=this_machine(),
         served=served,
         images=sent,
-        run=None if options.sweep else found,
-        sweep=found if options.sweep else None,
+        run=found.run,
+        sweep=found.sweep,
     )
-    return results, ended
+    return results, found.ended
+
+
+def _run(
+    plan: LoadPlan,
+    images: Sequence[bytes],
+    connection: Connection,
+    source: Source | None,
+    live: "Live",
+) -> Found:
+    report = run_load(
+        plan, images, tls=connection.tls, token=connection.token, source=source, watch=live.watch
+    )
+    return Found(run=report, ended=None if report.stopped_after is None else KeyboardInterrupt())
+
+
+def _sweep(
+    plan: LoadPlan,
+    images: Sequence[bytes],
+    connection: Connection,
+    source: Source | None,
+    live: "Live",
+) -> Found:
+    """One that an error ends is a sweep of the runs until then, if they are enough for one."""
+    try:
+        sweep = run_sweep(
+            plan,
+            images,
+            tls=connection.tls,
+            token=connection.token,
+            source=source,
+            watch=live.watch,
+            tell=live.tell,
+        )
+    except (KeyboardInterrupt, PackshotError) as error:
+        if len(live.told) < FEWEST_OF_A_SWEEP:
+            raise
+        cut_short = sweep_of(live.told, str(error) or "it was interrupted")
+        return Found(sweep=cut_short, ended=error)
+    return Found(sweep=sweep)
 
 
 def _plan(options: argparse.Namespace) -> LoadPlan:
@@ -134,6 +174,14 @@ def _plan(options: argparse.Namespace) -> LoadPlan:
         pixels=options.pixels,
         processes=options.processes,
         **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def _sent(images: Sequence[bytes], patterns: Sequence[str]) -> SentImages:
+    return SentImages(
+        source=_named(patterns) or "generated photographs",
+        count=len(images),
+        mean_bytes=float(np.mean([len(image) for image in images])),
     )
 
 
