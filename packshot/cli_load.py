@@ -5,7 +5,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any, get_args
 
-from packshot.cli_connection import connected_verb
+from packshot.cli_options import connected_verb
 from packshot.errors import InvalidInput
 from packshot.load_plan import Api, Arrivals, LoadPlan
 

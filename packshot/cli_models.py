@@ -171,15 +171,29 @@ def add_models_verb(verbs: Any) -> None:
     text = "list, check, release, compare and export the versions of a bundle store"
     parser = verbs.add_parser("models", help=text, description=text)
     models = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_list(models)
+    _add_show(models)
+    _add_verify(models)
+    _add_release(models)
+    _add_rollback(models)
+    _add_prune(models)
+    _add_diff(models)
+    _add_export(models)
 
+
+def _add_list(models: Any) -> None:
     verb = _verb(models, "list", list_versions, "list versions; * marks the one to serve")
     verb.add_argument("name", nargs="?", metavar="NAME", help="this model only")
     _add_json(verb)
 
+
+def _add_show(models: Any) -> None:
     verb = _verb(models, "show", show, "show what a version is: engines, accuracy, provenance")
     _add_name_and_version(verb)
     _add_json(verb)
 
+
+def _add_verify(models: Any) -> None:
     verb = _verb(
         models,
         "verify",
@@ -192,6 +206,8 @@ def add_models_verb(verbs: Any) -> None:
     verb.add_argument("--all", action="store_true", help="every version")
     _add_json(verb)
 
+
+def _add_release(models: Any) -> None:
     verb = _verb(
         models,
         "release",
@@ -203,6 +219,8 @@ def add_models_verb(verbs: Any) -> None:
     verb.add_argument("version", type=int, metavar="VERSION")
     _add_no_verify(verb)
 
+
+def _add_rollback(models: Any) -> None:
     verb = _verb(
         models,
         "rollback",
@@ -213,6 +231,8 @@ def add_models_verb(verbs: Any) -> None:
     verb.add_argument("name", metavar="NAME")
     _add_no_verify(verb)
 
+
+def _add_prune(models: Any) -> None:
     verb = _verb(
         models,
         "prune",
@@ -225,12 +245,16 @@ def add_models_verb(verbs: Any) -> None:
     )
     verb.add_argument("--dry-run", action="store_true", help="only say what would be removed")
 
+
+def _add_diff(models: Any) -> None:
     verb = _verb(models, "diff", diff, "show what changed from one version to another")
     verb.add_argument("name", metavar="NAME")
     verb.add_argument("before", type=int, metavar="A")
     verb.add_argument("after", type=int, metavar="B")
     _add_json(verb)
 
+
+def _add_export(models: Any) -> None:
     verb = _verb(models, "export", export, "write a version for another server")
     _add_name_and_version(verb)
     verb.add_argument("--format", choices=sorted(FORMATS), required=True)

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from packshot.channel import Connection
-from packshot.cli_connection import reaching_verb, tls_of
+from packshot.cli_options import reaching_verb, tls_of
 from packshot.errors import PackshotError
 from packshot.status import error_from_status
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from packshot import __version__
 from packshot.channel import Connection
-from packshot.cli_connection import tls_of, token_of
+from packshot.cli_options import tls_of, token_of
 from packshot.errors import InvalidInput, PackshotError
 from packshot.image import ImageSpec, load_pixels
 from packshot.image_names import image_names

@@ -1,12 +1,15 @@
-"""Options of the commands that call a server: which one, and how to be let in."""
+"""Options of several commands: which server, how to be let in, which images."""
 
 import argparse
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from packshot.channel import Tls, read_token
-from packshot.client import DEFAULT_TARGET
+from packshot.client import DEFAULT_TARGET, Client
+from packshot.outgoing import ImageSource
 
 TOKEN = "PACKSHOT_TOKEN"  # noqa: S105  # the variable's name
 
@@ -46,6 +49,28 @@ def reaching_verb(
         help="name in the server's certificate, where --target has another, such as 127.0.0.1",
     )
     return verb
+
+
+def add_images(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "images", nargs="+", metavar="FILE|DIR|GLOB|-", help="image files; - reads one from stdin"
+    )
+
+
+def sources_of(names: Sequence[str]) -> list[ImageSource]:
+    """Files by their names; of `-` what standard input holds, read now."""
+    return [sys.stdin.buffer.read() if name == "-" else name for name in names]
+
+
+def client_of(options: argparse.Namespace) -> Client:
+    """Of a connected verb."""
+    return Client(
+        options.target,
+        tls=tls_of(options),
+        token=token_of(options),
+        model=options.model,
+        timeout_seconds=options.timeout,
+    )
 
 
 def tls_of(options: argparse.Namespace) -> Tls | bool:
