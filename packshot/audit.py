@@ -8,7 +8,16 @@ the machine that serves: `python -m serving --check`.
 from collections.abc import Iterator
 from pathlib import Path
 
-from packshot.bundle import GOLDEN, LABELS, MANIFEST, PLAN, Manifest, file_faults, read_manifest
+from packshot.bundle import (
+    GOLDEN,
+    LABELS,
+    MANIFEST,
+    PLAN,
+    Manifest,
+    file_faults,
+    labels_text,
+    read_manifest,
+)
 from packshot.errors import PackshotError
 from packshot.golden import GoldenSamples, check_pixels, read_golden
 from packshot.plan import read_sidecar, sidecar_path
@@ -52,7 +61,7 @@ def _label_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
     except (OSError, UnicodeDecodeError) as error:
         yield f"{path} cannot be read: {error}"
         return
-    if text != "".join(f"{label}\n" for label in manifest.labels):
+    if text != labels_text(manifest.labels):
         yield f"{path} has other labels than the manifest: export a new version"
 
 

@@ -13,6 +13,7 @@ from packshot.cli_progress import AboveBar, with_bar
 from packshot.client import Client
 from packshot.image_names import image_names
 from packshot.outgoing import ImageSource
+from packshot.prediction import DEFAULT_TOP_K
 
 
 def classify(options: argparse.Namespace) -> int:
@@ -98,7 +99,7 @@ def add_classify_verb(verbs: Any) -> None:
     verb = connected_verb(verbs, "classify", classify, "classify images")
     add_images(verb)
     verb.add_argument(
-        "--top-k", type=int, default=5, help="labels per image (default: %(default)s)"
+        "--top-k", type=int, default=DEFAULT_TOP_K, help="labels per image (default: %(default)s)"
     )
     verb.add_argument(
         "--min-confidence",

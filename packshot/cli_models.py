@@ -21,6 +21,7 @@ from packshot.store import (
     prune,
     release,
     rollback,
+    served_version,
     versions,
 )
 from packshot.tables import difference_text, show_text, size_text, versions_table
@@ -41,7 +42,7 @@ def list_versions(options: argparse.Namespace) -> int:
 def show(options: argparse.Namespace) -> int:
     folder = _version(options)
     manifest = read_manifest(folder)
-    record = version_record(folder, served=_served(folder.parent) == int(folder.name))
+    record = version_record(folder, served=served_version(folder.parent) == int(folder.name))
     shown = {**msgspec.to_builtins(record), "manifest": msgspec.to_builtins(manifest)}
     _print(options, shown, show_text(folder, record, manifest))
     return 0
@@ -66,7 +67,7 @@ def _verdict(name: str, version: int, found: list[str]) -> str:
 def release_version(options: argparse.Namespace) -> int:
     folder = _version(options)
     _check(folder, options)
-    before = _served(folder.parent)
+    before = served_version(folder.parent)
     release(folder.parent, options.version)
     print(_now_served(options.name, options.version, before))
     return 0
@@ -129,13 +130,6 @@ def _there(model: Path, version: int) -> Path:
     if version not in versions(model):
         raise NotFound(f"{model} has no version {version}; there are {versions(model)}")
     return model / str(version)
-
-
-def _served(model: Path) -> int | None:
-    try:
-        return current_version(model)
-    except PackshotError:
-        return None
 
 
 def _warn_if_none_is_served(model: Path) -> None:

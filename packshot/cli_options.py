@@ -14,11 +14,9 @@ from packshot.outgoing import ImageSource
 TOKEN = "PACKSHOT_TOKEN"  # noqa: S105  # the variable's name
 
 
-def connected_verb(
-    verbs: Any, name: str, run: Any, text: str, *, timeout_seconds: float = 30.0
-) -> argparse.ArgumentParser:
+def connected_verb(verbs: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
     """A command that asks a server for its models."""
-    verb = reaching_verb(verbs, name, run, text, timeout_seconds=timeout_seconds)
+    verb = reaching_verb(verbs, name, run, text, timeout_seconds=30.0)
     verb.add_argument("--model", default="", help="name of the model (default: the server's)")
     verb.add_argument(
         "--token-file", type=Path, metavar="FILE", help=f"bearer token (default: ${TOKEN}, if set)"

@@ -10,9 +10,9 @@ import grpc
 from packshot.channel import Connection
 from packshot.cli_options import reaching_verb, tls_of
 from packshot.errors import PackshotError
+from packshot.services import CLASSIFIER
 from packshot.status import error_from_status
 
-READY = "packshot.v1.Classifier"
 # grpc.health.v1 by hand: one string there, one number back. Its package would be a dependency of
 # every client. https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 CHECK = "/grpc.health.v1.Health/Check"
@@ -59,7 +59,7 @@ def add_probe_verb(verbs: Any) -> None:
         verb.set_defaults(target=f"127.0.0.1:{port}")
     verb.add_argument(
         "--service",
-        default=READY,
+        default=CLASSIFIER,
         help='"" asks whether it is alive; the default whether it is ready (%(default)s)',
     )
 

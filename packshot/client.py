@@ -19,6 +19,8 @@ from packshot.answers import Embedding, ModelInfo, Result, embedding, model_info
 from packshot.channel import Connection, Tls
 from packshot.errors import DeadlineExceeded, InvalidInput, PackshotError
 from packshot.outgoing import MAX_REQUEST_BYTES, ImageSource, Outgoing, Wanted, read_source
+from packshot.prediction import DEFAULT_TOP_K
+from packshot.services import CLASSIFIER
 from packshot.status import error_from_status
 from packshot.stream import BulkStream
 from packshot.v1 import classifier_pb2 as pb
@@ -40,7 +42,7 @@ SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
-            "name": [{"service": "packshot.v1.Classifier"}],
+            "name": [{"service": CLASSIFIER}],
             "retryPolicy": {
                 "maxAttempts": 4,
                 "initialBackoff": "0.2s",
@@ -51,7 +53,7 @@ SERVICE_CONFIG = {
             },
         },
         # A stream is taken up again by packshot.stream, which knows what was answered.
-        {"name": [{"service": "packshot.v1.Classifier", "method": "ClassifyStream"}]},
+        {"name": [{"service": CLASSIFIER, "method": "ClassifyStream"}]},
     ],
     "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
 }
@@ -114,7 +116,7 @@ class Client:
         self,
         images: ImageSource | Iterable[ImageSource],
         *,
-        top_k: int = 5,
+        top_k: int = DEFAULT_TOP_K,
         include_logits: bool = False,
         min_confidence: float | None = None,
     ) -> list[Result]:
@@ -138,7 +140,7 @@ class Client:
         self,
         images: Iterable[ImageSource],
         *,
-        top_k: int = 5,
+        top_k: int = DEFAULT_TOP_K,
         include_logits: bool = False,
         min_confidence: float | None = None,
     ) -> Iterator[Result]:
@@ -165,7 +167,7 @@ class Client:
         self,
         items: Iterable[tuple[str, ImageSource]],
         *,
-        top_k: int = 5,
+        top_k: int = DEFAULT_TOP_K,
         include_logits: bool = False,
         min_confidence: float | None = None,
     ) -> Iterator[Result]:

@@ -8,7 +8,7 @@ import msgspec
 
 from packshot.bundle import Manifest, read_manifest
 from packshot.errors import PackshotError
-from packshot.store import current_version, versions
+from packshot.store import served_version, versions
 
 
 class EngineSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,10 +34,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
 
 def inventory(model: Path) -> list[Version]:
     """Every version of one model, ascending."""
-    try:
-        served = current_version(model)
-    except PackshotError:
-        served = None
+    served = served_version(model)
     return [
         version_record(model / str(version), served=version == served)
         for version in versions(model)

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from packshot.errors import InvalidInput
+from packshot.prediction import DEFAULT_TOP_K
 from packshot.v1 import classifier_pb2 as pb
 
 ImageSource = str | Path | bytes | npt.NDArray[np.uint8]
@@ -22,7 +23,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     `top_k` 0 means 5. Without `min_confidence` the model's own threshold holds; 0 never abstains.
     """
 
-    top_k: int = 5
+    top_k: int = DEFAULT_TOP_K
     include_logits: bool = False
     min_confidence: float | None = None
 

@@ -9,6 +9,9 @@ import numpy.typing as npt
 Logits = npt.NDArray[np.float32]
 """float32 [classes] for one image, [N, classes] for a batch."""
 
+DEFAULT_TOP_K = 5
+"""Labels that are told of an image, where a request does not say how many."""
+
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """One label with its probability."""

@@ -73,6 +73,14 @@ def current_version(model: Path) -> int:
     return int(text)
 
 
+def served_version(model: Path) -> int | None:
+    """The version to serve; None where `current_version` raises."""
+    try:
+        return current_version(model)
+    except PackshotError:
+        return None
+
+
 def previous_version(model: Path) -> int | None:
     """The version that was served before the current one: what `rollback` would release.
 
@@ -91,11 +99,9 @@ def release(model: Path, version: int) -> None:
     available = versions(model)
     if version not in available:
         raise NotFound(f"{model} has no version {version}; there are {available}")
-    try:
-        before = [current_version(model)]
-    except PackshotError:  # `released` is damaged: this repairs it
-        before = []
-    _serve(model, version, history=[*_history(model), *before, version])
+    before = served_version(model)  # None if `released` is damaged: this repairs it
+    earlier = _history(model) if before is None else [*_history(model), before]
+    _serve(model, version, history=[*earlier, version])
 
 
 def rollback(model: Path) -> int:

@@ -1,5 +1,6 @@
 """What `--check` tells: which engine of each model would serve, how right and how fast it is."""
 
+from packshot import tables
 from serving.model import Model
 from serving.models import Models
 
@@ -8,9 +9,7 @@ HEADINGS = ("model", "version", "engine", "golden", "tolerance", "1 image", "ful
 
 def table(models: Models) -> str:
     """Golden: the largest |logit difference| from PyTorch. Times are of one run on this machine."""
-    rows = [HEADINGS, *(_row(model) for model in models)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    lines = [tables.table([HEADINGS, *(_row(model) for model in models)])]
     lines += [_refusal(model) for model in models if model.opened.refusals]
     for name, versions in models.rejected.items():
         lines += [

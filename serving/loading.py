@@ -52,10 +52,6 @@ class Loader:
         except (PackshotError, OSError):  # told when they are loaded
             return 1
 
-    def choose(self, name: str) -> Path:
-        """Folder of the version to serve. Raises NotFound or DamagedFile."""
-        return self.supply.choose(name)
-
     async def load(self, folder: Path) -> Model:
         """Raises NotFound, DamagedFile, AnswersDiffer or EngineRefused."""
         log.info("loading %s", folder)

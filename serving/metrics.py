@@ -13,6 +13,7 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from packshot.errors import EngineReason, ImageReason
+from packshot.services import CLASSIFIER, OPEN_INFERENCE
 from packshot.status import CODES
 from serving.declared import OPEN, Declared
 
@@ -34,9 +35,9 @@ RELOADS = ("swapped", "not_found", "damaged", "answers_differ", "no_engine", "fa
 CLOSED_BY = ("empty", "shared", "full", "deadline")
 LOOKUPS = ("hit", "miss")
 ANSWERING = (
-    ("packshot.v1.Classifier", "Classify"),
-    ("packshot.v1.Classifier", "Embed"),
-    ("inference.GRPCInferenceService", "ModelInfer"),
+    (CLASSIFIER, "Classify"),
+    (CLASSIFIER, "Embed"),
+    (OPEN_INFERENCE, "ModelInfer"),
 )
 """Unary methods that users wait for: services with their methods."""
 RPC = {"grpc_type": OPEN, "grpc_service": OPEN, "grpc_method": OPEN}

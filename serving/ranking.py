@@ -4,9 +4,7 @@ import msgspec
 
 from packshot.bundle import Manifest
 from packshot.errors import InvalidInput
-from packshot.prediction import Logits, Prediction, top_predictions
-
-DEFAULT_TOP_K = 5
+from packshot.prediction import DEFAULT_TOP_K, Logits, Prediction, top_predictions
 
 
 class Ranking(msgspec.Struct, frozen=True, kw_only=True):

@@ -62,14 +62,14 @@ class Reloader:
         if not names:
             raise NotFound(f"no model in {supply.folder}: run `make export`")
         if self._default is not None:
-            self._loader.choose(self._default)  # it must be there, whatever else is
+            supply.choose(self._default)  # it must be there, whatever else is
         self._models.default = self._default or next(iter(self._names), None)
         self._models.loading = set(names)
         for name in names:
             wanted = name in self._names or name == self._models.default
             folder = supply.released(name)
             try:
-                folder = self._loader.choose(name)
+                folder = supply.choose(name)
                 self._models.put(await self._loader.load(folder))
             except Exception as error:  # whatever is wrong with one that nobody asked for
                 if wanted:
@@ -115,7 +115,7 @@ class Reloader:
         """`asked`: by SIGHUP, on which even what failed before is tried again."""
         released = self._loader.supply.released(name)
         try:
-            folder = await asyncio.to_thread(self._loader.choose, name)
+            folder = await asyncio.to_thread(self._loader.supply.choose, name)
         except Exception as error:  # a `released` that no release wrote, say
             if asked or not self._known(name, released, frozenset()):
                 self._reject(name, released, error)

@@ -45,7 +45,7 @@ EXPORTING_LOGGERS = (
 class Traces:
     """Records requests after they have ended; `close` sends what is left."""
 
-    def __init__(self, endpoint: str, *, ratio: float, service: str = "packshot") -> None:
+    def __init__(self, endpoint: str, *, ratio: float) -> None:
         """`endpoint`: http://host:port, or https:// for TLS; raises InvalidInput if it is neither.
 
         A client that sends `traceparent` decides whether its request is recorded; of the other
@@ -62,7 +62,7 @@ class Traces:
         )
         self._provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(ratio)),
-            resource=Resource.create({"service.name": service, "service.version": __version__}),
+            resource=Resource.create({"service.name": "packshot", "service.version": __version__}),
             shutdown_on_exit=False,
         )
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))

@@ -112,11 +112,11 @@ def test_a_request_is_a_span_below_the_clients_with_its_stages_below_it(collecto
 
 
 def test_the_service_is_named(collector):
-    traces = Traces(collector.endpoint, ratio=1.0, service="shop")
+    traces = Traces(collector.endpoint, ratio=1.0)
     record(traces)
     traces.close()
     (resource,) = collector.received.get(timeout=TIMEOUT).resource_spans
-    assert attributes(resource.resource)["service.name"] == "shop"
+    assert attributes(resource.resource)["service.name"] == "packshot"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from annotated_types import Ge, Le
 from deploy.ray.images import HTTP_TIMEOUT_SECONDS
 from packshot.errors import PackshotError
 from packshot.image import ImageLimits
-from serving.ranking import DEFAULT_TOP_K, Ranking
+from packshot.prediction import DEFAULT_TOP_K
+from serving.ranking import Ranking
 from serving.settings import Settings
 
 DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}

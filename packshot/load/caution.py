@@ -74,9 +74,9 @@ def latency_text(report: LoadReport, name: str) -> tuple[str, str] | None:
     return f"{ms:.1f}", interval_text(interval)
 
 
-def interval_text(interval: Interval, digits: int = 1) -> str:
+def interval_text(interval: Interval) -> str:
     """Of something that is never below 0."""
     low, high = interval
     if high == math.inf:
-        return f"{low:.{digits}f} or more"
-    return f"{max(0.0, low):.{digits}f} to {high:.{digits}f}"
+        return f"{low:.1f} or more"
+    return f"{max(0.0, low):.1f} to {high:.1f}"

@@ -125,8 +125,8 @@ def _facts(facts: Mapping[str, str]) -> str:
     return _table((), list(facts.items()), "rows words")
 
 
-def _number(value: float | None, digits: int = 1) -> str:
-    return MISSING if value is None else f"{value:.{digits}f}"
+def _number(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.1f}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], css: str = "rows") -> str:

@@ -7,6 +7,7 @@ from packshot.channel import Connection
 from packshot.client import Client
 from packshot.image import ImageSpec
 from packshot.load_plan import LoadPlan
+from packshot.services import OPEN_INFERENCE
 from packshot.status import error_from_status
 
 ASK_SECONDS = 10.0
@@ -47,7 +48,7 @@ def _asked_by_open_inference(plan: LoadPlan, connection: Connection) -> Served:
     request = ModelMetadataRequest(name=plan.model)
     with connection.channel(()) as channel:
         ask = channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelMetadata",
+            f"/{OPEN_INFERENCE}/ModelMetadata",
             request_serializer=ModelMetadataRequest.SerializeToString,
             response_deserializer=ModelMetadataResponse.FromString,
         )

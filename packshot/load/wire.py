@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from packshot.load_plan import Api, LoadPlan
+from packshot.services import CLASSIFIER, OPEN_INFERENCE
 from packshot.v1 import classifier_pb2 as pb
 
 
@@ -62,8 +63,6 @@ def _no_errors(_reply: bytes) -> Mapping[str, int]:
 
 
 WIRES: dict[Api, Wire] = {
-    "packshot": Wire("/packshot.v1.Classifier/Classify", _classify_request, _classify_errors),
-    "open-inference": Wire(
-        "/inference.GRPCInferenceService/ModelInfer", _infer_request, _no_errors
-    ),
+    "packshot": Wire(f"/{CLASSIFIER}/Classify", _classify_request, _classify_errors),
+    "open-inference": Wire(f"/{OPEN_INFERENCE}/ModelInfer", _infer_request, _no_errors),
 }

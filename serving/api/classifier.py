@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from packshot.errors import ImageError, InvalidInput, NotFound, Unavailable
+from packshot.services import CLASSIFIER
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierServicer
 from serving.admission import Priority
@@ -25,7 +26,7 @@ STREAM_WINDOW = 64  # images of one stream that are in the server at a time
 class Classifier(ClassifierServicer):
     """The servicer."""
 
-    service = "packshot.v1.Classifier"
+    service = CLASSIFIER
 
     def __init__(self, models: Models, pipeline: Pipeline, calls: Calls) -> None:
         self.calls = calls

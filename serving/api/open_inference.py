@@ -8,6 +8,7 @@ import grpc
 from packshot.errors import InvalidInput, NotFound, Unavailable
 from packshot.oip import open_inference_pb2 as pb
 from packshot.oip.open_inference_pb2_grpc import GRPCInferenceServiceServicer
+from packshot.services import OPEN_INFERENCE
 from packshot.status import status_code
 from serving.api.answering import answering, answering_stream, internal_error
 from serving.api.calls import Call, Calls
@@ -28,7 +29,7 @@ STREAM_WINDOW = 64  # requests of one stream that are in the server at a time
 class OpenInference(GRPCInferenceServiceServicer):
     """The servicer. `live` and `ready` tell what the server's probes tell."""
 
-    service = "inference.GRPCInferenceService"
+    service = OPEN_INFERENCE
 
     def __init__(
         self,
