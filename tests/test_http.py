@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from fakes import Clock
 from processes import TIMEOUT
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
@@ -165,16 +166,8 @@ def test_nothing_is_written_to_stderr(port, capfd):
     assert capfd.readouterr().err == ""
 
 
-class FakeClock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
 def test_checks_are_asked_with_the_time_and_the_first_reason_is_told():
-    clock = FakeClock()
+    clock = Clock()
     liveness = Liveness(hang_seconds=10, clock=clock)
     stuck = lambda now: "lane 1 has run for too long" if now > 150 else None  # noqa: E731
     liveness.add(lambda now: None)
@@ -196,7 +189,7 @@ def test_a_loop_that_is_not_watched_yet_or_any_more_is_not_hung():
         liveness.stop()
         assert liveness.reason() is None
 
-    clock = FakeClock()
+    clock = Clock()
     liveness = Liveness(hang_seconds=10, clock=clock)
     clock.now += 1000
     assert liveness.reason() is None
@@ -204,7 +197,7 @@ def test_a_loop_that_is_not_watched_yet_or_any_more_is_not_hung():
 
 
 def test_a_blocked_loop_is_told_by_the_port_and_recovers(registry):
-    clock = FakeClock()
+    clock = Clock()
     liveness = Liveness(hang_seconds=0.05, clock=clock)
     port = HttpPort("127.0.0.1", 0, registry, liveness.reason, lambda: None)
     blocked, release, end = threading.Event(), threading.Event(), asyncio.Event()

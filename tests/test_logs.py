@@ -14,6 +14,7 @@ import threading
 from datetime import datetime, timedelta
 
 import pytest
+from fakes import Clock
 from processes import READY, ROOT, TIMEOUT, environment
 from tiny import PURE, jpeg
 
@@ -187,14 +188,6 @@ def test_lines_below_the_level_are_not_written():
         configure_logging("json", "loud")
 
 
-class FakeClock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
 def access(code="OK", **more):
     known = {
         "request_id": "r1", "method": "Classify", "code": code, "images": 2, "total_ms": 12.5,
@@ -209,7 +202,7 @@ def write(log, one):
 
 
 def test_an_access_line_tells_what_is_known_and_nothing_else(lines):
-    AccessLog(1, Metrics(), FakeClock()).write(access(model="shoes", version=3, decode_ms=4.5))
+    AccessLog(1, Metrics(), Clock()).write(access(model="shoes", version=3, decode_ms=4.5))
     (line,) = lines()
     del line["timestamp"]
     assert line == {
@@ -220,7 +213,7 @@ def test_an_access_line_tells_what_is_known_and_nothing_else(lines):
 
 
 def test_above_the_rate_lines_are_counted_instead_and_the_next_tells_how_many(lines):
-    clock, metrics = FakeClock(), Metrics()
+    clock, metrics = Clock(), Metrics()
     written = AccessLog(2, metrics, clock)
     for _ in range(5):
         write(written, access())
@@ -237,7 +230,7 @@ def test_above_the_rate_lines_are_counted_instead_and_the_next_tells_how_many(li
 
 
 def test_errors_of_the_server_are_always_written(lines):
-    written = AccessLog(0, Metrics(), FakeClock())
+    written = AccessLog(0, Metrics(), Clock())
     for code in ("OK", "INVALID_ARGUMENT", "INTERNAL", "UNKNOWN", "RESOURCE_EXHAUSTED"):
         write(written, access(code))
     assert [(line["code"], line["level"]) for line in lines()] == [
@@ -247,7 +240,7 @@ def test_errors_of_the_server_are_always_written(lines):
 
 
 def test_less_than_one_line_a_second_still_gets_through(lines):
-    clock = FakeClock()
+    clock = Clock()
     written = AccessLog(0.125, Metrics(), clock)
     for _ in range(17):
         write(written, access())

@@ -5,16 +5,10 @@ import math
 import threading
 
 import pytest
+from fakes import Clock
 
 from serving.saturation import MEMORY_SECONDS, Utilisation
 from serving.threads import Threads
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_utilisation_goes_to_what_is_busy_now():
