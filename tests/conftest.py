@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import Server, serving
+from processes import TIMEOUT, Server, serving
 from tiny import colour_network, tiny_bundle
 
+from packshot import Client
 from packshot.errors import EngineRefused
 from serving.engines.gpu import probe_gpu
 
@@ -51,6 +52,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "--models", models, "--engines", "int8,fp32", "--max-image-pixels", 2_000_000
     ) as running:
         yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    """Of the module's server."""
+    with Client(server.target, timeout_seconds=TIMEOUT) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

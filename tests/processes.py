@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 180  # of what takes a second on a machine that is not busy
 SERVING = ("-m", "serving")
@@ -83,6 +86,12 @@ class Server:
     def page(self, path: str) -> tuple[int, str]:
         """Status and text of a page of the HTTP port."""
         return page(self.http_url + path)
+
+    def health(self, service: str = "") -> int:
+        """A `HealthCheckResponse.ServingStatus`; of the server as a whole, or of one API."""
+        with grpc.insecure_channel(self.target) as channel:
+            request = health_pb2.HealthCheckRequest(service=service)
+            return health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT).status
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)

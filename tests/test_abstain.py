@@ -10,7 +10,6 @@ import pytest
 from processes import ROOT, TIMEOUT, serving
 from tiny import PURE, jpeg, tiny_bundle
 
-from packshot import Client
 from packshot.errors import InvalidInput
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierStub
@@ -26,12 +25,6 @@ def server(tmp_path_factory):
     tiny_bundle(store, min_confidence=0.6)
     with serving("--models", store) as running:
         yield running
-
-
-@pytest.fixture
-def client(server):
-    with Client(server.target, timeout_seconds=TIMEOUT) as client:
-        yield client
 
 
 def test_the_models_own_threshold_holds_and_is_counted(client, server):

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import socket
 import subprocess
 import sys
 import termios
@@ -18,7 +19,7 @@ from processes import ROOT, TIMEOUT, serving
 from tiny import PURE, jpeg
 
 from packshot import Client
-from packshot.errors import InvalidInput
+from packshot.errors import InvalidInput, Unavailable
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierServicer, add_ClassifierServicer_to_server
 
@@ -153,6 +154,13 @@ def test_a_request_above_the_servers_message_limit_is_no_overload(store):
         pytest.raises(InvalidInput, match="send fewer or smaller images"),
     ):
         client.classify(bytes(200_000))
+
+
+def test_an_unreachable_server_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        target = f"127.0.0.1:{unused.getsockname()[1]}"
+    with Client(target) as client, pytest.raises(Unavailable, match=target):
+        client.classify(jpeg(PURE["red"]))
 
 
 def test_options_are_checked():

@@ -21,7 +21,7 @@ from pathlib import Path
 import grpc
 import pytest
 from fake_server import SECRET
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from processes import FAKE_SERVING, ROOT, TIMEOUT, Server, page, serving, starting, until
 from prometheus_client.parser import text_string_to_metric_families
 from tiny import PURE, colour_network, jpeg, overwrite, tiny_bundle
@@ -214,26 +214,20 @@ def test_the_images_of_a_killed_client_leave_the_queue(tmp_path):
 # Engines that hang or fail
 
 
-def health(server: Server, service: str = "") -> int:
-    with grpc.insecure_channel(server.target) as channel:
-        request = health_pb2.HealthCheckRequest(service=service)
-        return health_pb2_grpc.HealthStub(channel).Check(request, timeout=TIMEOUT).status
-
-
 def test_an_engine_that_hangs_is_told_and_forgiven(tmp_path):
     with troubled(tmp_path, "--hang-seconds", 1, "--default-timeout-ms", 600_000) as (server, stub):
-        assert (server.page("/livez"), health(server)) == ((200, "ok\n"), ALIVE)
+        assert (server.page("/livez"), server.health()) == ((200, "ok\n"), ALIVE)
         (tmp_path / "hang").touch()
         call = stub.Classify.future(ONE)
         until(lambda: server.page("/livez")[0] == 503)
         assert server.page("/livez")[1].startswith("engine int8 of colours hangs: in one run")
         assert server.page("/readyz") == (503, server.page("/livez")[1])
         assert (server.metric("packshot_live"), server.metric("packshot_ready")) == (0, 0)
-        until(lambda: health(server) == NOT_ALIVE)
-        until(lambda: health(server, "packshot.v1.Classifier") == NOT_ALIVE)
+        until(lambda: server.health() == NOT_ALIVE)
+        until(lambda: server.health("packshot.v1.Classifier") == NOT_ALIVE)
         (tmp_path / "hang").unlink()
         assert call.result(TIMEOUT).results[0].predictions[0].label == "red"
-        until(lambda: health(server) == health(server, "packshot.v1.Classifier") == ALIVE)
+        until(lambda: server.health() == server.health("packshot.v1.Classifier") == ALIVE)
         assert server.page("/livez") == server.page("/readyz") == (200, "ok\n")
         assert (server.metric("packshot_live"), server.metric("packshot_ready")) == (1, 1)
         assert answered(stub)

@@ -5,6 +5,7 @@ compute every answer by hand.
 """
 
 import io
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -37,6 +38,13 @@ PURE = {"red": (230, 20, 20), "green": (20, 230, 20), "blue": (20, 20, 230)}
 
 def jpeg(colour: tuple[int, int, int], size: tuple[int, int] = (300, 260)) -> bytes:
     return encoded(Image.new("RGB", size, colour), "JPEG", quality=95)
+
+
+@cache
+def big_image() -> bytes:
+    """Takes a while to decode."""
+    noise = np.random.default_rng(0).integers(0, 255, (1400, 1400, 3), np.uint8)
+    return encoded(Image.fromarray(noise), "PNG")
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -1,0 +1,96 @@
+"""More than a server can take: who is refused, who makes room, and who is answered all the same."""
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from processes import FAKE_SERVING, TIMEOUT, serving, until
+from tiny import PURE, big_image, jpeg, tiny_bundle
+
+from packshot.v1 import classifier_pb2 as pb
+from packshot.v1.classifier_pb2_grpc import ClassifierStub
+
+RED = jpeg(PURE["red"])
+
+
+def test_overload_is_refused_at_once_with_a_hint_when_to_come_back(store):
+    limits = ("--max-queued-images", 8, "--max-images-per-request", 8)
+    with (
+        serving("--models", store, *limits) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        request = pb.ClassifyRequest(images=[pb.Image(encoded=big_image())] * 8)
+        calls = [ClassifierStub(channel).Classify.future(request) for _ in range(12)]
+        errors = [call.exception(TIMEOUT) for call in calls]
+        refused = [error for error in errors if error is not None]
+        assert 1 <= len(refused) < len(calls)
+        assert {error.code() for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert "room for 0 more images" in refused[0].details()
+        assert dict(refused[0].trailing_metadata())["grpc-retry-pushback-ms"] == "250"
+        counted = server.metric(
+            'packshot_requests_refused_total{model="colours",reason="queue_full"}'
+        )
+        assert counted == len(refused)
+        assert server.metric("packshot_images_in_progress") == 0
+
+
+def test_a_request_without_a_deadline_gets_the_servers(store):
+    with (
+        serving("--models", store, "--default-timeout-ms", 1) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        request = pb.ClassifyRequest(images=[pb.Image(encoded=big_image())])
+        with pytest.raises(grpc.RpcError) as caught:
+            ClassifierStub(channel).Classify(request)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert caught.value.details() == "no answer within 0.001 s"
+
+
+def test_a_hanging_model_takes_no_call_of_another_or_of_health(tmp_path):
+    """As many calls are taken as all queues hold, and some."""
+    for name in ("a", "b", "c"):
+        tiny_bundle(tmp_path / "models", name)
+    room = ("--max-queued-images", 40, "--default-timeout-ms", 600_000)
+    options = ("--models", tmp_path / "models", "--engines", "fp32", "--control", tmp_path, *room)
+    with serving(*options, program=FAKE_SERVING) as server:
+        (tmp_path / "hang").touch()
+        with grpc.insecure_channel(server.target) as channel:
+            stub = ClassifierStub(channel)
+            image = pb.Image(encoded=RED)
+            held = [
+                stub.Classify.future(pb.ClassifyRequest(model=name, images=[image]))
+                for name in ("a", "b", "c")
+                for _ in range(40)
+            ]
+            until(lambda: server.metric("packshot_images_in_progress") == len(held))
+            health = health_pb2_grpc.HealthStub(channel)
+            alive = health.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT)
+            assert alive.status == health_pb2.HealthCheckResponse.SERVING
+            (tmp_path / "hang").unlink()
+            assert {one.result().model for one in held} == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("method", ["Classify", "Embed"])
+def test_bulk_requests_make_room_for_interactive_ones(store, tmp_path, method):
+    room = ("--max-queued-images", 3, "--max-images-per-request", 2, "--lanes", 1)
+    options = ("--models", store, "--engines", "fp32", "--control", tmp_path, *room)
+    with serving(*options, program=FAKE_SERVING) as server:
+        (tmp_path / "hang").touch()
+        with grpc.insecure_channel(server.target) as channel:
+            stub = ClassifierStub(channel)
+            image = pb.Image(encoded=RED)
+
+            def ask(images: int, priority: pb.Priority) -> grpc.Future:
+                kind = {"Classify": pb.ClassifyRequest, "Embed": pb.EmbedRequest}[method]
+                request = kind(images=[image] * images, priority=priority)
+                return getattr(stub, method).future(request, timeout=TIMEOUT)
+
+            runs = ask(1, pb.PRIORITY_INTERACTIVE)
+            until(lambda: server.metric("packshot_images_in_progress") == 1)
+            bulk = ask(2, pb.PRIORITY_BULK)
+            until(lambda: server.metric("packshot_images_in_progress") == 3)
+            interactive = ask(2, pb.PRIORITY_INTERACTIVE)
+            assert bulk.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "made room for interactive ones" in bulk.details()
+            (tmp_path / "hang").unlink()
+            assert len(interactive.result().results) == 2
+            assert len(runs.result().results) == 1
