@@ -82,9 +82,7 @@ class App:
         self._liveness = Liveness(hang_seconds=settings.hang_seconds)
         self._liveness.add(lambda _: self._models.trouble(settings.hang_seconds))
         self._health = health.HealthServicer()
-        self._server = new_server(
-            settings, metrics, access, models=self._loader.count(settings.model)
-        )
+        self._server = new_server(settings, self._calls, models=self._loader.count(settings.model))
         self._not_accepting: str | None = "loading"
         count_lost_lines(metrics.log_lines_lost.inc)
         metrics.saturation.set_function(self._saturation)

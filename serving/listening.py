@@ -7,10 +7,11 @@ import grpc
 
 from packshot.channel import endpoint, is_loopback
 from packshot.errors import InvalidInput
-from serving.access_log import AccessLog
+from serving.api.bearer import TokenInterceptor
+from serving.api.calls import Calls
 from serving.metrics import Metrics
 from serving.settings import Settings
-from serving.tokens import TokenInterceptor, Tokens
+from serving.tokens import Tokens
 
 if TYPE_CHECKING:
     from serving.certificates import Certificates
@@ -24,12 +25,10 @@ SILENCE_MS = 30_000  # then a ping asks whether the client is still there
 PONG_MS = 60_000  # on a slow line the answer queues behind photographs
 
 
-def new_server(
-    settings: Settings, metrics: Metrics, access: AccessLog, *, models: int
-) -> grpc.aio.Server:
+def new_server(settings: Settings, calls: Calls, *, models: int) -> grpc.aio.Server:
     """For so many models, each with a queue. Raises InvalidInput for an unusable token file."""
     return grpc.aio.server(
-        interceptors=_interceptors(settings, metrics, access),
+        interceptors=_interceptors(settings, calls),
         options=[
             ("grpc.so_reuseport", 0),  # else two servers would silently share the port
             ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -78,9 +77,7 @@ def _certificates(settings: Settings, metrics: Metrics) -> "Certificates | None"
     return Certificates(files, metrics)
 
 
-def _interceptors(
-    settings: Settings, metrics: Metrics, access: AccessLog
-) -> list[grpc.aio.ServerInterceptor]:
+def _interceptors(settings: Settings, calls: Calls) -> list[grpc.aio.ServerInterceptor]:
     if settings.token_file is None:
         return []
     if settings.tls_cert is None and not is_loopback(settings.host):
@@ -89,4 +86,4 @@ def _interceptors(
             "front of this server, such as a mesh, ends TLS",
             settings.host,
         )
-    return [TokenInterceptor(Tokens(settings.token_file), metrics, access)]
+    return [TokenInterceptor(Tokens(settings.token_file), calls)]
