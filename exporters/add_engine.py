@@ -27,10 +27,10 @@ from packshot.bundle import (
     Manifest,
     open_bundle,
 )
+from packshot.compiled_folder import home_expanded
 from packshot.errors import AnswersDiffer, InvalidInput
 from packshot.image import Pixels
 from packshot.store import current_version, new_version, share
-from serving.engines.compiled import home_expanded
 from serving.engines.openvino import INT8
 
 WRITTEN_ANEW = (LABELS, REPORT)

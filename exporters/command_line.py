@@ -16,9 +16,9 @@ from exporters.calibration import FEWEST_IMAGES, MOST_IMAGES
 from exporters.gates import GATES, Gate
 from exporters.making import ENGINES
 from exporters.plan_options import AMPERE_PLUS, PORTABLE, THIS, PlanOptions
+from packshot.compiled_folder import DEFAULT_FOLDER
 from packshot.errors import InvalidInput
 from packshot.plan import Flavour, Profile
-from serving.engines.compiled import DEFAULT_FOLDER
 
 ADD_ENGINE = "add-engine"
 

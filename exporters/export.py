@@ -15,8 +15,8 @@ from exporters.source import Source, calibration_images, golden_samples, load_so
 from exporters.to_onnx import OPSET, export_onnx, metadata_of
 from exporters.version import complete, peak_gigabytes, read_report
 from packshot.bundle import GOLDEN, EngineFile, Manifest
+from packshot.compiled_folder import home_expanded
 from packshot.store import new_version
-from serving.engines.compiled import home_expanded
 
 
 def export(options: ExportOptions) -> Path:

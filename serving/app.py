@@ -9,6 +9,7 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
 from packshot.channel import endpoint
+from packshot.compiled_folder import home_expanded
 from packshot.cores import available_cores
 from packshot.image import ImageLimits
 from packshot.oip.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
@@ -21,9 +22,8 @@ from serving.api.parsing import Registrar
 from serving.cache import Cache
 from serving.check import table
 from serving.decoding import DecodePool
-from serving.engines.compiled import home_expanded
 from serving.http import HttpPort
-from serving.listening import add_port, new_server
+from serving.listening import Listening, add_port, new_server
 from serving.liveness import Liveness
 from serving.loading import Loader, Room
 from serving.logs import count_lost_lines
@@ -82,7 +82,10 @@ class App:
         self._liveness = Liveness(hang_seconds=settings.hang_seconds)
         self._liveness.add(lambda _: self._models.trouble(settings.hang_seconds))
         self._health = health.HealthServicer()
-        self._server = new_server(settings, self._calls, models=self._loader.count(settings.model))
+        self._listening = _listening(settings)
+        self._server = new_server(
+            self._listening, self._calls, models=self._loader.count(settings.model)
+        )
         self._not_accepting: str | None = "loading"
         count_lost_lines(metrics.log_lines_lost.inc)
         metrics.saturation.set_function(self._saturation)
@@ -144,7 +147,7 @@ class App:
         http = HttpPort(
             host, settings.http_port, self._metrics.registry, self._liveness.reason, self._not_ready
         )
-        port = add_port(self._server, settings, self._metrics)
+        port = add_port(self._server, self._listening, self._metrics)
         self._add_services()
         await self._tell_health()  # alive, though not ready yet
         await self._server.start()
@@ -262,3 +265,17 @@ def _choice(settings: Settings) -> EngineChoice:
 
 def _room(settings: Settings) -> Room:
     return Room(max_images=settings.max_queued_images, max_bytes=settings.max_queued_bytes)
+
+
+def _listening(settings: Settings) -> Listening:
+    return Listening(
+        host=settings.host,
+        port=settings.port,
+        tls_cert=settings.tls_cert,
+        tls_key=settings.tls_key,
+        tls_client_ca=settings.tls_client_ca,
+        token_file=settings.token_file,
+        max_message_bytes=settings.max_message_bytes,
+        max_queued_images=settings.max_queued_images,
+        max_connection_age_seconds=settings.max_connection_age_seconds,
+    )

@@ -1,16 +1,17 @@
 """The gRPC server: its limits, its TLS, who is let in, and its port."""
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
+import msgspec
 
 from packshot.channel import endpoint, is_loopback
 from packshot.errors import InvalidInput
 from serving.api.bearer import TokenInterceptor
 from serving.api.calls import Calls
 from serving.metrics import Metrics
-from serving.settings import Settings
 from serving.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -25,14 +26,31 @@ SILENCE_MS = 30_000  # then a ping asks whether the client is still there
 PONG_MS = 60_000  # on a slow line the answer queues behind photographs
 
 
-def new_server(settings: Settings, calls: Calls, *, models: int) -> grpc.aio.Server:
+class Listening(msgspec.Struct, frozen=True, kw_only=True):
+    """Where to listen, to whom, and for how much.
+
+    `max_queued_images`: of each model. `max_connection_age_seconds`: 0 for never.
+    """
+
+    host: str
+    port: int
+    tls_cert: Path | None
+    tls_key: Path | None
+    tls_client_ca: Path | None
+    token_file: Path | None
+    max_message_bytes: int
+    max_queued_images: int
+    max_connection_age_seconds: float
+
+
+def new_server(listening: Listening, calls: Calls, *, models: int) -> grpc.aio.Server:
     """For so many models, each with a queue. Raises InvalidInput for an unusable token file."""
     return grpc.aio.server(
-        interceptors=_interceptors(settings, calls),
+        interceptors=_interceptors(listening, calls),
         options=[
             ("grpc.so_reuseport", 0),  # else two servers would silently share the port
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.max_send_message_length", settings.max_message_bytes),
+            ("grpc.max_receive_message_length", listening.max_message_bytes),
+            ("grpc.max_send_message_length", listening.max_message_bytes),
             # A client that is gone, or never spoke, would hold its connection for minutes and its
             # half-sent requests, each of which counts below, for hours.
             ("grpc.server_handshake_timeout_ms", HELLO_MS),
@@ -40,50 +58,52 @@ def new_server(settings: Settings, calls: Calls, *, models: int) -> grpc.aio.Ser
             ("grpc.http2.ping_timeout_ms", PONG_MS),
             # Clients look for servers only when a connection ends: without this, one that was added
             # would have new clients only. gRPC spreads it by a tenth, and lets calls end.
-            ("grpc.max_connection_age_ms", _age_ms(settings)),
+            ("grpc.max_connection_age_ms", _age_ms(listening)),
             # Clients that ping to keep idle connections open are welcome.
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
         ],
         # A request has one image or more: further ones would only be refused, after being received.
-        maximum_concurrent_rpcs=models * settings.max_queued_images + OTHER_CALLS,
+        maximum_concurrent_rpcs=models * listening.max_queued_images + OTHER_CALLS,
     )
 
 
-def _age_ms(settings: Settings) -> int:
-    return round(settings.max_connection_age_seconds * 1000) or NEVER_MS
+def _age_ms(listening: Listening) -> int:
+    return round(listening.max_connection_age_seconds * 1000) or NEVER_MS
 
 
-def add_port(server: grpc.aio.Server, settings: Settings, metrics: Metrics) -> int:
+def add_port(server: grpc.aio.Server, listening: Listening, metrics: Metrics) -> int:
     """The port taken. Raises InvalidInput if it cannot be had, or for bad certificates."""
-    address = endpoint(settings.host, settings.port)
-    certificates = _certificates(settings, metrics)
+    address = endpoint(listening.host, listening.port)
+    certificates = _certificates(listening, metrics)
     try:
         if certificates is None:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, certificates.credentials())
     except RuntimeError as error:
         raise InvalidInput(
-            f"--port {settings.port} on {settings.host} cannot be used: {error}"
+            f"--port {listening.port} on {listening.host} cannot be used: {error}"
         ) from error
 
 
-def _certificates(settings: Settings, metrics: Metrics) -> "Certificates | None":
-    if settings.tls_cert is None or settings.tls_key is None:
+def _certificates(listening: Listening, metrics: Metrics) -> "Certificates | None":
+    if listening.tls_cert is None or listening.tls_key is None:
         return None
     from serving.certificates import Certificates, TlsFiles  # 9 MB, of use with TLS alone
 
-    files = TlsFiles(cert=settings.tls_cert, key=settings.tls_key, client_ca=settings.tls_client_ca)
+    files = TlsFiles(
+        cert=listening.tls_cert, key=listening.tls_key, client_ca=listening.tls_client_ca
+    )
     return Certificates(files, metrics)
 
 
-def _interceptors(settings: Settings, calls: Calls) -> list[grpc.aio.ServerInterceptor]:
-    if settings.token_file is None:
+def _interceptors(listening: Listening, calls: Calls) -> list[grpc.aio.ServerInterceptor]:
+    if listening.token_file is None:
         return []
-    if settings.tls_cert is None and not is_loopback(settings.host):
+    if listening.tls_cert is None and not is_loopback(listening.host):
         log.warning(
             "TOKENS TRAVEL IN PLAIN TEXT on %s: give --tls-cert and --tls-key, unless something in "
             "front of this server, such as a mesh, ends TLS",
-            settings.host,
+            listening.host,
         )
-    return [TokenInterceptor(Tokens(settings.token_file), calls)]
+    return [TokenInterceptor(Tokens(listening.token_file), calls)]

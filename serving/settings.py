@@ -14,8 +14,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from packshot.compiled_folder import DEFAULT_FOLDER
 from packshot.errors import InvalidInput
-from serving.engines.compiled import DEFAULT_FOLDER
 from serving.sources import PREFIX, ConfigFile, Environment, Origins, is_missing
 
 

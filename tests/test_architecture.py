@@ -32,6 +32,14 @@ ALLOWED = {
 }
 
 
+ONLY = {
+    # Its interceptor stands before every call, and ends those without a token as calls end.
+    "serving.api": {"serving.app", "serving.listening"},
+    "serving.settings": {"serving.__main__", "serving.app", "serving.command_line"},
+}
+"""Of `serving`: who imports it, of those outside. All others get the values that they need."""
+
+
 def extra_of(path: Path) -> set[str]:
     return EXTRAS.get(str(path.parent.relative_to(ROOT)), set())
 
@@ -61,6 +69,31 @@ def test_arrows(package):
                 assert top not in {"torch", "torchvision", "onnx"}, f"{path} imports {name}"
             if package == "exporters" and top == "serving":
                 assert name.startswith("serving.engines"), f"{path} imports {name}: engines only"
+
+
+def names_in(path: Path) -> set[str]:
+    """The modules of `serving` that a file imports, or imports from."""
+    return {name for name in imports(path) if within(name, "serving")}
+
+
+def within(name: str, package: str) -> bool:
+    return f"{name}.".startswith(f"{package}.")
+
+
+def test_engines_know_nothing_of_the_server():
+    for path in (ROOT / "serving" / "engines").rglob("*.py"):
+        for name in names_in(path):
+            assert within(name, "serving.engines"), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("package", sorted(ONLY))
+def test_inside_the_server_only_these_import(package):
+    for path in (ROOT / "serving").rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if within(module, package) or module in ONLY[package]:
+            continue
+        for name in names_in(path):
+            assert not within(name, package), f"{path} imports {name}"
 
 
 def test_importing_the_server_loads_nothing_heavy():

@@ -23,22 +23,12 @@ log = logging.getLogger("packshot.engines")
 
 T = TypeVar("T")
 
-DEFAULT_FOLDER = Path("~/.cache/packshot")
-
 Content: TypeAlias = npt.NDArray[np.uint8]
 
 MOST_BYTES = 4 << 30  # of all models; a ResNet-50 in INT8 takes 25 MB. Those used last stay
 UNUSED_SECONDS = 30 * 24 * 3600
 SUFFIX = ".compiled"
 DIGEST_BYTES = 32
-
-
-def home_expanded(folder: Path) -> Path | None:
-    """None for a user without a home."""
-    try:
-        return folder.expanduser()
-    except RuntimeError:
-        return None
 
 
 class CompiledModels:
