@@ -121,7 +121,7 @@ class Admission:
     def _hold(self, ticket: Ticket, sign: int) -> None:
         self.images += sign * ticket.images
         self._bytes += sign * ticket.size
-        self._metrics.images_in_progress.set(self.images)
+        self._metrics.in_progress(self.images)
 
     def _check_time(self, ticket: Ticket, fastest_run_seconds: float) -> None:
         corrected = ticket.predicted_seconds * self._correction.high
@@ -174,4 +174,4 @@ class Admission:
         if told and ticket.predicted_seconds > 0 and ticket.priority is Priority.INTERACTIVE:
             ratio = (now - ticket.admitted_at) / ticket.predicted_seconds
             self._correction.observe(ratio)
-            self._metrics.prediction_ratio.observe(ratio)
+            self._metrics.predicted(ratio)

@@ -1,4 +1,4 @@
-"""Metrics that document themselves: what declares one also writes its row of docs/metrics.md."""
+"""Metrics that document themselves: what declares one also keeps its row of docs/metrics.md."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,12 @@ NO_LABELS: Labels = {}
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One metric, as the page shows it."""
+    """One metric, as it was declared."""
 
     name: str
     kind: str
     labels: Labels
     buckets: Sequence[float]
-    unit: str
     meaning: str
 
 
@@ -57,11 +56,6 @@ class Declared:
             metric.labels(*values)
         return metric
 
-    def page(self, introduction: str, ending: str) -> str:
-        """Markdown: the introduction, a row a metric, the ending."""
-        head = "| metric | type | labels | unit, buckets | meaning |\n|---|---|---|---|---|\n"
-        return f"{introduction}\n{head}{''.join(map(_line, self.rows))}\n{ending}"
-
     def _remember(
         self,
         name: str,
@@ -70,27 +64,9 @@ class Declared:
         labels: Labels,
         buckets: Sequence[float] = (),
     ) -> None:
-        row = Row(
-            name=name, kind=kind, labels=labels, buckets=buckets, unit=_unit(name), meaning=meaning
-        )
-        self.rows.append(row)
+        self.rows.append(Row(name=name, kind=kind, labels=labels, buckets=buckets, meaning=meaning))
 
 
 def _series(labels: Labels) -> list[tuple[str, ...]]:
     """Label values of every series; none for metrics without labels or with an open set."""
     return list(itertools.product(*labels.values())) if labels else []
-
-
-def _unit(name: str) -> str:
-    words = name.removesuffix("_total").split("_")
-    return next((unit for unit in ("seconds", "bytes", "images") if unit in words), "")
-
-
-def _line(row: Row) -> str:
-    labels = "; ".join(
-        f"`{label}`" + (f": {', '.join(values)}" if values else "")
-        for label, values in row.labels.items()
-    )
-    buckets = ", ".join(f"{bound:g}" for bound in row.buckets)
-    scale = "; ".join(part for part in (row.unit, buckets) if part)
-    return f"| `{row.name}` | {row.kind} | {labels} | {scale} | {row.meaning} |\n"

@@ -1,9 +1,5 @@
-"""Prometheus metrics. Labels come from closed sets where they can; times are in seconds.
+"""Prometheus metrics. Labels come from closed sets where they can; times are in seconds."""
 
-`python -m serving.metrics` prints docs/metrics.md.
-"""
-
-import sys
 from functools import cache
 from typing import Literal, get_args
 
@@ -238,11 +234,11 @@ class ModelMetrics:
         self._used: tuple[str, str, str] | None = None
         self._stages = {stage: metrics.stage_seconds.labels(model, stage) for stage in STAGES}
         self._results = {result: metrics.images.labels(model, result) for result in IMAGE_RESULTS}
-        self.images_in_progress = metrics.images_in_progress.labels(model)
-        self.batch_images = metrics.batch_images.labels(model)
-        self.prediction_ratio = metrics.prediction_ratio.labels(model)
-        self.top_probability = metrics.top_probability.labels(model)
-        self.abstained = metrics.abstained.labels(model)
+        self._in_progress = metrics.images_in_progress.labels(model)
+        self._batch_images = metrics.batch_images.labels(model)
+        self._prediction_ratio = metrics.prediction_ratio.labels(model)
+        self._top_probability = metrics.top_probability.labels(model)
+        self._abstained = metrics.abstained.labels(model)
         for reason in REFUSALS:
             metrics.requests_refused.labels(model, reason)
         self._closed_by = {
@@ -260,8 +256,27 @@ class ModelMetrics:
         """One image; `result` is one of IMAGE_RESULTS."""
         self._results[result].inc()
 
+    def was_sure(self, probability: float) -> None:
+        """Of one image: the probability of its best label."""
+        self._top_probability.observe(probability)
+
+    def abstained(self) -> None:
+        """One image: no label was probable enough."""
+        self._abstained.inc()
+
+    def in_progress(self, images: int) -> None:
+        """So many are admitted and not yet answered."""
+        self._in_progress.set(images)
+
+    def predicted(self, ratio: float) -> None:
+        """What an answer took over what was predicted."""
+        self._prediction_ratio.observe(ratio)
+
     def refused(self, reason: str) -> None:
         self._all.requests_refused.labels(self._model, reason).inc()
+
+    def batch_ran(self, images: int) -> None:
+        self._batch_images.observe(images)
 
     def batch_closed(self, reason: str) -> None:
         """`reason` is one of CLOSED_BY."""
@@ -289,62 +304,3 @@ class ModelMetrics:
         self._used = (self._model, str(version), engine)
         self._all.engine_in_use.labels(*self._used).set(1)
         self._all.engine_failures.labels(self._model, engine)  # 0: its first failure is an increase
-
-
-INTRODUCTION = """\
-# Metrics
-
-Written by `python -m serving.metrics`; a test holds it to the code. Series of closed sets of label
-values are there from the start, at 0. The usual `process_*` and `python_gc_*` metrics come along.
-"""
-
-TO_WATCH = """\
-## What to watch
-
-**Goodput.** What users get: requests answered in time, a second.
-
-    sum(rate(grpc_server_handled_total{grpc_method=~"Classify|Embed|ModelInfer",
-      grpc_code="OK"}[5m]))
-
-Its latency is the histogram `packshot_stage_seconds{stage="total"}`; the other stages say where
-it goes. `queue` grows first when there is too much work.
-
-**Refusals.** Shedding is a normal state under too much load; if it lasts, add servers.
-
-    sum by (model, reason) (rate(packshot_requests_refused_total[5m]))
-
-`deadline`: the answer would come too late. `queue_full`: more at once than the limits allow.
-`shed`: bulk requests that made room for interactive ones.
-`packshot_images_dropped_total{reason="expired"}` should stay near 0: such an image was let in and
-came too late all the same; `packshot_prediction_ratio` then shows predictions that are too low.
-
-**Saturation.** Scale on it: it rises before anything is refused, whatever the size of requests.
-
-    avg(packshot_saturation)
-
-**A worse engine than hoped for.** Answers stay right, and become slower or cost more.
-
-    packshot_engine_in_use == 1
-    increase(packshot_engine_refusals_total[1h])
-    increase(packshot_engine_takeovers_total[1h])
-
-A version that stays out shows in `packshot_reloads_total` with any result but `swapped`.
-
-**Drift of confidence.** Other products, lighting or cameras than those trained on make the network
-less sure. Compare the share of unsure answers of an hour with that of a week.
-
-    sum(rate(packshot_top_probability_bucket{le="0.5"}[1h]))
-      / sum(rate(packshot_top_probability_count[1h]))
-
-`packshot_images_abstained_total` and the results of `packshot_images_total` other than `ok` tell
-of the same from other sides.
-"""
-
-
-def page() -> str:
-    """docs/metrics.md."""
-    return Metrics().declared.page(INTRODUCTION, TO_WATCH)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(page())

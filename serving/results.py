@@ -35,9 +35,9 @@ def classified(
         return answer
     found = ranked(answer.logits, model.manifest, ranking)
     model.metrics.answered("ok")
-    model.metrics.top_probability.observe(found.predictions[0].probability)
+    model.metrics.was_sure(found.predictions[0].probability)
     if found.abstained:
-        model.metrics.abstained.inc()
+        model.metrics.abstained()
     return found
 
 
@@ -66,5 +66,5 @@ def tensors(model: Model, answers: Answers) -> Tensors:
     shares = probabilities(logits, model.manifest.temperature).astype(np.float32)
     for best in shares.max(axis=1).tolist():
         model.metrics.answered("ok")
-        model.metrics.top_probability.observe(best)
+        model.metrics.was_sure(best)
     return Tensors(logits=logits, probabilities=shares, embedding=embeddings)

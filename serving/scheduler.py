@@ -309,7 +309,7 @@ class Scheduler:
         assert outcome.ran is not None
         seconds = outcome.ran.ended - outcome.ran.started
         ran = sum(not isinstance(answer, PackshotError) for answer in outcome.answers)
-        self._metrics.batch_images.observe(ran)
+        self._metrics.batch_ran(ran)
         self._metrics.stage("infer", seconds)
         if lanes is self.lanes:
             self._latency.observe(ran, seconds, alone=batch.alone)

@@ -13,7 +13,8 @@ from tiny import PURE, jpeg
 
 from packshot import Client
 from serving import metrics
-from serving.metrics import Metrics, page
+from serving.metrics import Metrics
+from serving.metrics_page import page, unit_of
 from serving.reload import REASONS
 
 
@@ -23,7 +24,7 @@ def sample(counted: Metrics, name: str, **labels: str) -> float | None:
 
 def test_the_page_is_what_the_code_declares():
     written = (ROOT / "docs" / "metrics.md").read_text()
-    assert written == page(), "run: python -m serving.metrics > docs/metrics.md"
+    assert written == page(), "run: python -m serving.metrics_page > docs/metrics.md"
 
 
 def test_every_metric_of_the_registry_is_on_the_page():
@@ -46,7 +47,7 @@ def test_series_of_closed_sets_are_there_from_the_start():
 
 def test_seconds_are_counted_from_half_a_millisecond_to_ten_seconds():
     rows = Metrics().declared.rows
-    timed = [row for row in rows if row.kind == "histogram" and row.unit == "seconds"]
+    timed = [row for row in rows if row.kind == "histogram" and unit_of(row.name) == "seconds"]
     assert timed
     assert {(row.buckets[0], row.buckets[-1]) for row in timed} == {(0.0005, 10.0)}
 
