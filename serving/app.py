@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import aio
 from grpc_reflection.v1alpha import reflection
 
 from packshot.channel import endpoint
@@ -22,6 +23,7 @@ from serving.api.parsing import Registrar
 from serving.cache import Cache
 from serving.check import table
 from serving.decoding import DecodePool
+from serving.health import Health
 from serving.http import HttpPort
 from serving.listening import Listening, add_port, new_server
 from serving.liveness import Liveness
@@ -41,12 +43,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("packshot.app")
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICES = (Classifier.service, OpenInference.service)
 SENDING_SECONDS = 0.5
 HEARING_SECONDS = 0.2  # a GOAWAY is on its way to a client, and a request of his to us
-WATCH_SECONDS = 0.5
 
 
 class App:
@@ -79,41 +78,49 @@ class App:
         self._traces = _traces(settings)
         access = AccessLog(settings.access_log_per_second, metrics)
         self._calls = Calls(metrics, access, self._traces)
-        self._liveness = Liveness(hang_seconds=settings.hang_seconds)
-        self._liveness.add(lambda _: self._models.trouble(settings.hang_seconds))
-        self._health = health.HealthServicer()
+        hang_seconds = settings.hang_seconds
+        self._liveness = Liveness(
+            partial(self._models.trouble, hang_seconds), hang_seconds=hang_seconds
+        )
+        self._servicer = aio.HealthServicer()
+        self._health = health = Health(
+            self._models,
+            self._decoders,
+            self._liveness,
+            self._servicer,
+            services=SERVICES,
+            hang_seconds=hang_seconds,
+        )
         self._listening = _listening(settings)
         self._server = new_server(
             self._listening, self._calls, models=self._loader.count(settings.model)
         )
-        self._not_accepting: str | None = "loading"
         count_lost_lines(metrics.log_lines_lost.inc)
-        metrics.saturation.set_function(self._saturation)
-        metrics.live.set_function(self._is_live)
-        metrics.ready.set_function(self._is_ready)
+        metrics.saturation.set_function(health.saturation)
+        metrics.live.set_function(health.live)
+        metrics.ready.set_function(health.ready)
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT, then drains. Raises PackshotError if it cannot start."""
         stop = StopSignals()
         self._liveness.start()
         http, port = await self._listen()
-        watching = asyncio.create_task(self._watch())
+        watching = asyncio.create_task(self._health.watch())
         try:
             if not await stop.run_until(self._reloader.load_all()):
                 log.info("stopped while loading")
                 return
-            self._not_accepting = None
-            await self._tell_health()
+            await self._health.enter("accepting")
             self._log_ready(port, http.port)
             self._reloader.start()
             await stop.wait()
             log.info("draining")
-            self._not_accepting = "draining"
-            await self._tell_health()
+            await self._health.enter("draining")
             # Balancers and endpoints take seconds to notice: go on accepting meanwhile.
             await stop.sleep(self._settings.drain_delay_seconds)
         finally:
-            await self._close(stop)
+            await self._stop_accepting(stop)
+            await self._close()
             watching.cancel()
             http.close()
         log.info("drained")
@@ -128,7 +135,8 @@ class App:
             await self._reloader.load_all()
             return table(self._models), not any(self._models.rejected.values())
         finally:
-            await self._close(StopSignals())
+            await self._server.stop(SENDING_SECONDS)  # nobody was told that it is ready
+            await self._close()
             http.close()
 
     @property
@@ -145,11 +153,15 @@ class App:
         """Takes the ports first: a taken one is found before seconds of loading."""
         host, settings = self._settings.host, self._settings
         http = HttpPort(
-            host, settings.http_port, self._metrics.registry, self._liveness.reason, self._not_ready
+            host,
+            settings.http_port,
+            self._metrics.registry,
+            self._health.why_not_live,
+            self._health.why_not_ready,
         )
         port = add_port(self._server, self._listening, self._metrics)
         self._add_services()
-        await self._tell_health()  # alive, though not ready yet
+        await self._health.tell()  # alive, though not ready yet
         await self._server.start()
         return http, port
 
@@ -157,44 +169,14 @@ class App:
         registrar = Registrar(self._server)
         parts = (self._models, self._pipeline, self._calls)
         add_ClassifierServicer_to_server(Classifier(*parts), registrar)
-        oip = OpenInference(*parts, live=self._is_live, ready=self._is_ready)
+        oip = OpenInference(*parts, live=self._health.live, ready=self._health.ready)
         add_GRPCInferenceServiceServicer_to_server(oip, registrar)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, self._server)
         names = (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
-    async def _watch(self) -> None:
-        """Tells health what changes by itself: an engine that hangs, fails or recovers."""
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            await self._tell_health()
-
-    async def _tell_health(self) -> None:
-        """ "": alive; the services: ready."""
-        await self._health.set("", SERVING if self._is_live() else NOT_SERVING)
-        for service in SERVICES:
-            await self._health.set(service, SERVING if self._is_ready() else NOT_SERVING)
-
-    def _is_live(self) -> bool:
-        return self._liveness.reason() is None
-
-    def _is_ready(self) -> bool:
-        return self._not_ready() is None
-
-    def _not_ready(self) -> str | None:
-        """Why no request should come here, in one line."""
-        trouble = self._models.trouble(self._settings.hang_seconds)
-        return self._not_accepting or trouble or self._models.being_replaced()
-
-    def _saturation(self) -> float:
-        """Models share the cores: what each takes of them adds up."""
-        lanes = sum(model.scheduler.lanes.utilisation.share() for model in self._models)
-        return min(1.0, max(lanes, self._decoders.utilisation.share()))
-
-    async def _close(self, stop: StopSignals) -> None:
-        # Stop accepting before flushing: a late request would find no engine.
-        self._calls.draining.set()
-        await self._stop_accepting(stop)
+    async def _close(self) -> None:
+        """Once nothing is accepted any more: a late request would find no engine."""
         await self._reloader.stop()
         await self._loader.close()
         # A run that takes longer counts as hung: it is left behind.
@@ -209,6 +191,7 @@ class App:
 
         Streams that never end (health's Watch) do not hold it up; a second signal cuts it short.
         """
+        self._calls.draining.set()
         timeout = self._settings.drain_timeout_seconds
         stopping = asyncio.create_task(self._server.stop(timeout + SENDING_SECONDS))
         answered = asyncio.create_task(self._until_quiet())

@@ -7,27 +7,27 @@ import asyncio
 import time
 from collections.abc import Callable
 
-# Given now, in seconds on the clock of Liveness: None if all is well, else what is wrong.
-Check = Callable[[float], str | None]
 BEATS = 5  # in the time after which the loop counts as hung
 
 
 class Liveness:
-    """Watches the loop that `start` was called on, and whatever was added."""
+    """Watches the loop that `start` was called on, and asks `check`, from whichever thread.
 
-    def __init__(self, *, hang_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    `check`: None if all is well, else what is wrong.
+    """
+
+    def __init__(
+        self,
+        check: Callable[[], str | None],
+        *,
+        hang_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._check = check
         self._hang_seconds = hang_seconds
         self._clock = clock
-        self._checks: list[Check] = []
         self._last_beat: float | None = None
         self._beating: asyncio.Task[None] | None = None
-
-    def add(self, check: Check) -> None:
-        """From now on `check` is asked too, from whichever thread asks for the reason."""
-        self._checks.append(check)
-
-    def remove(self, check: Check) -> None:
-        self._checks.remove(check)
 
     def start(self) -> None:
         """Begins to watch the running loop."""
@@ -42,12 +42,10 @@ class Liveness:
 
     def reason(self) -> str | None:
         """Why the process should be restarted, in one line; None if it should not."""
-        now = self._clock()
-        reasons = (check(now) for check in (self._loop_hangs, *self._checks))
-        return next((reason for reason in reasons if reason is not None), None)
+        return self._loop_hangs() or self._check()
 
-    def _loop_hangs(self, now: float) -> str | None:
-        last_beat = self._last_beat
+    def _loop_hangs(self) -> str | None:
+        last_beat, now = self._last_beat, self._clock()
         if last_beat is None or now - last_beat <= self._hang_seconds:
             return None
         return f"the event loop has been stuck for {now - last_beat:.1f} s"
