@@ -26,7 +26,7 @@ from packshot.image import load_pixels, read_pixels
 from packshot.load import LoadPlan, LoadReport, Source, run_load
 from packshot.load.pictures import photos
 from serving.engines import Engine
-from serving.engines.open import ENGINES, open_engine
+from serving.engines.open import ENGINES, EngineChoice, open_engine
 
 ON_GPU = ("tensorrt", "cuda")
 MAX_BATCH = 32
@@ -95,8 +95,9 @@ def limit(report: LoadReport) -> str:
 
 
 def _opened(bundle: Bundle, names: Sequence[str]) -> Engine:
+    choice = EngineChoice(order=tuple(names), lanes=available_cores(), max_batch=MAX_BATCH)
     try:
-        return open_engine(bundle, names, lanes=available_cores(), max_batch=MAX_BATCH).engine
+        return open_engine(bundle, choice).engine
     except EngineRefused as refused:
         raise SystemExit(f"nothing to measure: {refused}") from None
 

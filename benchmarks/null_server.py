@@ -5,17 +5,16 @@ python -m benchmarks.null_server --models models --port 0
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from packshot.bundle import Bundle
 from packshot.image import ImageLimits, ImageSpec, Pixels
-from serving import pipeline, version
+from serving import loading, pipeline, verified
 from serving.__main__ import main
 from serving.engines import Answer, Engine, Images, Profile
-from serving.engines.open import Opened, open_engine
+from serving.engines.open import EngineChoice, Opened, open_engine
 
 
 class NullEngine:
@@ -43,23 +42,14 @@ class NullEngine:
 
 def open_null(
     bundle: Bundle,
-    order: Sequence[str],
+    choice: EngineChoice,
     *,
-    lanes: int,
-    max_batch: int,
+    order: Sequence[str] | None = None,
     pass_over_damaged: bool = False,
-    compiled_folder: Path | None = None,
 ) -> Opened:
     """As `open_engine`; the engine is proved as ever, and only then replaced."""
-    opened = open_engine(
-        bundle,
-        order,
-        lanes=lanes,
-        max_batch=max_batch,
-        pass_over_damaged=pass_over_damaged,
-        compiled_folder=compiled_folder,
-    )
-    null = NullEngine(opened.engine, bundle.manifest.image, max_batch)
+    opened = open_engine(bundle, choice, order=order, pass_over_damaged=pass_over_damaged)
+    null = NullEngine(opened.engine, bundle.manifest.image, choice.max_batch)
     opened.engine.close()
     at_once = Profile(lanes=dict.fromkeys(opened.profile.lanes, 0.0))
     return msgspec.structs.replace(opened, engine=null, profile=at_once)
@@ -76,5 +66,5 @@ def null_decode(_encoded: bytes, spec: ImageSpec, _limits: ImageLimits) -> Pixel
 
 if __name__ == "__main__":
     pipeline.load_pixels = null_decode
-    version.open_engine = open_null
+    verified.open_engine = loading.open_engine = open_null
     raise SystemExit(main())

@@ -9,10 +9,10 @@ from packshot.bundle import Bundle, open_bundle
 from packshot.errors import EngineRefused
 from packshot.store import current_version
 from serving.engines.openvino import PRECISIONS, check_openvino
+from serving.settings import Settings
 
 SECONDS = 4.0
 ROUNDS = 5
-ON_CPU = ("openvino-int8", "openvino-bf16", "int8", "fp32")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +35,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 def cpu_engine(bundle: Bundle) -> str:
     """The first of the server's order that is in the manifest and runs on this CPU."""
-    there = [name for name in ON_CPU if name in bundle.manifest.engines]
+    # A GPU's engines have no entries of these names: plans have their own, cuda runs fp32's file.
+    order: tuple[str, ...] = Settings.model_fields["engines"].default
+    there = [name for name in order if name in bundle.manifest.engines]
     return next(name for name in there if _runs_here(name))
 
 

@@ -23,6 +23,7 @@ from serving.api.parsing import Registrar
 from serving.cache import Cache
 from serving.check import table
 from serving.decoding import DecodePool
+from serving.engines.open import EngineChoice
 from serving.health import Health
 from serving.http import HttpPort
 from serving.listening import Listening, add_port, new_server
@@ -36,7 +37,6 @@ from serving.reload import Reloader
 from serving.scheduler import HANGS_SECONDS
 from serving.settings import Settings
 from serving.signals import StopSignals
-from serving.version import EngineChoice
 
 if TYPE_CHECKING:
     from serving.traces import Traces

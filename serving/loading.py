@@ -11,14 +11,14 @@ import msgspec
 
 from packshot.bundle import Bundle
 from packshot.errors import PackshotError
-from serving.engines.open import Opened, Refusal
+from serving.engines.open import EngineChoice, Opened, Refusal, open_engine
 from serving.latency import LatencyModel
 from serving.metrics import Metrics
 from serving.model import Model
 from serving.scheduler import FAILURES_TO_REPLACE, Scheduler
 from serving.supply import supply_in
 from serving.threads import Threads
-from serving.version import EngineChoice, open_chosen, open_version
+from serving.verified import open_version
 
 log = logging.getLogger("packshot.loading")
 
@@ -111,7 +111,7 @@ class Loader:
         try:
             # No request is answered meanwhile: any engine that is intact will do.
             opened = await self._in_thread(
-                partial(open_chosen, model.bundle, self._choice, rest, pass_over_damaged=True)
+                partial(open_engine, model.bundle, self._choice, order=rest, pass_over_damaged=True)
             )
         except Exception as error:  # whatever it is: until told, the scheduler answers nobody
             log.critical(

@@ -39,7 +39,7 @@ from packshot.golden import GoldenSamples
 from packshot.machine import cpu_flags
 from packshot.plan import Profile, read_sidecar
 from packshot.store import versions
-from serving.engines.open import open_engine
+from serving.engines.open import EngineChoice, open_engine
 from serving.engines.openvino import BF16, INSTRUCTIONS, INT8, check_openvino
 from trainer.checkpoint import read_record, save_record
 from trainer.sample import draw_catalogue
@@ -138,7 +138,8 @@ def test_a_servers_first_start_here_finds_what_was_compiled(run, bundle, monkeyp
 
     monkeypatch.setattr("serving.engines.openvino._compile", compile_anew)
     folder = run.parent / "compiled"
-    opened = open_engine(bundle, [name], lanes=2, max_batch=2, compiled_folder=folder)
+    choice = EngineChoice(order=(name,), lanes=2, max_batch=2, compiled_folder=folder)
+    opened = open_engine(bundle, choice)
     assert opened.engine.name == name
     opened.engine.close()
 

@@ -37,6 +37,10 @@ HERE = partial(probe_gpu, FakeDriver())
 ORDER = ("tensorrt", "cuda", "int8", "fp32")
 
 
+def choice(*order: str) -> opening.EngineChoice:
+    return opening.EngineChoice(order=order, lanes=1, max_batch=2)
+
+
 @pytest.fixture
 def cudart():
     return FakeCudart()
@@ -388,7 +392,7 @@ def test_without_a_gpu_the_order_ends_at_fp32_and_says_why(
     replace_opener(monkeypatch, "cuda", lambda wanted: open_cuda(wanted.checked, no_gpu))
     replace_opener(monkeypatch, "tensorrt", lambda wanted: opened(wanted.path, probe=no_gpu))
     with caplog.at_level(logging.WARNING):
-        chosen = opening.open_engine(open_bundle(folder), ORDER, lanes=1, max_batch=2)
+        chosen = opening.open_engine(open_bundle(folder), choice(*ORDER))
     assert (chosen.engine.name, chosen.file.file) == ("fp32", "model.onnx")
     reasons = {refusal.engine: refusal.reason for refusal in chosen.refusals}
     assert reasons == {"tensorrt": reason, "cuda": "no_gpu", "int8": "not_in_bundle"}
@@ -400,9 +404,11 @@ def test_without_a_gpu_the_order_ends_at_fp32_and_says_why(
 def test_a_plan_of_the_bundle_serves_where_it_fits(tmp_path, opened, cudart, monkeypatch):
     folder = tiny_bundle(tmp_path / "models", plans={"trt-fp16.sm90": (PLAN, DESCRIBED)})
     replace_opener(
-        monkeypatch, "tensorrt", lambda wanted: opened(wanted.path, max_batch=wanted.max_batch)
+        monkeypatch,
+        "tensorrt",
+        lambda wanted: opened(wanted.path, max_batch=wanted.choice.max_batch),
     )
-    chosen = opening.open_engine(open_bundle(folder), ORDER, lanes=1, max_batch=2)
+    chosen = opening.open_engine(open_bundle(folder), choice(*ORDER))
     assert (chosen.engine.name, chosen.refusals) == ("tensorrt", ())
     assert chosen.file.file == "model.trt-fp16.sm90.plan"
     assert chosen.profile.lanes.keys() == {1, 2}
@@ -421,7 +427,7 @@ def test_a_plan_that_was_replaced_since_the_manifest_was_read_is_damaged(
     other = b"ftrt: another plan"
     write_plan(path, other, sidecar(sha256=hashlib.sha256(other).hexdigest()))
     monkeypatch.setattr(opening, "open_plan", opened)
-    chosen = opening.open_engine(bundle, ("tensorrt", "fp32"), lanes=1, max_batch=2)
+    chosen = opening.open_engine(bundle, choice("tensorrt", "fp32"))
     (refusal,) = chosen.refusals
     assert (chosen.engine.name, refusal.reason) == ("fp32", "damaged")
     assert "model.trt-fp16.sm90.plan.json has sha256" in refusal.message
@@ -440,7 +446,7 @@ def test_of_several_plans_the_first_that_fits_serves(tmp_path, opened, monkeypat
     )
     replace_opener(monkeypatch, "tensorrt", lambda wanted: opened(wanted.path, max_batch=2))
     with caplog.at_level(logging.INFO):
-        chosen = opening.open_engine(open_bundle(folder), ORDER, lanes=1, max_batch=2)
+        chosen = opening.open_engine(open_bundle(folder), choice(*ORDER))
     assert (chosen.engine.name, chosen.refusals) == ("tensorrt", ())
     assert chosen.file.file == "model.trt-int8.sm90.plan"
     assert "model.trt-fp16.sm86.plan is passed over for model.trt-int8.sm90.plan" in caplog.text
@@ -455,8 +461,7 @@ def test_where_no_plan_fits_the_refusal_tells_of_each(tmp_path, opened, monkeypa
         plans={"trt-fp16.sm90": (PLAN, older), "trt-fp16.sm86": (PLAN, elsewhere)},
     )
     replace_opener(monkeypatch, "tensorrt", lambda wanted: opened(wanted.path, max_batch=2))
-    order = ("tensorrt", "fp32")
-    chosen = opening.open_engine(open_bundle(folder), order, lanes=1, max_batch=2)
+    chosen = opening.open_engine(open_bundle(folder), choice("tensorrt", "fp32"))
     (refusal,) = chosen.refusals
     assert (chosen.engine.name, refusal.reason) == ("fp32", "wrong_version")
     assert "model.trt-fp16.sm90.plan: built by tensorrt 10.13.0.35" in refusal.message
@@ -469,7 +474,7 @@ def test_a_plan_that_failed_its_gate_is_told(tmp_path):
     record = json.loads(manifest.read_text())
     record["left_out"] = {"int8": "too far off", "trt-fp16.sm90": "the GPU was too busy"}
     overwrite(manifest, json.dumps(record).encode())
-    chosen = opening.open_engine(open_bundle(folder), ("tensorrt", "fp32"), lanes=1, max_batch=2)
+    chosen = opening.open_engine(open_bundle(folder), choice("tensorrt", "fp32"))
     (refusal,) = chosen.refusals
     assert refusal.message == "not in the bundle: trt-fp16.sm90: the GPU was too busy"
 

@@ -214,12 +214,13 @@ def chosen(monkeypatch):
     def choose(folder: Path, *, flags=INSTRUCTIONS.values(), order=(INT8, "int8")):
         def opener(wanted):
             return open_openvino(
-                wanted.checked, name=wanted.name, lanes=wanted.lanes, flags=lambda: flags
+                wanted.checked, name=wanted.name, lanes=wanted.choice.lanes, flags=lambda: flags
             )
 
         for name in (INT8, BF16):
             replace_opener(monkeypatch, name, opener)
-        return opening.open_engine(open_bundle(folder), order, lanes=2, max_batch=2)
+        choice = opening.EngineChoice(order=order, lanes=2, max_batch=2)
+        return opening.open_engine(open_bundle(folder), choice)
 
     return choose
 

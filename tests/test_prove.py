@@ -12,8 +12,12 @@ from packshot.bundle import open_bundle
 from packshot.errors import AnswersDiffer, DamagedFile, EngineRefused
 from packshot.golden import GoldenSamples
 from serving.engines import Answer, Images
-from serving.engines.open import open_engine
+from serving.engines.open import EngineChoice, open_engine
 from serving.engines.prove import every_size, one_after_the_other, prove
+
+
+def choice(*order: str) -> EngineChoice:
+    return EngineChoice(order=order, lanes=1, max_batch=2)
 
 
 def samples(number: int) -> GoldenSamples:
@@ -116,14 +120,14 @@ def test_an_engines_file_is_checked_before_it_is_opened_and_others_are_not(tmp_p
     folder = tiny_bundle(tmp_path, int8=colour_network())
     overwrite(folder / "model.onnx", b"another")
     bundle = open_bundle(folder, engines=False)
-    opened = open_engine(bundle, ("int8", "fp32"), lanes=1, max_batch=2)
+    opened = open_engine(bundle, choice("int8", "fp32"))
     assert opened.engine.name == "int8"
     opened.engine.close()
     with pytest.raises(DamagedFile, match=r"model\.onnx has sha256"):
-        open_engine(bundle, ("fp32",), lanes=1, max_batch=2)
+        open_engine(bundle, choice("fp32"))
     (folder / "model.onnx").unlink()
     with pytest.raises(DamagedFile, match=r"model\.onnx is missing"):
-        open_engine(bundle, ("fp32",), lanes=1, max_batch=2)
+        open_engine(bundle, choice("fp32"))
     with pytest.raises(DamagedFile):
         open_bundle(folder)
 
@@ -132,10 +136,10 @@ def test_a_damaged_engine_is_passed_over_where_that_is_asked_for(tmp_path):
     folder = tiny_bundle(tmp_path, int8=colour_network())
     overwrite(folder / "model.int8.onnx", b"another")
     bundle = open_bundle(folder, engines=False)
-    order = ("int8", "fp32")
+    both = choice("int8", "fp32")
     with pytest.raises(DamagedFile, match=r"model\.int8\.onnx has sha256"):
-        open_engine(bundle, order, lanes=1, max_batch=2)
-    opened = open_engine(bundle, order, lanes=1, max_batch=2, pass_over_damaged=True)
+        open_engine(bundle, both)
+    opened = open_engine(bundle, both, pass_over_damaged=True)
     (refusal,) = opened.refusals
     assert (opened.engine.name, refusal.engine, refusal.reason) == ("fp32", "int8", "damaged")
     opened.engine.close()
@@ -146,4 +150,4 @@ def test_samples_of_another_width_than_the_labels_open_no_engine(tmp_path):
     manifest = msgspec.structs.replace(bundle.manifest, labels=("red", "green"))
     bundle = msgspec.structs.replace(bundle, manifest=manifest)
     with pytest.raises(EngineRefused, match="3 logits for 2 labels"):
-        open_engine(bundle, ("fp32",), lanes=1, max_batch=2)
+        open_engine(bundle, choice("fp32"))

@@ -34,8 +34,8 @@ from deploy.ray.worker import SCHEMA, Classifier, Task
 from packshot import Client, __version__
 from packshot.errors import DamagedFile, InvalidInput
 from packshot.image import ImageLimits
+from serving.engines.open import EngineChoice
 from serving.ranking import Ranking
-from serving.version import EngineChoice
 
 BAD = {"text": b"no picture", "empty": b"", "half": jpeg(PURE["red"])[:-300]}
 ODD = {  # what a server may say in the place of HTTP, and what is told of it

@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from deploy.ray.images import HTTP_TIMEOUT_SECONDS, ID, Parquet, images_in, repeated
 from packshot.errors import InvalidInput, NotFound, PackshotError, ServiceFailed, Unavailable
 from packshot.image import ImageLimits
+from serving.engines.open import EngineChoice
 from serving.ranking import Ranking
 from serving.supply import Store
-from serving.version import EngineChoice
 
 # Ray reports usage to its maker unless told otherwise first.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

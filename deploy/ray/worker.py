@@ -13,9 +13,10 @@ import pyarrow as pa
 from deploy.ray.images import HTTP_TIMEOUT_SECONDS, ID, IMAGE, Reader, Unreadable
 from packshot.errors import ImageError, PackshotError
 from packshot.image import ImageLimits, Pixels, load_pixels
+from serving.engines.open import EngineChoice
 from serving.ranking import Classified, Ranking, ranked
 from serving.supply import Store
-from serving.version import EngineChoice, open_version
+from serving.verified import open_version
 
 READING = 8
 """Files on their way at a time: what is far away takes long, not much CPU."""

@@ -16,8 +16,23 @@ from serving.engines.onnxruntime import OnnxRuntimeEngine, open_cuda
 from serving.engines.openvino import open_openvino
 from serving.engines.prove import Proof, prove
 from serving.engines.tensorrt import open_plan
+from serving.freed_memory import give_back
 
 log = logging.getLogger("packshot.engines")
+
+
+class EngineChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """Which engines to try, in order, and how they run.
+
+    `lanes`: of an engine on the CPU; one on a GPU knows its own number. `compiled_folder` keeps
+    what was compiled for the next start.
+    """
+
+    order: tuple[str, ...]
+    required: bool = False  # then nothing may take the place of the only one in the order
+    lanes: int
+    max_batch: int
+    compiled_folder: Path | None = None
 
 
 class Wanted(NamedTuple):
@@ -28,22 +43,12 @@ class Wanted(NamedTuple):
     sha256: str
     sidecar_sha256: str | None  # a plan's
     image_shape: tuple[int, int, int]
-    lanes: int  # of an engine on the CPU; one on a GPU knows its own number
-    max_batch: int
-    compiled_folder: Path | None  # keeps compiled models
+    choice: EngineChoice
 
     def checked(self) -> Path:
         """The file, for who reads it now. Raises DamagedFile if it is not what was exported."""
         check_file(self.path, self.sha256)
         return self.path
-
-
-class Ways(NamedTuple):
-    """How engines run here: the last fields of `Wanted`."""
-
-    lanes: int
-    max_batch: int
-    compiled_folder: Path | None
 
 
 class Kind(NamedTuple):
@@ -58,13 +63,13 @@ class Kind(NamedTuple):
 
 
 def _open_on_cpu(wanted: Wanted) -> Engine:
-    return OnnxRuntimeEngine(wanted.checked(), name=wanted.name, lanes=wanted.lanes)
+    return OnnxRuntimeEngine(wanted.checked(), name=wanted.name, lanes=wanted.choice.lanes)
 
 
 def _open_openvino(wanted: Wanted) -> Engine:
-    folder = wanted.compiled_folder
+    lanes, folder = wanted.choice.lanes, wanted.choice.compiled_folder
     compiled = CompiledModels(folder, wanted.sha256) if folder else None
-    return open_openvino(wanted.checked, name=wanted.name, lanes=wanted.lanes, compiled=compiled)
+    return open_openvino(wanted.checked, name=wanted.name, lanes=lanes, compiled=compiled)
 
 
 def _open_cuda(wanted: Wanted) -> Engine:
@@ -75,7 +80,7 @@ def _open_tensorrt(wanted: Wanted) -> Engine:
     """It checks the hashes itself: the sidecar's, and the plan's, which is in the sidecar."""
     return open_plan(
         wanted.path,
-        max_batch=wanted.max_batch,
+        max_batch=wanted.choice.max_batch,
         image_shape=wanted.image_shape,
         sidecar_sha256=wanted.sidecar_sha256,
     )
@@ -113,39 +118,28 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
     file: EngineFile
     golden_difference: float
     profile: Profile
-    refusals: tuple[Refusal, ...]
-
-
-class Proved(NamedTuple):
-    """An engine that runs here, and what running it has shown."""
-
-    engine: Engine
-    file: EngineFile
-    golden_difference: float
-    profile: Profile
+    refusals: tuple[Refusal, ...] = ()
 
 
 def open_engine(
     bundle: Bundle,
-    order: Sequence[str],
+    choice: EngineChoice,
     *,
-    lanes: int,
-    max_batch: int,
+    order: Sequence[str] | None = None,
     pass_over_damaged: bool = False,
-    compiled_folder: Path | None = None,
 ) -> Opened:
     """Tries the engines in order. Raises EngineRefused, with every reason, if none can be used.
 
     Raises DamagedFile if a file that would be used is not what was exported, unless such an engine
-    is to be passed over for the next. `compiled_folder`: it keeps compiled models.
+    is to be passed over for the next. `order`: in the place of the choice's.
     """
+    order = choice.order if order is None else order
     golden = bundle.golden()
-    ways = Ways(lanes, max_batch, compiled_folder)
     _check_width(golden, bundle.manifest)
     refusals: list[Refusal] = []
     for name in order:
         try:
-            proved = _open_proved(bundle, name, golden, ways)
+            opened = _open_proved(bundle, name, golden, choice)
         except (EngineRefused, DamagedFile) as error:
             if isinstance(error, DamagedFile) and not pass_over_damaged:
                 raise
@@ -153,9 +147,13 @@ def open_engine(
             log.warning("engine %s refused (%s): %s", name, reason, error)
             refusals.append(Refusal(engine=name, reason=reason, message=str(error)))
         else:
-            return Opened(**proved._asdict(), refusals=tuple(refusals))
+            give_back()  # compiling a network and proving it takes more than serving it
+            return msgspec.structs.replace(opened, refusals=tuple(refusals))
     reasons = "; ".join(f"{r.engine}: {r.message}" for r in refusals)
-    raise EngineRefused("load_failed", f"none of the engines {list(order)} can be used: {reasons}")
+    told = f"none of the engines {list(order)} can be used: {reasons}"
+    if choice.required:
+        told += "; by --require nothing may take its place"
+    raise EngineRefused("load_failed", told)
 
 
 def _check_width(golden: GoldenSamples, manifest: Manifest) -> None:
@@ -167,19 +165,24 @@ def _check_width(golden: GoldenSamples, manifest: Manifest) -> None:
         )
 
 
-def _open_proved(bundle: Bundle, name: str, golden: GoldenSamples, ways: Ways) -> Proved:
+def _open_proved(bundle: Bundle, name: str, golden: GoldenSamples, choice: EngineChoice) -> Opened:
     """With the first of its files that fits. Raises EngineRefused, telling of each file."""
     refused: dict[str, EngineRefused] = {}
     for file in _files_of(bundle.manifest, name):
         try:
-            engine = _open(bundle, name, file, ways)
-            proof = _prove(engine, golden, file, ways.max_batch)
+            engine = _open(bundle, name, file, choice)
+            proof = _prove(engine, golden, file, choice.max_batch)
         except EngineRefused as error:
             refused[file.file] = _of_unmeasured(name, bundle.manifest, error)
         else:
             for other, why in refused.items():
                 log.info("%s is passed over for %s: %s", other, file.file, why)
-            return Proved(engine, file, *proof)
+            return Opened(
+                engine=engine,
+                file=file,
+                golden_difference=proof.golden_difference,
+                profile=proof.profile,
+            )
     raise _as_one(refused)
 
 
@@ -223,7 +226,7 @@ def _as_one(refused: dict[str, EngineRefused]) -> EngineRefused:
     return EngineRefused(furthest.reason, told)
 
 
-def _open(bundle: Bundle, name: str, file: EngineFile, ways: Ways) -> Engine:
+def _open(bundle: Bundle, name: str, file: EngineFile, choice: EngineChoice) -> Engine:
     return ENGINES[name].open(
         Wanted(
             name=name,
@@ -231,7 +234,7 @@ def _open(bundle: Bundle, name: str, file: EngineFile, ways: Ways) -> Engine:
             sha256=bundle.manifest.files[file.file],
             sidecar_sha256=bundle.manifest.files.get(file.file + SIDECAR),
             image_shape=bundle.manifest.image.shape,
-            **ways._asdict(),
+            choice=choice,
         )
     )
 

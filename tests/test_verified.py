@@ -9,8 +9,9 @@ from tiny import change_manifest, overwrite, reference, tiny_bundle
 from packshot.bundle import GOLDEN, open_bundle
 from packshot.errors import AnswersDiffer, DamagedFile
 from serving.engines.onnxruntime import OnnxRuntimeEngine
+from serving.engines.open import EngineChoice
 from serving.supply import supply_in
-from serving.version import EngineChoice, open_version
+from serving.verified import open_version
 
 FP32 = EngineChoice(order=("fp32",), lanes=1, max_batch=2)
 
