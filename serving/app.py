@@ -6,7 +6,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1.health import aio
 from grpc_reflection.v1alpha import reflection
 
 from packshot.channel import endpoint
@@ -20,6 +19,7 @@ from serving.api.calls import Calls
 from serving.api.classifier import Classifier
 from serving.api.open_inference import OpenInference
 from serving.api.parsing import Registrar
+from serving.api.probes import Probes
 from serving.cache import Cache
 from serving.check import table
 from serving.decoding import DecodePool
@@ -82,7 +82,7 @@ class App:
         self._liveness = Liveness(
             partial(self._models.trouble, hang_seconds), hang_seconds=hang_seconds
         )
-        self._servicer = aio.HealthServicer()
+        self._servicer = Probes()
         self._health = health = Health(
             self._models,
             self._decoders,
@@ -169,7 +169,7 @@ class App:
         registrar = Registrar(self._server)
         parts = (self._models, self._pipeline, self._calls)
         add_ClassifierServicer_to_server(Classifier(*parts), registrar)
-        oip = OpenInference(*parts, live=self._health.live, ready=self._health.ready)
+        oip = OpenInference(*parts, self._health)
         add_GRPCInferenceServiceServicer_to_server(oip, registrar)
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, self._server)
         names = (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)

@@ -1,7 +1,7 @@
 """What probes, balancers and autoscalers are told: alive or not, ready or not, how busy."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from grpc_health.v1 import health_pb2
@@ -9,6 +9,7 @@ from grpc_health.v1.health import aio
 
 from serving.decoding import DecodePool
 from serving.liveness import Liveness
+from serving.model import Model
 from serving.models import Models
 
 State = Literal["loading", "accepting", "draining"]
@@ -57,7 +58,14 @@ class Health:
         """Why no request should come here, in one line."""
         if self._state != "accepting":
             return self._state
-        return self._models.trouble(self._hang_seconds) or self._models.being_replaced()
+        reasons = (model.why_not_ready(self._hang_seconds) for model in self._models)
+        return next((reason for reason in reasons if reason), None)
+
+    def model_ready(self, find: Callable[[], Model]) -> bool:
+        """Of one, whatever the others are like. Raises what `find` raises, once all are loaded."""
+        if self._state != "accepting":
+            return False
+        return find().why_not_ready(self._hang_seconds) is None
 
     def saturation(self) -> float:
         """Models share the cores: what each takes of them adds up."""

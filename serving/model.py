@@ -71,3 +71,14 @@ class Model:
         if lanes.failures_in_a_row > FAILURES_TO_REPLACE and not self.scheduler.being_replaced:
             return f"engine {self.engine} of {self.name} fails and there is no other"
         return None
+
+    def why_not_ready(self, hang_seconds: float) -> str | None:
+        """Why no request should come here, in one line; may be asked from any thread."""
+        return self.trouble(hang_seconds) or self.being_replaced
+
+    @property
+    def being_replaced(self) -> str | None:
+        """That its engine is out of service at the moment, if it is; may be asked likewise."""
+        if not self.scheduler.being_replaced:
+            return None
+        return f"engine {self.engine} of {self.name} is being replaced"

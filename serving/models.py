@@ -86,11 +86,6 @@ class Models:
         reasons = (model.trouble(hang_seconds) for model in self)
         return next((reason for reason in reasons if reason), None)
 
-    def being_replaced(self) -> str | None:
-        """Which engine is out of service at the moment, if one is; from any thread."""
-        out = (model for model in self if model.scheduler.being_replaced)
-        return next((f"engine {m.engine} of {m.name} is being replaced" for m in out), None)
-
     @property
     def left_behind(self) -> bool:
         """An engine hangs in a thread that cannot be ended."""

@@ -28,6 +28,8 @@ from tiny import PURE, colour_network, jpeg, overwrite, tiny_bundle
 
 from packshot import Client
 from packshot.errors import PackshotError
+from packshot.oip import open_inference_pb2 as oip
+from packshot.oip.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from packshot.store import release, versions
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierStub
@@ -303,6 +305,28 @@ def test_an_engine_that_comes_too_late_to_replace_an_old_version_is_not_in_use(t
         in_use = 'packshot_engine_in_use{engine="%s",model="colours",version="%d"}'
         assert (server.metric(in_use % ("int8", 2)), server.metric(in_use % ("fp32", 1))) == (1, 0)
         assert server.metric("packshot_engine_takeovers_total") == 0
+        assert server.stop() == 0
+
+
+def test_a_model_is_ready_or_not_whatever_the_others_are(tmp_path):
+    tiny_bundle(tmp_path / "models", "boots")
+    late = ("--engines", "int8,fp32", "--held", "fp32")
+    with troubled(tmp_path, *late) as (server, stub), grpc.insecure_channel(server.target) as asked:
+        ask = GRPCInferenceServiceStub(asked).ModelReady
+
+        def ready(name: str) -> bool:
+            return ask(oip.ModelReadyRequest(name=name), timeout=TIMEOUT).ready
+
+        assert (ready("colours"), ready("boots")) == (True, True)
+        (tmp_path / "held").touch()
+        (tmp_path / "fail").touch()
+        request = pb.ClassifyRequest(model="colours", images=[IMAGE])
+        for _ in range(3):
+            assert stub.Classify.future(request, timeout=TIMEOUT).exception(TIMEOUT) is not None
+        until(lambda: server.page("/readyz")[0] == 503)
+        assert (ready("colours"), ready("boots")) == (False, True)
+        (tmp_path / "held").unlink()
+        until(lambda: ready("colours"))
         assert server.stop() == 0
 
 

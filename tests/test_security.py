@@ -25,6 +25,7 @@ from packshot.errors import InvalidInput, PackshotError, Unauthenticated, Unavai
 from packshot.load import LoadPlan, run_load
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierStub
+from serving.api.probes import MOST_WATCHES
 from serving.tokens import LOOK_SECONDS, Tokens
 from serving.watched import stamp
 
@@ -273,6 +274,33 @@ def test_health_needs_no_token_and_everything_else_does(store, token_file):
             assert caught.value.code() is not grpc.StatusCode.OK
         assert server.metric(HANDLED % ("unknown", "unknown")) >= 2
         assert server.metric(HANDLED % ("Name", "made.up")) == 0
+
+
+def first(watch) -> str:
+    """The status that a Watch begins with, or what refused it."""
+    try:
+        return str(next(watch).status)
+    except grpc.RpcError as error:
+        return error.details()
+
+
+def test_watching_the_health_takes_no_place_from_those_with_a_token(store, token_file):
+    request = health_pb2.HealthCheckRequest()
+    with serving("--models", store, "--token-file", token_file) as server, plain(server) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watches = [health.Watch(request, timeout=TIMEOUT) for _ in range(400)]
+        answers = [first(watch) for watch in watches]
+        assert answers.count("1") == MOST_WATCHES
+        refused = f"{MOST_WATCHES} clients watch the health already: use Check"
+        assert answers.count(refused) == len(watches) - MOST_WATCHES
+        assert health.Check(request, timeout=TIMEOUT).status == 1
+        with Client(server.target, token=TOKEN, timeout_seconds=TIMEOUT) as client:
+            assert client.classify(RED)[0].label == "red"
+        for watch in watches:
+            watch.cancel()
+        # Those that went away have left their places.
+        until(lambda: first(health.Watch(request, timeout=TIMEOUT)) == "1")
+        assert server.log.count("no more may") >= 1
 
 
 def test_only_the_bearer_scheme_counts(store, token_file):

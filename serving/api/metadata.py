@@ -73,7 +73,7 @@ def model_config(model: Model, max_images: int) -> pb.ModelConfig:
 def repository_index(models: Models) -> Iterator[pb.RepositoryIndexResponse.ModelIndex]:
     """The versions that serve, and those that did not pass, with the reason."""
     for model in models:
-        why = _out_of_service(model)
+        why = model.being_replaced or ""
         state = "UNAVAILABLE" if why else "READY"
         yield ModelIndex(name=model.name, version=str(model.version), state=state, reason=why)
     for name, versions in models.rejected.items():
@@ -83,8 +83,3 @@ def repository_index(models: Models) -> Iterator[pb.RepositoryIndexResponse.Mode
 
 def _platform(model: Model) -> str:
     return f"packshot_{model.engine}"
-
-
-def _out_of_service(model: Model) -> str:
-    replaced = model.scheduler.being_replaced
-    return f"engine {model.engine} is being replaced" if replaced else ""

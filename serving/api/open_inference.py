@@ -17,6 +17,7 @@ from serving.api.outputs import add_output, wanted_outputs
 from serving.api.parameters import terms
 from serving.api.streaming import InOrder, Turn, Window, in_turns
 from serving.api.tensors import images_of, quoted
+from serving.health import Health
 from serving.model import Model
 from serving.models import Models
 from serving.pipeline import Pipeline
@@ -27,7 +28,7 @@ STREAM_WINDOW = 64  # requests of one stream that are in the server at a time
 
 
 class OpenInference(GRPCInferenceServiceServicer):
-    """The servicer. `live` and `ready` tell what the server's probes tell."""
+    """The servicer."""
 
     service = OPEN_INFERENCE
 
@@ -36,32 +37,27 @@ class OpenInference(GRPCInferenceServiceServicer):
         models: Models,
         pipeline: Pipeline,
         calls: Calls,
-        *,
-        live: Callable[[], bool],
-        ready: Callable[[], bool],
+        health: Health,
     ) -> None:
         self.calls = calls
         self._models = models
         self._pipeline = pipeline
-        self._live = live
-        self._ready = ready
+        self._health = health
 
     @answering
     async def ServerLive(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
-        return pb.ServerLiveResponse(live=self._live())
+        return pb.ServerLiveResponse(live=self._health.live())
 
     @answering
     async def ServerReady(
         self, request: pb.ServerReadyRequest, call: Call
     ) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self._ready())
+        return pb.ServerReadyResponse(ready=self._health.ready())
 
     @answering
     async def ModelReady(self, request: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
-        if not self._ready():  # while it loads, nobody knows which models there will be
-            return pb.ModelReadyResponse(ready=False)
-        self._named(request.name, request.version)
-        return pb.ModelReadyResponse(ready=True)
+        ready = self._health.model_ready(lambda: self._named(request.name, request.version))
+        return pb.ModelReadyResponse(ready=ready)
 
     @answering
     async def ServerMetadata(
