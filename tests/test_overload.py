@@ -1,28 +1,43 @@
 """More than a server can take: who is refused, who makes room, and who is answered all the same."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from processes import FAKE_SERVING, TIMEOUT, serving, until
-from tiny import PURE, big_image, jpeg, tiny_bundle
+from processes import FAKE_SERVING, TIMEOUT, Server, serving, until
+from tiny import PURE, jpeg, tiny_bundle
 
+from packshot import Client
+from packshot.errors import Overloaded
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierStub
 
 RED = jpeg(PURE["red"])
 
 
-def test_overload_is_refused_at_once_with_a_hint_when_to_come_back(store):
-    limits = ("--max-queued-images", 8, "--max-images-per-request", 8)
+@contextmanager
+def held(store, control, *options: object) -> Iterator[tuple[Server, ClassifierStub]]:
+    """A server whose engine waits in its first run until `control`/hang is gone."""
     with (
-        serving("--models", store, *limits) as server,
+        serving(
+            "--models", store, "--engines", "fp32", "--control", control, *options,
+            program=FAKE_SERVING,
+        ) as server,
         grpc.insecure_channel(server.target) as channel,
-    ):
-        request = pb.ClassifyRequest(images=[pb.Image(encoded=big_image())] * 8)
-        calls = [ClassifierStub(channel).Classify.future(request) for _ in range(12)]
-        errors = [call.exception(TIMEOUT) for call in calls]
-        refused = [error for error in errors if error is not None]
-        assert 1 <= len(refused) < len(calls)
+    ):  # fmt: skip
+        (control / "hang").touch()
+        yield server, ClassifierStub(channel)
+
+
+def test_overload_is_refused_at_once_with_a_hint_when_to_come_back(store, tmp_path):
+    limits = ("--max-queued-images", 8, "--max-images-per-request", 8)
+    with held(store, tmp_path, *limits) as (server, stub):
+        request = pb.ClassifyRequest(images=[pb.Image(encoded=RED)] * 8)
+        first = stub.Classify.future(request)
+        until(lambda: server.metric("packshot_images_in_progress") == 8)
+        refused = [stub.Classify.future(request).exception(TIMEOUT) for _ in range(11)]
         assert {error.code() for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         assert "room for 0 more images" in refused[0].details()
         assert dict(refused[0].trailing_metadata())["grpc-retry-pushback-ms"] == "250"
@@ -30,19 +45,35 @@ def test_overload_is_refused_at_once_with_a_hint_when_to_come_back(store):
             'packshot_requests_refused_total{model="colours",reason="queue_full"}'
         )
         assert counted == len(refused)
+        (tmp_path / "hang").unlink()
+        assert len(first.result(TIMEOUT).results) == 8
         assert server.metric("packshot_images_in_progress") == 0
 
 
-def test_a_request_without_a_deadline_gets_the_servers(store):
-    with (
-        serving("--models", store, "--default-timeout-ms", 1) as server,
-        grpc.insecure_channel(server.target) as channel,
-    ):
-        request = pb.ClassifyRequest(images=[pb.Image(encoded=big_image())])
-        with pytest.raises(grpc.RpcError) as caught:
-            ClassifierStub(channel).Classify(request)
-        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert caught.value.details() == "no answer within 0.001 s"
+def test_a_request_without_a_deadline_gets_the_servers(store, tmp_path):
+    with held(store, tmp_path, "--default-timeout-ms", 500) as (_, stub):
+        request = pb.ClassifyRequest(images=[pb.Image(encoded=RED)])
+        error = stub.Classify.future(request).exception(TIMEOUT)
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert error.details() == "no answer within 0.500 s"
+        (tmp_path / "hang").unlink()
+
+
+def test_a_refusal_that_could_only_be_tried_again_too_late_says_so(store, tmp_path):
+    """gRPC's own retries would wait for the deadline, and the caller never hear why."""
+    slow = ("--run-ms", 500, "--max-batch", 1, "--lanes", 1)
+    with held(store, tmp_path, *slow) as (server, stub), Client(server.target) as client:
+        most = client.model().max_images_per_request
+        request = pb.ClassifyRequest(images=[pb.Image(encoded=RED)] * most)
+        waiting = stub.Classify.future(request)
+        until(lambda: server.metric("packshot_images_in_progress") == most)
+        error = stub.Classify.future(request, timeout=10).exception(TIMEOUT)
+        assert dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == "-1"
+        refused = pytest.raises(Overloaded, match="the answer would take")
+        with Client(server.target, timeout_seconds=10) as patient, refused:
+            patient.classify([RED] * most)
+        waiting.cancel()
+        (tmp_path / "hang").unlink()
 
 
 def test_a_hanging_model_takes_no_call_of_another_or_of_health(tmp_path):
