@@ -53,7 +53,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure(options: Options) -> Findings:
-    bundle, images = options.open_bundle(), photos()
+    bundle, images = options.open_bundle(), photos(options.images)
     engine = cpu_engine(bundle)
     least_start(bundle.engine_path(engine))  # puts the files into the page cache
 

@@ -37,8 +37,14 @@ def steady(
 ) -> LoadPlan:
     """One image a request, always as many in flight."""
     return LoadPlan(
-        target=served.target, concurrency=concurrency, seconds=seconds, pixels=pixels, processes=1
-    )
+        target=served.target, concurrency=concurrency, seconds=seconds, pixels=pixels, processes=1,
+        warmup_seconds=warmup(seconds),
+    )  # fmt: skip
+
+
+def warmup(seconds: float) -> float:
+    """Before a measurement of so many seconds."""
+    return min(1.0, seconds)
 
 
 def cores_left(
@@ -48,7 +54,7 @@ def cores_left(
     with started("benchmarks.bare_server") as bare:
         plan = LoadPlan(
             target=bare.target, rate=rate, arrivals="constant", seconds=seconds, pixels=pixels,
-            processes=1,
+            processes=1, warmup_seconds=warmup(seconds),
         )  # fmt: skip
         drive(bare, plan, images)  # warm
         found = drive(bare, plan, images)

@@ -97,7 +97,11 @@ def rows(found: Counter[str], cpu_ms: float) -> Iterator[tuple[str, str, str]]:
 def main() -> None:
     given = _parse()
     options = chosen(given)
-    engine, images, seconds = cpu_engine(options.open_bundle()), photos(), options.seconds
+    engine, images, seconds = (
+        cpu_engine(options.open_bundle()),
+        photos(options.images),
+        options.seconds,
+    )
     with (
         server(options.models, options.model, "--engines", engine) as served,
         tempfile.TemporaryDirectory() as folder,

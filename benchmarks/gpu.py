@@ -46,7 +46,7 @@ def measure(options: Options, names: Sequence[str]) -> Findings:
     """Ends the program where none of the engines runs."""
     bundle = options.open_bundle()
     engine = _opened(bundle, names)
-    spec, files = bundle.manifest.image, photos()
+    spec, files = bundle.manifest.image, photos(options.images)
     pixels = [load_pixels(file, spec).tobytes() for file in files]
     lanes = [
         batches(pixels, MAX_BATCH, partial(read_pixels, spec=spec)) for _ in range(engine.lanes)

@@ -13,15 +13,19 @@ from serving.settings import Settings
 
 SECONDS = 4.0
 ROUNDS = 5
+IMAGES = 64
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """`seconds`: of each measurement. `rounds`: of all of them, one after the other."""
+    """`seconds`: of each measurement. `rounds`: of all of them, one after the other. `images`: that
+    are drawn, and sent in turn.
+    """
 
     models: Path
     model: str
     seconds: float
     rounds: int | None = None
+    images: int = IMAGES
 
     def rounds_or(self, usual: int = ROUNDS) -> int:
         """As many as were asked for, or as the benchmark usually takes."""
@@ -55,6 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--model", default="products")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of a measurement")
+    parser.add_argument("--images", type=_at_least_one, default=IMAGES, help="that are sent")
     parser.add_argument("--rounds", type=_at_least_one, help="the median counts")
 
 
@@ -66,7 +71,11 @@ def parse_options(description: str | None) -> Options:
 
 def chosen(given: argparse.Namespace) -> Options:
     return Options(
-        models=given.models, model=given.model, seconds=given.seconds, rounds=given.rounds
+        models=given.models,
+        model=given.model,
+        seconds=given.seconds,
+        rounds=given.rounds,
+        images=given.images,
     )
 
 

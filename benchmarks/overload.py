@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from benchmarks.calm import calm_rounds
-from benchmarks.driven import CONCURRENCY, Driven, cores_left, drive, steady
+from benchmarks.driven import CONCURRENCY, Driven, cores_left, drive, steady, warmup
 from benchmarks.figures import Figure, Findings
 from benchmarks.options import Options, cpu_engine
 from benchmarks.process import Served, server
@@ -58,7 +58,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure(options: Options) -> Findings:
-    engine, images = cpu_engine(options.open_bundle()), photos()
+    engine, images = cpu_engine(options.open_bundle()), photos(options.images)
     with server(options.models, options.model, "--engines", engine) as served:
         drive(served, steady(served, options.seconds), images)  # warm
         rounds = calm_rounds(
@@ -82,6 +82,7 @@ def _round(served: Served, seconds: float, images: Sequence[bytes]) -> Round:
         plan = LoadPlan(
             target=served.target, rate=times * peak.images_per_second, arrivals="constant",
             seconds=seconds, timeout_seconds=DEADLINE_SECONDS, processes=1,
+            warmup_seconds=warmup(seconds),
         )  # fmt: skip
         return drive(served, plan, images)
 

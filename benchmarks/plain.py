@@ -37,7 +37,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure(options: Options) -> Findings:
-    bundle, images = options.open_bundle(), photos()
+    bundle, images = options.open_bundle(), photos(options.images)
     engine = cpu_engine(bundle)
     with (
         server(options.models, options.model, "--engines", engine) as served,

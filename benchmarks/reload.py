@@ -46,7 +46,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure(options: Options) -> Findings:
-    bundle, images = options.open_bundle(), photos()
+    bundle, images = options.open_bundle(), photos(options.images)
     engine, model = cpu_engine(bundle), bundle.manifest.model
     look = ("--reload-seconds", str(LOOK_SECONDS))
     with tempfile.TemporaryDirectory() as folder:

@@ -79,7 +79,7 @@ class Loops:
 
 
 def measure(options: Options) -> Findings:
-    bundle, images = options.open_bundle(), photos()
+    bundle, images = options.open_bundle(), photos(options.images)
     engine = cpu_engine(bundle)
     loops = Loops(bundle, engine, images, options.seconds)
     with server(options.models, options.model, "--engines", engine) as served:

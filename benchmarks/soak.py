@@ -13,7 +13,7 @@ from packshot.load.pictures import photos
 
 def main() -> None:
     options = parse_options(__doc__)
-    images = photos()
+    images = photos(options.images)
     with server(options.models, options.model) as served:
         plan = steady(served, options.seconds)
         megabytes = [drive(served, plan, images).megabytes]  # warm

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from itertools import islice
 
@@ -9,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from PIL import Image
-from processes import ROOT, program
+from processes import program
 from tiny import PURE, add_openvino, colour_network, jpeg, tiny_bundle
 
 from benchmarks import calm
@@ -197,9 +198,33 @@ def test_a_benchmark_that_fails_is_told_and_one_that_is_not_there_is_refused(tmp
     assert "serving, plain" in done.stderr
 
 
-def test_the_set_is_all_there():
-    for name in NAMES:
-        assert (ROOT / "benchmarks" / f"{name}.py").exists()
+BRIEFLY = (
+    "serving", "plain", "pixels", "overhead", "overload", "cold_start", "reload", "preprocessing",
+)  # fmt: skip
+
+
+MAY_BE_NONE = re.compile("late, of those sent|versions swapped under load|cores left")
+
+
+def test_the_rest_of_the_set_comes_to_its_end(tmp_path):
+    """So short that no figure means anything, but each is there, and a number."""
+    tiny_bundle(tmp_path, int8=colour_network())
+    where = ("--models", tmp_path, "--model", "colours", "--out", tmp_path / "out")
+    short = ("--rounds", 1, "--seconds", 0.2, "--images", 2, "--only", ",".join(BRIEFLY))
+    done = program("benchmarks", *where, *short)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 benchmarks failed" in done.stdout
+    written = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert {*BRIEFLY, "engines", "threads"} == set(NAMES)
+    assert list(written["benchmarks"]) == list(BRIEFLY)
+    found = {name: one["figures"] for name, one in written["benchmarks"].items()}
+    assert {name: len(figures) for name, figures in found.items()} == {
+        "serving": 6, "plain": 5, "pixels": 5, "overhead": 4, "overload": 10, "cold_start": 5,
+        "reload": 3, "preprocessing": 3,
+    }  # fmt: skip
+    for figure in itertools.chain.from_iterable(found.values()):
+        assert math.isfinite(figure["value"]), figure
+        assert figure["value"] > 0 or MAY_BE_NONE.search(figure["name"]), figure
 
 
 def test_a_copy_to_swap_with_is_a_version_of_its_own(tmp_path):

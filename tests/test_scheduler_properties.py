@@ -1,7 +1,7 @@
 """Whatever comes in whatever order: nothing is lost, doubled, late, out of order or over the bound.
 
-Hypothesis makes up arrivals, cancellations, waiting, engine failures, replacements and drains; time
-is the test's own, and a run of the engine ends when the test says so.
+Hypothesis makes up arrivals, cancellations, waiting, engine failures, replacements, other versions
+and drains; time is the test's own, and a run of the engine ends when the test says so.
 """
 
 import asyncio
@@ -14,10 +14,16 @@ from fakes import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from packshot.errors import DeadlineExceeded, Overloaded, ServiceFailed, Unavailable
+from packshot.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    Overloaded,
+    ServiceFailed,
+    Unavailable,
+)
 from serving.admission import Priority, Ticket
 from serving.engines import Answer, Images, Profile
-from serving.lanes import Picture
+from serving.lanes import Lanes, Picture
 from serving.latency import LatencyModel
 from serving.metrics import Metrics
 from serving.pipeline import all_of
@@ -25,9 +31,11 @@ from serving.scheduler import Scheduler
 
 RUN_SECONDS = 0.1
 MAX_IMAGES = 7
+MAX_BYTES = 40
 MAX_BATCH = 3
-REFUSALS = (Overloaded, Unavailable)
-FAILURES = (DeadlineExceeded, ServiceFailed, Overloaded, Unavailable)
+REFUSALS = (Overloaded, Unavailable, InvalidInput)
+REFUSED_ONLY = (Unavailable, InvalidInput)
+FAILURES = (DeadlineExceeded, ServiceFailed, Overloaded, Unavailable, InvalidInput)
 
 
 class HeldEngine:
@@ -102,6 +110,8 @@ class Request:
     numbers: list[int]
     deadline: float
     priority: Priority
+    size: int
+    scheduler: Scheduler  # of the version that served when it came
     task: "asyncio.Task[list[float]] | None" = None
     ticket: Ticket | None = None
     refused: bool = False
@@ -111,50 +121,76 @@ class Request:
 
 
 class World:
-    """A scheduler, its engines, and everybody who asked it."""
+    """The scheduler of the version that serves, those before it, and everybody who asked them."""
 
     def __init__(self, lanes: int) -> None:
         self.clock = Clock()
         self.lanes = lanes
         self.out = False
         self.draining = False
-        self.engines = [HeldEngine("engine-0", lanes, self.clock)]
+        self.engines: list[HeldEngine] = []
+        self.all_lanes: list[Lanes] = []
         self.requests: list[Request] = []
         self.numbers = iter(range(1, 10_000))
-        self.scheduler = Scheduler(
-            self.engines[0],
+        self.schedulers: list[Scheduler] = []
+        self.closing: list[asyncio.Task[None]] = []
+        self.serve_another_version()
+
+    @property
+    def scheduler(self) -> Scheduler:
+        return self.schedulers[-1]
+
+    def another_engine(self) -> HeldEngine:
+        self.engines.append(HeldEngine(f"engine-{len(self.engines)}", self.lanes, self.clock))
+        return self.engines[-1]
+
+    def serve_another_version(self) -> None:
+        """As `Models.put`: the one before answers what it let in, and is closed."""
+        if self.schedulers:
+            self.closing.append(asyncio.create_task(self.scheduler.close()))
+        self.out = False
+        new = Scheduler(
+            self.another_engine(),
             self.latency(),
             max_queued_images=MAX_IMAGES,
+            max_queued_bytes=MAX_BYTES,
             metrics=Metrics().of("colours"),
             clock=self.clock,
-            on_failing=self.failing,
+            on_failing=lambda: self.failing(new),
         )
+        self.schedulers.append(new)
+        self.all_lanes.append(new.lanes)
 
     def latency(self) -> LatencyModel:
         runs = dict.fromkeys(range(1, MAX_BATCH + 1), RUN_SECONDS)
         return LatencyModel(Profile(lanes=runs, alone=runs))
 
-    def failing(self) -> None:
+    def failing(self, scheduler: Scheduler) -> None:
+        assert scheduler is self.scheduler, "of a version that is closing no engine is replaced"
         self.out = True
 
-    async def arrive(self, images: int, seconds: float, priority: Priority) -> None:
+    async def arrive(self, images: int, seconds: float, priority: Priority, size: int = 1) -> None:
         numbers = [next(self.numbers) for _ in range(images)]
-        request = Request(numbers, self.clock.now + seconds, priority)
+        deadline = self.clock.now + seconds
+        request = Request(numbers, deadline, priority, size, self.scheduler)
         self.requests.append(request)
         request.task = asyncio.create_task(self.ask(request))
         request.task.add_done_callback(lambda task: request.outcomes.append(outcome(task)))
         await settle()
-        assert self.scheduler.images <= MAX_IMAGES
+        for scheduler in self.schedulers:
+            held = [one for one in self.requests if one.scheduler is scheduler and is_held(one)]
+            assert sum(len(one.numbers) for one in held) == scheduler.images <= MAX_IMAGES
+            assert sum(one.size for one in held) <= MAX_BYTES
 
     async def ask(self, request: Request) -> list[float]:
         try:
-            admitted = self.scheduler.admit(
+            admitted = request.scheduler.admit(
                 images=len(request.numbers), deadline=request.deadline, priority=request.priority,
-                encoded=sum(map(is_encoded, request.numbers)),
+                encoded=sum(map(is_encoded, request.numbers)), size=request.size,
             )  # fmt: skip
             with admitted as request.ticket:
                 answers = await all_of(
-                    self.scheduler.submit(request.ticket, picture_numbered(number))
+                    request.scheduler.submit(request.ticket, picture_numbered(number))
                     for number in request.numbers
                 )
                 request.ticket.answered = True
@@ -181,22 +217,35 @@ class World:
     async def replace(self) -> None:
         if self.out and not self.draining:
             self.out = False
-            engine = HeldEngine(f"engine-{len(self.engines)}", self.lanes, self.clock)
-            self.engines.append(engine)
-            self.scheduler.take_over(engine, self.latency())
+            self.scheduler.take_over(self.another_engine(), self.latency())
+            self.all_lanes.append(self.scheduler.lanes)
             await threads_rest(self)
+
+    async def swap(self) -> None:
+        if not self.draining:
+            self.serve_another_version()
+            await threads_rest(self)
+
+    def drain(self) -> None:
+        if not self.draining:
+            self.draining = True
+            self.closing.append(asyncio.create_task(self.scheduler.close()))
 
     async def end(self) -> None:
         """Lets everything run out; afterwards nobody may be waiting."""
         await self.replace()
-        self.draining = True
-        closing = asyncio.create_task(self.scheduler.close())
+        self.drain()
         await settle()
         for engine in self.engines:
             engine.release()
-        await closing
+        await asyncio.gather(*self.closing)
         await asyncio.gather(*(r.task for r in self.requests), return_exceptions=True)
         await settle()
+
+
+def is_held(request: Request) -> bool:
+    """Let in, and neither answered nor shed."""
+    return request.ticket is not None and not request.ticket.shed and not request.task.done()
 
 
 def outcome(task: asyncio.Task) -> object:
@@ -215,8 +264,7 @@ async def threads_rest(world: World) -> None:
     while True:
         await settle()
         held = sum(len(engine.held) for engine in world.engines)
-        old = world.scheduler.lanes.running + sum(len(engine.held) for engine in world.engines[:-1])
-        if held == old:
+        if held == sum(lanes.running for lanes in world.all_lanes):
             return
         await asyncio.sleep(0.0005)
 
@@ -233,6 +281,8 @@ def check(world: World) -> None:
         else:
             assert result == "cancelled" or isinstance(result, FAILURES), result
             assert (result == "cancelled") == request.cancelled
+        if request.ticket is not None:
+            assert not isinstance(result, REFUSED_ONLY), "what was let in is not sent away"
         if request.refused:
             assert not set(request.numbers) & set(ran), "what was refused never runs"
         assert not request.given_up & set(ran), "what was cancelled never runs"
@@ -240,7 +290,7 @@ def check(world: World) -> None:
             if number in begun:
                 assert begun[number] <= request.deadline + 1e-9, "what is too late never runs"
     assert all(engine.closed for engine in world.engines)
-    assert world.scheduler.images == 0
+    assert all(scheduler.images == 0 for scheduler in world.schedulers)
 
 
 arrivals = st.tuples(
@@ -248,6 +298,7 @@ arrivals = st.tuples(
     st.integers(1, 3),
     st.sampled_from([0.05, 0.3, 1.0, 5.0]),
     st.sampled_from(Priority),
+    st.sampled_from([1, 10, MAX_BYTES, MAX_BYTES + 1]),
 )
 steps = st.one_of(
     *[arrivals] * 4,
@@ -256,6 +307,7 @@ steps = st.one_of(
     st.tuples(st.just("wait"), st.sampled_from([0.01, 0.1, 0.5])),
     st.tuples(st.just("cancel"), st.integers(0, 9)),
     st.tuples(st.just("replace")),
+    st.tuples(st.just("swap")),
 )
 plans = st.builds(
     lambda before, after: [*before, ("drain",), *after],
@@ -266,7 +318,6 @@ plans = st.builds(
 
 async def live(lanes: int, plan: list[tuple]) -> World:
     world = World(lanes)
-    closing = None
     for name, *values in plan:
         if name == "arrive":
             await world.arrive(*values)
@@ -276,9 +327,10 @@ async def live(lanes: int, plan: list[tuple]) -> World:
             world.clock.now += values[0]
         elif name == "replace":
             await world.replace()
-        elif name == "drain" and closing is None:
-            world.draining = True
-            closing = asyncio.create_task(world.scheduler.close())
+        elif name == "swap":
+            await world.swap()
+        elif name == "drain":
+            world.drain()
         elif name in ("end_run", "fail_run"):
             await world.end_run(fails=name == "fail_run")
         await threads_rest(world)
@@ -294,22 +346,30 @@ def test_nobody_is_lost_doubled_or_late(lanes: int, plan: list[tuple]):
 
 @settings(max_examples=100, deadline=None)
 @given(
+    lanes=st.integers(1, 3),
     waiting=st.lists(
         st.tuples(st.floats(1.0, 90.0), st.sampled_from(Priority)), min_size=1, max_size=MAX_IMAGES
-    )
+    ),
 )
-def test_the_most_urgent_runs_first(waiting: list[tuple[float, Priority]]):
+def test_the_most_urgent_runs_first(lanes: int, waiting: list[tuple[float, Priority]]):
+    """Whichever lane is free next takes what is most urgent then."""
+
     async def test() -> None:
-        world = World(lanes=1)
-        await world.arrive(1, 99.0, Priority.INTERACTIVE)
-        for seconds, priority in waiting[: MAX_IMAGES - 1]:
+        world = World(lanes)
+        engine = world.engines[0]
+        for _ in range(lanes):
+            await world.arrive(1, 99.0, Priority.INTERACTIVE)
+            await threads_rest(world)
+        begun = len(engine.ran)
+        for seconds, priority in waiting[: MAX_IMAGES - lanes]:
             await world.arrive(1, seconds, priority)
         await threads_rest(world)
-        let_in = [r for r in world.requests[1:] if not r.refused]
+        urgency = {r.numbers[0]: (r.priority, r.deadline) for r in world.requests if not r.refused}
+        while engine.held:
+            await world.end_run(fails=False)
+        order = [urgency[n] for _, batch in engine.ran[begun:] for n in batch]
+        assert order == sorted(order)
         await world.end()
         check(world)
-        urgency = {r.numbers[0]: (r.priority, r.deadline) for r in let_in}
-        order = [urgency[n] for _, batch in world.engines[0].ran[1:] for n in batch]
-        assert order == sorted(order)
 
     asyncio.run(asyncio.wait_for(test(), 60))
