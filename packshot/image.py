@@ -20,6 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from packshot.errors import ImageError
+from packshot.tiff import check_tiff
 
 Pixels = npt.NDArray[np.uint8]
 """uint8 [height, width, 3], RGB."""
@@ -152,6 +153,8 @@ def open_image(encoded: bytes, limits: ImageLimits = ImageLimits()) -> Image.Ima
             "too_many_bytes",
             f"{len(encoded)} bytes; the limit is {limits.max_bytes}: send a smaller file",
         )
+    if encoded.startswith((b"II", b"MM")):
+        check_tiff(encoded, limits.max_pixels)
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -250,9 +253,10 @@ def _rgb(image: Image.Image, spec: ImageSpec) -> Image.Image:
     if image.mode == "F":
         raise ImageError("unsupported", "floating-point pixels have no agreed range: use 8 bits")
     if image.has_transparency_data:
-        with_alpha = image.convert("RGBA")
+        # No copy more than is needed: of an animated WebP the decoder holds two canvases beside.
+        with_alpha = image if image.mode == "RGBA" else image.convert("RGBA")
         opaque = Image.new("RGB", image.size, spec.alpha_over)
-        opaque.paste(with_alpha, mask=with_alpha.getchannel("A"))
+        opaque.paste(with_alpha, mask=with_alpha)
         return opaque
     return image.convert("RGB")
 
