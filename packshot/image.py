@@ -8,9 +8,7 @@ accuracy was measured on. The arithmetic is that of torchvision's transforms on 
     fit pad    Resize(None, max_size=crop), and the colour `padding` around it up to crop x crop
 """
 
-import io
 import math
-import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -20,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from packshot.errors import ImageError
+from packshot.headers import MAX_EXIF_BYTES, Metered, check_jpeg, check_png
 from packshot.tiff import check_tiff
 
 Pixels = npt.NDArray[np.uint8]
@@ -30,11 +29,9 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", 
 """File names that are looked at in a folder, in lower case."""
 
 JPEGS = ("JPEG", "MPO")  # MPO: a JPEG with further pictures behind it, as phones write them
-# A progressive JPEG has about ten scans; each costs a pass over all pixels, so that thousands in a
-# small file would hold a decoder for minutes.
-MAX_SCANS = 100
-START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
-MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # neither stuffed nor a restart
+# Pillow unpacks a run-length-encoded BMP in Python: half a second for so many pixels.
+RUN_LENGTHS = (1, 2)
+MAX_RUN_LENGTH_PIXELS = 1 << 21
 
 EXIF_ORIENTATION = 0x0112
 TURNS = {  # what makes a picture of an EXIF orientation upright
@@ -153,27 +150,39 @@ def open_image(encoded: bytes, limits: ImageLimits = ImageLimits()) -> Image.Ima
             "too_many_bytes",
             f"{len(encoded)} bytes; the limit is {limits.max_bytes}: send a smaller file",
         )
-    if encoded.startswith((b"II", b"MM")):
-        check_tiff(encoded, limits.max_pixels)
+    _check_header(encoded, limits)
+    file = Metered(encoded)
     try:
-        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        image = Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ImageError(
             "too_many_pixels", f"{error} (packshot's limit: {limits.max_pixels})"
         ) from error
-    except MemoryError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:
         raise ImageError(
             "not_an_image", f"not an image in any of the formats {', '.join(FORMATS)}"
         ) from error
-    if image.format in JPEGS and _scans(encoded) > MAX_SCANS:
-        raise ImageError("unsupported", f"a JPEG of more than {MAX_SCANS} scans: save it again")
     width, height = image.size
-    if width * height > limits.max_pixels:
-        message = f"{width}x{height} pixels; the limit is {limits.max_pixels}: send a smaller image"
+    most = limits.max_pixels
+    if image.format == "BMP" and image.info["compression"] in RUN_LENGTHS:
+        most = min(most, MAX_RUN_LENGTH_PIXELS)
+        file.reads_left += 2 * width * height  # for a run of one pixel
+    if width * height > most:
+        message = f"{width}x{height} pixels; the limit is {most}: send a smaller image"
         raise ImageError("too_many_pixels", message)
     return image
+
+
+def _check_header(encoded: bytes, limits: ImageLimits) -> None:
+    """Whatever makes Pillow or a library work or allocate beyond its bytes and pixels."""
+    if encoded.startswith(b"\xff\xd8"):
+        check_jpeg(encoded)
+    elif encoded.startswith(b"\x89PNG"):
+        check_png(encoded)
+    elif encoded.startswith((b"II", b"MM")):
+        check_tiff(encoded, limits.max_pixels)
 
 
 def read_pixels(raw: bytes, spec: ImageSpec) -> Pixels:
@@ -216,33 +225,19 @@ def decode_rgb(
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 (upright) where it is missing or its block is malformed."""
+    """EXIF orientation, 1 to 8; 1 (upright) where it is missing or its block is malformed.
+
+    Raises ImageError for a block of more bytes than Pillow should make objects of.
+    """
+    if len(image.info.get("exif", b"")) > MAX_EXIF_BYTES:
+        message = f"more than {MAX_EXIF_BYTES} bytes of EXIF: save it without"
+        raise ImageError("unsupported", message)
     try:
         value = image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:
         # A malformed EXIF block says nothing; the pixels are fine and viewers show them upright.
         return 1
     return value if value in range(1, 9) else 1
-
-
-def _scans(encoded: bytes) -> int:
-    """Scans of the first image in a JPEG file; what stands behind it does not count."""
-    if _pairs(encoded, START_OF_SCAN) <= MAX_SCANS:  # an upper bound, and quick
-        return 0
-    scans, position = 0, 2
-    while (found := MARKER.search(encoded, position)) and found[0] != END_OF_IMAGE:
-        scans += found[0] == START_OF_SCAN
-        position = found.end() + int.from_bytes(encoded[found.end() : found.end() + 2])
-    return scans
-
-
-def _pairs(encoded: bytes, pair: bytes) -> int:
-    """How often two different bytes follow each other: `bytes.count`, in a fifth of its time."""
-    wanted = int.from_bytes(pair, "little")
-    return sum(
-        int(np.count_nonzero(np.frombuffer(encoded, "<u2", (len(encoded) - at) // 2, at) == wanted))
-        for at in (0, 1)
-    )
 
 
 def _rgb(image: Image.Image, spec: ImageSpec) -> Image.Image:
