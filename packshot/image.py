@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFile
 
 from packshot.errors import ImageError
 from packshot.headers import MAX_EXIF_BYTES, Metered, check_jpeg, check_png
@@ -32,6 +32,8 @@ JPEGS = ("JPEG", "MPO")  # MPO: a JPEG with further pictures behind it, as phone
 # Pillow unpacks a run-length-encoded BMP in Python: half a second for so many pixels.
 RUN_LENGTHS = (1, 2)
 MAX_RUN_LENGTH_PIXELS = 1 << 21
+
+GREY_STEPS = {"L;2": 85, "L;4": 17}  # of a PNG's 2 and 4 bits in the 8 that Pillow makes of them
 
 EXIF_ORIENTATION = 0x0112
 TURNS = {  # what makes a picture of an EXIF orientation upright
@@ -172,6 +174,8 @@ def open_image(encoded: bytes, limits: ImageLimits = ImageLimits()) -> Image.Ima
     if width * height > most:
         message = f"{width}x{height} pixels; the limit is {most}: send a smaller image"
         raise ImageError("too_many_pixels", message)
+    if image.format == "PNG":
+        _clear_as_stored(image)
     return image
 
 
@@ -244,7 +248,7 @@ def _rgb(image: Image.Image, spec: ImageSpec) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+        return _rgb_of_deep_grey(image, spec)
     if image.mode == "F":
         raise ImageError("unsupported", "floating-point pixels have no agreed range: use 8 bits")
     if image.has_transparency_data:
@@ -254,6 +258,30 @@ def _rgb(image: Image.Image, spec: ImageSpec) -> Image.Image:
         opaque.paste(with_alpha, mask=with_alpha)
         return opaque
     return image.convert("RGB")
+
+
+def _rgb_of_deep_grey(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    values = np.asarray(image)
+    grey = Image.fromarray(_eight_bits(values)).convert("RGB")
+    clear = image.info.get("transparency")
+    if not isinstance(clear, int):
+        return grey
+    # Compared before the conversion: neighbouring levels that become the same are not clear.
+    opaque = Image.new("RGB", image.size, spec.alpha_over)
+    opaque.paste(grey, mask=Image.fromarray((values != clear).astype(np.uint8) * 255))
+    return opaque
+
+
+def _clear_as_stored(image: ImageFile.ImageFile) -> None:
+    """Puts a PNG's transparent colour on the scale on which Pillow decodes: it leaves it as it is.
+
+    Of 16-bit colours Pillow keeps the upper bytes, so that those are compared.
+    """
+    clear, stored = image.info.get("transparency"), image.tile[0][3] if image.tile else None
+    if isinstance(clear, int) and stored in GREY_STEPS:
+        image.info["transparency"] = clear * GREY_STEPS[stored]
+    elif isinstance(clear, tuple) and stored == "RGB;16B":
+        image.info["transparency"] = tuple(level >> 8 for level in clear)
 
 
 def stack(images: Sequence[Pixels]) -> npt.NDArray[np.uint8]:

@@ -191,6 +191,66 @@ def test_transparency_is_laid_over_white():
     assert colour_of(encoded(palette, "PNG", transparency=0)) == (255, 255, 255)
 
 
+GREY, COLOUR, GREY_ALPHA, COLOUR_ALPHA = 0, 2, 4, 6
+WHITE = (255, 255, 255)
+
+
+def png(depth: int, kind: int, levels: list[int], clear: list[int] | None = None) -> bytes:
+    """256x256 pixels that are all `levels`, `depth` bits each; `clear` stands for no colour."""
+    side = 256
+    bits = "".join(f"{level:0{depth}b}" for level in levels) * side
+    row = b"\0" + int(bits, 2).to_bytes(len(bits) // 8)
+    chunks = [(b"IHDR", struct.pack(">LLBBBBB", side, side, depth, kind, 0, 0, 0))]
+    if clear is not None:
+        chunks.append((b"tRNS", struct.pack(f">{len(clear)}H", *clear)))
+    chunks += [(b"IDAT", zlib.compress(row * side)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">L", len(data)) + name + data + struct.pack(">L", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "levels", "other", "seen"),
+    [
+        (1, GREY, [0], [1], 0), (2, GREY, [2], [1], 170), (4, GREY, [5], [15], 85),
+        (8, GREY, [9], [10], 9), (16, GREY, [0], [1], 0), (16, GREY, [5000], [5001], 19),
+        (8, COLOUR, [9, 8, 7], [9, 8, 8], (9, 8, 7)),
+        (16, COLOUR, [0x1234, 0x5678, 0x9ABC], [0x1134, 0x5678, 0x9ABC], (0x12, 0x56, 0x9A)),
+        (16, COLOUR, [0x34FF, 0x78FF, 0xBCFF], [0x1234, 0x5678, 0x9ABC], (0x34, 0x78, 0xBC)),
+    ],
+)  # fmt: skip
+def test_a_transparent_colour_is_laid_over_white_at_any_depth(depth, kind, levels, other, seen):
+    opaque = seen if isinstance(seen, tuple) else (seen,) * 3
+    assert colour_of(png(depth, kind, levels)) == opaque
+    assert colour_of(png(depth, kind, levels, clear=other)) == opaque
+    assert colour_of(png(depth, kind, levels, clear=levels)) == WHITE
+
+
+def test_a_cut_out_in_16_bit_grey_keeps_its_shape():
+    levels = np.zeros((300, 300), np.uint16)
+    levels[100:200, 100:200] = 200 * 257
+    content = encoded(Image.fromarray(levels), "PNG", transparency=0)
+    pixels = load_pixels(content, SPEC)
+    assert pixels[112, 112].tolist() == [200] * 3
+    assert pixels[5, 5].tolist() == [255] * 3
+
+
+@pytest.mark.parametrize(("kind", "levels"), [(GREY_ALPHA, [0, 0]), (COLOUR_ALPHA, [0, 0, 0, 0])])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_alpha_channels_are_laid_over_white_at_any_depth(depth, kind, levels):
+    assert colour_of(png(depth, kind, levels)) == WHITE
+    solid = [*levels[:-1], 2**depth - 1]
+    assert colour_of(png(depth, kind, solid)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("clear", [b"\0", b"\0\x80"])  # one place, or a level for each
+def test_transparent_places_of_a_palette_are_laid_over_white(clear):
+    image = Image.new("P", (300, 300), 0)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    assert colour_of(encoded(image, "PNG", transparency=clear)) == WHITE
+
+
 def test_first_frame_of_an_animation():
     frames = [Image.new("RGB", (300, 300), colour) for colour in (RED, (20, 20, 230))]
     content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
