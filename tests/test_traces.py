@@ -1,5 +1,6 @@
 """Traces as a collector gets them: a real OTLP receiver on loopback, in this process."""
 
+import json
 import logging
 import queue
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -50,6 +52,17 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         (resource,) = self.received.get(timeout=TIMEOUT).resource_spans
         (scope,) = resource.scope_spans
         return {span.name: span for span in scope.spans}
+
+    def all_spans(self):
+        """Of all batches that came so far."""
+        batches = [self.received.get_nowait() for _ in range(self.received.qsize())]
+        return [
+            span
+            for batch in batches
+            for resource in batch.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
 
     def stop(self):
         self._server.stop(None).wait()
@@ -222,3 +235,23 @@ def test_a_served_request_is_traced_through_its_stages(collector, tmp_path):
     told = attributes(spans[METHOD])
     assert (told["packshot.request_id"], told["packshot.images"]) == ("order-66", 1)
     assert told["packshot.model"] == "colours"
+
+
+def test_a_stream_is_traced_through_the_stages_of_its_first_images(collector, tmp_path):
+    """Of more the span would grow for as long as the stream does."""
+    tiny_bundle(tmp_path)
+    image = pb.Image(encoded=jpeg(PURE["red"]))
+    requests = [pb.ClassifyStreamRequest(id=str(number), image=image) for number in range(100)]
+    method = "packshot.v1.Classifier/ClassifyStream"
+    with serving("--models", tmp_path, "--otlp-endpoint", collector.endpoint) as server:
+        with grpc.insecure_channel(server.target) as channel:
+            stream = ClassifierStub(channel).ClassifyStream
+            assert len(list(stream(iter(requests), timeout=TIMEOUT, metadata=(SAMPLED,)))) == 100
+        until(lambda: TRACE in server.log)
+        (line,) = [json.loads(line) for line in server.lines if TRACE in line]
+        server.stop()
+        names = Counter(span.name for span in collector.all_spans())
+    assert line["images"] == 100
+    assert not {"decode_ms", "queue_ms", "infer_ms"} & line.keys()
+    assert names.pop(method) == 1
+    assert names == {"decode": 64, "queue": 64, "infer": 64}
