@@ -1,7 +1,7 @@
 """How to reach a server: plain or by TLS, with or without a token, for sync and asyncio callers."""
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -64,20 +64,24 @@ class Connection:
         return (("authorization", f"Bearer {self.token}"),) if self.token is not None else ()
 
     def channel(self, options: Options) -> grpc.Channel:
-        credentials = self._credentials()
+        credentials, options = self._credentials(), [*options, *self._options()]
         if credentials is None:
             return grpc.insecure_channel(self.target, options=options)
-        return grpc.secure_channel(self.target, credentials, options=self._named(options))
+        return grpc.secure_channel(self.target, credentials, options=options)
 
     def aio_channel(self, options: Options) -> grpc.aio.Channel:
-        credentials = self._credentials()
+        credentials, options = self._credentials(), [*options, *self._options()]
         if credentials is None:
             return grpc.aio.insecure_channel(self.target, options=options)
-        return grpc.aio.secure_channel(self.target, credentials, options=self._named(options))
+        return grpc.aio.secure_channel(self.target, credentials, options=options)
 
-    def _named(self, options: Options) -> Options:
-        name = self.tls.server_name if isinstance(self.tls, Tls) else None
-        return [*options, ("grpc.ssl_target_name_override", name)] if name else options
+    def _options(self) -> Iterator[tuple[str, Any]]:
+        if isinstance(self.tls, Tls) and self.tls.server_name:
+            yield "grpc.ssl_target_name_override", self.tls.server_name
+        # Without TLS a token goes to such targets only. A proxy that http_proxy names would read
+        # it, and its 127.0.0.1 is another one. For other targets a proxy is used as gRPC does.
+        if _is_local(self.target):
+            yield "grpc.enable_http_proxy", 0
 
     def _credentials(self) -> grpc.ChannelCredentials | None:
         if not self.tls:

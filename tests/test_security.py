@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import ssl
 import subprocess
 import sys
@@ -392,6 +393,45 @@ def test_the_client_does_not_send_a_token_in_plain_text_over_a_network():
     with pytest.raises(InvalidInput, match="printable ASCII"):
         Client("localhost:1", token="a\nb")
     assert TOKEN not in repr(Connection(target="localhost:1", token=TOKEN))
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    """The socket of a proxy that the environment names: it accepts, and never answers."""
+    for name in ("grpc_proxy", "https_proxy", "no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        yield listener
+
+
+def test_calls_to_this_machine_and_their_token_go_to_no_proxy(store, token_file, proxy, tmp_path):
+    (tmp_path / "red.jpg").write_bytes(RED)
+    quick, shown = ("--timeout", 20), ("--token-file", token_file)
+    with serving("--models", store, *shown) as server:
+        done = command(server, "classify", *quick, *shown, tmp_path / "red.jpg")
+        assert (done.returncode, done.stdout.split()[1:2]) == (0, ["red"]), done.stderr
+        done = command(server, "probe", *quick)
+        assert done.returncode == 0, done.stderr
+        for api in ("packshot", "open-inference"):
+            timing = ("--seconds", 0.5, "--rate", 4, "--arrivals", "constant", "--warmup", 0)
+            asked = ("--api", api, "--model", "colours", tmp_path / "red.jpg", "--json")
+            done = command(server, "load", *quick, *shown, *timing, *asked)
+            assert done.returncode == 0, done.stderr
+            assert json.loads(done.stdout)["run"]["answered"] == 2, done.stderr
+    proxy.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        proxy.accept()
+
+
+def test_calls_by_tls_over_a_network_use_the_proxy(proxy):
+    proxy.settimeout(TIMEOUT)
+    with Connection(target="shop.example:443", tls=True, token=TOKEN).channel(()) as channel:
+        channel.subscribe(lambda _: None, try_to_connect=True)
+        with proxy.accept()[0] as asked:
+            head = asked.recv(4096)
+    assert head.startswith(b"CONNECT shop.example:443 ")
+    assert TOKEN.encode() not in head
 
 
 def test_a_client_certificate_needs_its_key(tmp_path):
