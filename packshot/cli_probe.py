@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from typing import Any
 
@@ -55,13 +56,24 @@ def probe(options: argparse.Namespace) -> int:
 def add_probe_verb(verbs: Any) -> None:
     text = "ask a server's health service once; exit status 0 if SERVING, else 1"
     verb = reaching_verb(verbs, "probe", probe, text, timeout_seconds=1.0)
-    if port := os.environ.get("PACKSHOT_PORT"):  # the server's, beside which a health check runs
+    if port := _port_beside():
         verb.set_defaults(target=f"127.0.0.1:{port}")
     verb.add_argument(
         "--service",
         default=CLASSIFIER,
         help='"" asks whether it is alive; the default whether it is ready (%(default)s)',
     )
+
+
+def _port_beside() -> int | None:
+    """Of the server beside which a health check runs, where its environment tells.
+
+    Beside a Service of that name Kubernetes sets PACKSHOT_PORT=tcp://10.0.0.1:8001, which is
+    skipped here as by the server.
+    """
+    text = os.environ.get("PACKSHOT_PORT", "")
+    port = int(text) if re.fullmatch("[0-9]{1,5}", text) else 0
+    return port if 1 <= port <= 65_535 else None
 
 
 def _varint(number: int) -> bytes:

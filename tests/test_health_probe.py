@@ -1,7 +1,13 @@
 """`packshot probe`, as the health check of a container."""
 
+import argparse
+
+import pytest
 from certificates import Authority
 from processes import program, serving, until
+
+from packshot.cli_probe import add_probe_verb
+from packshot.client import DEFAULT_TARGET
 
 READY = "packshot.v1.Classifier"
 
@@ -33,6 +39,14 @@ def test_a_health_check_asks_the_server_beside_it(server, monkeypatch):
     monkeypatch.setenv("PACKSHOT_PORT", server.target.rpartition(":")[2])
     found = program("packshot.cli", "probe", "--timeout", 60)
     assert (found.returncode, found.stdout) == (0, f"{server.target}: {READY} is SERVING\n")
+
+
+@pytest.mark.parametrize("port", ["tcp://10.0.0.1:8001", "65536", "0", "-1", "", "80x", "\u0663"])
+def test_what_is_no_port_is_not_the_servers(monkeypatch, port):
+    monkeypatch.setenv("PACKSHOT_PORT", port)
+    parser = argparse.ArgumentParser()
+    add_probe_verb(parser.add_subparsers())
+    assert parser.parse_args(["probe"]).target == DEFAULT_TARGET
 
 
 def test_nobody_there():
