@@ -11,7 +11,7 @@ from packshot.answers import Result
 from packshot.cli_options import add_images, client_of, connected_verb, sources_of
 from packshot.cli_progress import AboveBar, with_bar
 from packshot.client import Client
-from packshot.image_names import image_names
+from packshot.image_names import image_names, printable
 from packshot.outgoing import ImageSource
 from packshot.prediction import DEFAULT_TOP_K
 
@@ -34,7 +34,7 @@ def _in_order(
 ) -> Iterator[Result]:
     results = client.stream(sources, top_k=options.top_k, min_confidence=options.min_confidence)
     for name, result in zip(names, results, strict=True):
-        yield msgspec.structs.replace(result, name=name)
+        yield msgspec.structs.replace(result, name=printable(name))
 
 
 def _as_they_finish(
@@ -48,7 +48,7 @@ def _as_they_finish(
         items, top_k=options.top_k, min_confidence=options.min_confidence
     )
     for result in results:
-        yield msgspec.structs.replace(result, name=names[int(result.name)])
+        yield msgspec.structs.replace(result, name=printable(names[int(result.name)]))
 
 
 class Answers:

@@ -16,7 +16,7 @@ from packshot.cli_options import add_images, client_of, connected_verb, sources_
 from packshot.cli_progress import with_bar
 from packshot.client import Client
 from packshot.errors import InvalidInput
-from packshot.image_names import image_names
+from packshot.image_names import image_names, printable
 
 EMBEDDED_AT_A_TIME = 256
 
@@ -33,7 +33,7 @@ def embed(options: argparse.Namespace) -> int:
         raise InvalidInput(f"{options.out} cannot be written: {error.strerror}") from error
     failed = [one for one in found if one.error is not None]
     for one in failed:
-        print(f"{one.name}  ERROR {one.reason}: {one.error}", file=sys.stderr)
+        print(f"{printable(one.name)}  ERROR {one.reason}: {one.error}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -57,10 +57,15 @@ def _npz(found: Sequence[Embedding]) -> bytes:
 
 
 def _jsonl(found: Sequence[Embedding]) -> bytes:
-    records = [
-        {**msgspec.structs.asdict(one), "embedding": one.embedding.tolist()} for one in found
-    ]
-    return b"".join(msgspec.json.encode(record) + b"\n" for record in records)
+    return b"".join(msgspec.json.encode(_record(one)) + b"\n" for one in found)
+
+
+def _record(one: Embedding) -> dict[str, Any]:
+    return {
+        **msgspec.structs.asdict(one),
+        "name": printable(one.name),
+        "embedding": one.embedding.tolist(),
+    }
 
 
 WRITERS = {".npz": _npz, ".jsonl": _jsonl}

@@ -1,4 +1,4 @@
-"""The images that a user names on a command line."""
+"""The images that a user names on a command line, and how they are named in answers."""
 
 import glob
 from collections.abc import Sequence
@@ -28,3 +28,8 @@ def image_names(patterns: Sequence[str]) -> list[str]:
     if not names:
         raise InvalidInput(f"no image in {', '.join(patterns)}")
     return names
+
+
+def printable(name: str) -> str:
+    """The name as text: bytes of it that are not UTF-8, as a disk may have them, become \\xe9."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -4,11 +4,12 @@ What was sent and not answered is kept. When the server drains or goes away, it 
 a new call, so that every id is answered exactly once whatever happens in between.
 """
 
+import itertools
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import grpc
 
@@ -26,6 +27,13 @@ NOT_NOW = "unavailable"  # reason of an image to be sent again
 
 _Call: TypeAlias = "grpc._CallIterator[pb.ClassifyStreamResponse]"
 OpenCall = Callable[[Iterator[pb.ClassifyStreamRequest]], _Call]
+
+
+class Sent(NamedTuple):
+    """An image that waits for its answer, and the caller's name for it."""
+
+    name: str
+    request: pb.ClassifyStreamRequest
 
 
 class BulkStream:
@@ -48,7 +56,8 @@ class BulkStream:
         self._translated = translated
         self._timeout_seconds = timeout_seconds
         self._failures = 0  # attempts in a row without an answer
-        self._unanswered: dict[str, pb.ClassifyStreamRequest] = {}
+        self._numbers = itertools.count()  # our ids on the wire: any text can be the caller's
+        self._unanswered: dict[str, Sent] = {}
         self._unanswered_bytes = 0
 
     def results(self) -> Iterator[Result]:
@@ -69,8 +78,8 @@ class BulkStream:
     def _over(self, exchange: "Exchange") -> Iterator[Result]:
         """Yields until all is answered; raises what ended the call before that."""
         refused: set[str] = set()
-        for request in self._unanswered.values():
-            exchange.send(request)
+        for sent in self._unanswered.values():
+            exchange.send(sent.request)
         read_last = False
         while True:
             # In turns where both could be done: neither a slow source nor slow answers hold the
@@ -103,15 +112,15 @@ class BulkStream:
             self._all_read = True
             return
         name, source = item
-        if name in self._unanswered:
+        if any(name == sent.name for sent in self._unanswered.values()):
             raise InvalidInput(f"id {name!r} is given again before it is answered")
         image = read_source(name, source)
         if image.message is None:
             yield Result(name=name, error=image.error, reason="unreadable")
             return
-        request = pb.ClassifyStreamRequest(id=name, image=image.message)
+        request = pb.ClassifyStreamRequest(id=str(next(self._numbers)), image=image.message)
         request.MergeFrom(self._template)
-        self._unanswered[name] = request
+        self._unanswered[request.id] = Sent(name, request)
         self._unanswered_bytes += request.ByteSize()
         exchange.send(request)
 
@@ -120,16 +129,16 @@ class BulkStream:
             response = exchange.answer(self._timeout_seconds)
         except grpc.RpcError as error:
             raise self._translated(error) from error
-        request = self._unanswered.get(response.id)
-        if request is None:
+        sent = self._unanswered.get(response.id)
+        if sent is None:
             return  # answered before, by a call that broke off
         if response.result.error.reason == NOT_NOW:
             refused.add(response.id)
             return
         del self._unanswered[response.id]
-        self._unanswered_bytes -= request.ByteSize()
+        self._unanswered_bytes -= sent.request.ByteSize()
         self._failures = 0
-        yield result(response.id, response.result, response)
+        yield result(sent.name, response.result, response)
 
 
 class Exchange:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -218,6 +219,17 @@ def test_classify_reports_bad_files_beside_good_ones(server, folder):
     assert done.returncode == 1
     assert "ERROR not_an_image" in bad
     assert "  red " in good
+
+
+@pytest.mark.parametrize("options", [(), ("--csv",), ("--json",), ("--bulk", "--json")])
+def test_names_that_are_not_utf8_can_be_told(server, tmp_path, options):
+    old = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg"))
+    old.write_bytes(jpeg(PURE["red"]))
+    done = packshot(server, "classify", *options, tmp_path, old)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.decode().splitlines()[-2:]:
+        name = json.loads(line)["name"] if "--json" in options else line
+        assert name.startswith(f"{tmp_path}/caf\\xe9.jpg")
 
 
 def test_classify_says_what_is_missing(server, tmp_path):

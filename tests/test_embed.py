@@ -1,8 +1,10 @@
 """Embeddings, by RPC and by command: of the tiny network, the mean colour of an image."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,6 +87,19 @@ def test_embed_writes_an_object_a_line(server, tmp_path):
     (record,) = (json.loads(line) for line in out.read_text().splitlines())
     assert (record["name"], record["model"], record["error"]) == ("-", "colours", None)
     assert np.allclose(record["embedding"], MEANS[1], atol=0.01)
+
+
+def test_embed_tells_names_that_are_not_utf8_and_keeps_them_in_arrays(server, tmp_path):
+    (tmp_path / "in").mkdir()
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/in/caf\xe9.jpg")
+    Path(name).write_bytes(FILES[0])
+    for out in ("vectors.jsonl", "vectors.npz"):
+        done = packshot(server, tmp_path / "in", "--out", tmp_path / out)
+        assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "vectors.jsonl").read_text())
+    assert record["name"] == f"{tmp_path}/in/caf\\xe9.jpg"
+    with np.load(tmp_path / "vectors.npz", allow_pickle=False) as arrays:
+        assert arrays["names"].tolist() == [name]
 
 
 def test_embed_says_which_files_it_can_write(server, folder, tmp_path):

@@ -352,8 +352,9 @@ def test_generated_photographs_are_such_as_shops_have():
 
 def test_what_the_command_line_says_is_what_is_done(server, tmp_path):
     (tmp_path / "text.jpg").write_bytes(b"no image")
-    (tmp_path / "red.jpg").write_bytes(RED)
-    for name, status in (("red.jpg", 0), ("text.jpg", 1)):
+    not_utf8 = "caf\udce9.jpg"  # as Python reads such a name from the disk
+    (tmp_path / not_utf8).write_bytes(RED)
+    for name, status in ((not_utf8, 0), ("text.jpg", 1)):
         done = load_command(
             "--target", server.target, tmp_path / name, "--rate", 4, "--arrivals", "constant",
             "--seconds", 0.5, "--warmup", 0.25, "--timeout", 7, "--slo-ms", 123, "--seed", 5,

@@ -95,6 +95,14 @@ def test_an_id_must_not_be_given_twice_while_unanswered(server):
     until(lambda: not stream_threads())
 
 
+def test_an_id_is_any_text(server):
+    ids = ["caf\udce9.jpg", "", "0", "a\0b", "x" * 100_000]
+    with Client(server.target) as client:
+        results = list(client.classify_stream((name, SMALL["red"]) for name in ids))
+    assert sorted(result.name for result in results) == sorted(ids)
+    assert {result.label for result in results} == {"red"}
+
+
 def test_an_error_of_the_source_reaches_the_caller(server):
     def items():
         yield "a", SMALL["red"]

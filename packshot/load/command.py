@@ -16,7 +16,7 @@ from packshot.channel import Connection
 from packshot.cli_options import tls_of, token_of
 from packshot.errors import InvalidInput, PackshotError
 from packshot.image import ImageSpec, load_pixels
-from packshot.image_names import image_names
+from packshot.image_names import image_names, printable
 from packshot.load import LoadReport, Source, Sweep, run_load, run_sweep
 from packshot.load.compare import comparison_text
 from packshot.load.observed import read_metrics
@@ -204,7 +204,7 @@ def _images(patterns: Sequence[str]) -> list[bytes]:
 def _named(patterns: Sequence[str]) -> str:
     """For a reader: a shell makes thousands of names of one pattern."""
     more = f" and {len(patterns) - 1} more" if len(patterns) > 1 else ""
-    return "".join([*patterns[:1], more])
+    return printable("".join([*patterns[:1], more]))
 
 
 def _pixels(image: bytes, crop: int) -> bytes:
