@@ -66,7 +66,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     `refused`: engine -> why it does not run there. `rejected`: version in the store -> why it does
     not serve. `served_models`: all of them, `default_model` answers who names none ("": nobody).
-    Answers abstain below `min_confidence`, unless a request says otherwise.
+    Answers abstain below `min_confidence`, unless a request says otherwise. `max_image_bytes`: of a
+    file; `max_message_bytes`: of a request; 0 where an older server does not tell.
     """
 
     model: str
@@ -78,6 +79,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     refused: dict[str, str]
     accuracy: float | None
     max_images_per_request: int
+    max_image_bytes: int
+    max_message_bytes: int
     rejected: dict[str, str]
     served_models: tuple[str, ...]
     default_model: str
@@ -126,6 +129,8 @@ def model_info(reply: pb.GetModelResponse) -> ModelInfo:
         refused={r.engine: f"{r.reason}: {r.message}" for r in reply.refused_engines},
         accuracy=reply.accuracy if reply.HasField("accuracy") else None,
         max_images_per_request=reply.max_images_per_request,
+        max_image_bytes=reply.max_image_bytes,
+        max_message_bytes=reply.max_message_bytes,
         rejected={r.version: r.reason for r in reply.rejected_versions},
         served_models=tuple(reply.served_models),
         default_model=reply.default_model,

@@ -18,6 +18,7 @@ import numpy as np
 from packshot.answers import Embedding, ModelInfo, Result, embedding, model_info, result
 from packshot.channel import Connection, Tls
 from packshot.errors import DeadlineExceeded, InvalidInput, PackshotError
+from packshot.limits import Limits
 from packshot.outgoing import MAX_REQUEST_BYTES, ImageSource, Outgoing, Wanted, read_source
 from packshot.prediction import DEFAULT_TOP_K
 from packshot.services import CLASSIFIER
@@ -27,13 +28,14 @@ from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierStub
 
 Record = TypeVar("Record", Result, Embedding)
+Request = TypeVar("Request", pb.ClassifyRequest, pb.EmbedRequest)
 _Call: TypeAlias = "grpc.Future[Any]"  # of a ClassifyResponse or an EmbedResponse
-_Send: TypeAlias = Callable[[list[pb.Image]], _Call]
 
 _IMAGE_TYPES = (str, Path, bytes, np.ndarray)
 
 DEFAULT_TARGET = "127.0.0.1:8001"
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+ALONE_UNASKED_BYTES = 1024 * 1024  # less in a request of one image fails at most that image
 
 # Classifying twice does no harm, so a refusal for overload or a restarting server is retried, later
 # if the server's pushback says so, and not at all when most requests fail (retryThrottling).
@@ -96,6 +98,10 @@ class Client:
         `tls` is True for the usual authorities, or says which; `token` is sent with every call, in
         plain text only to this machine. `bulk` requests run when no others wait, and are refused
         first when there is too much.
+
+        What the server takes is asked once, by GetModel, and not before it matters: for a request
+        of several images, for an image above 1 MiB, in a stream for one above 64 KiB, which every
+        server takes. An image that is too large for it is not sent, and has its error.
         """
         if timeout_seconds <= 0:
             raise InvalidInput(f"timeout_seconds is {timeout_seconds}; it must be above 0")
@@ -106,7 +112,7 @@ class Client:
         self._timeout_seconds = timeout_seconds
         self._priority = pb.PRIORITY_BULK if bulk else pb.PRIORITY_INTERACTIVE
         self._images_per_request = images_per_request
-        self._server_limit: int | None = None
+        self._limits: Limits | None = None
         self._requests_in_flight = requests_in_flight
         self._connection = Connection(target=target, tls=tls, token=token)
         self._channel = self._connection.channel(CHANNEL_OPTIONS)
@@ -149,19 +155,14 @@ class Client:
         Images are read as they are needed: a folder of any size fits.
         """
         wanted = Wanted(top_k=top_k, include_logits=include_logits, min_confidence=min_confidence)
-
-        def send(messages: list[pb.Image]) -> _Call:
-            request = pb.ClassifyRequest(
-                model=self._model,
-                images=messages,
-                top_k=wanted.top_k,
-                include_logits=wanted.include_logits,
-                priority=self._priority,
-                min_confidence=wanted.min_confidence,
-            )
-            return self._sent(self._stub.Classify, request)
-
-        yield from self._answered(images, send, Result, result)
+        template = pb.ClassifyRequest(
+            model=self._model,
+            top_k=wanted.top_k,
+            include_logits=wanted.include_logits,
+            priority=self._priority,
+            min_confidence=wanted.min_confidence,
+        )
+        yield from self._answered(images, self._stub.Classify, template, Result, result)
 
     def classify_stream(
         self,
@@ -193,6 +194,7 @@ class Client:
             ),
             items,
             template=template,
+            ask_limits=self._ask_limits,
             translated=self._translated,
             timeout_seconds=self._timeout_seconds,
         ).results()
@@ -204,14 +206,9 @@ class Client:
 
         With `normalize` of length 1 (L2). Order, errors and exceptions as in `classify`.
         """
-
-        def send(messages: list[pb.Image]) -> _Call:
-            request = pb.EmbedRequest(
-                model=self._model, images=messages, normalize=normalize, priority=self._priority
-            )
-            return self._sent(self._stub.Embed, request)
-
-        return list(self._answered(_many(images), send, Embedding, embedding))
+        template = pb.EmbedRequest(model=self._model, normalize=normalize, priority=self._priority)
+        found = self._answered(_many(images), self._stub.Embed, template, Embedding, embedding)
+        return list(found)
 
     def model(self) -> ModelInfo:
         """What the server serves, by which engine. Raises PackshotError."""
@@ -242,16 +239,21 @@ class Client:
     def _answered(
         self,
         images: Iterable[ImageSource],
-        send: _Send,
+        method: Any,
+        template: Request,
         record: type[Record],
         read: Callable[[str, Any, Any], Record],
     ) -> Iterator[Record]:
-        """A record per image, in order, with some requests in flight; `read` makes it."""
+        """A record per image, in order, with some requests in flight; `read` makes it.
+
+        `template`: a request but for its images.
+        """
         waiting: deque[tuple[list[Outgoing], _Call | None]] = deque()
         try:
-            for group in self._groups(images):
+            for group in self._groups(images, template.ByteSize()):
                 messages = [one.message for one in group if one.message is not None]
-                waiting.append((group, send(messages) if messages else None))
+                call = self._sent(method, template, messages) if messages else None
+                waiting.append((group, call))
                 if len(waiting) >= self._requests_in_flight:
                     yield from self._records(*waiting.popleft(), record, read)
             while waiting:
@@ -261,28 +263,38 @@ class Client:
                 if call is not None:
                     call.cancel()
 
-    def _groups(self, images: Iterable[ImageSource]) -> Iterator[list[Outgoing]]:
+    def _groups(self, images: Iterable[ImageSource], fields_bytes: int) -> Iterator[list[Outgoing]]:
+        """Of each request, which has so many bytes without images."""
         group: list[Outgoing] = []
-        size = 0
+        size = fields_bytes
         for number, image in enumerate(images, start=1):
             name = str(image) if isinstance(image, str | Path) else f"image {number}"
             one = read_source(name, image)
-            too_big = size + one.size > MAX_REQUEST_BYTES
-            if group and (too_big or len(group) >= self._group_limit()):
-                yield group
-                group, size = [], 0
+            limits = self._limits_for(one, beside=len(group))
+            full = len(group) >= min(self._images_per_request, limits.images)
+            too_big = size + one.size > min(MAX_REQUEST_BYTES, limits.message_bytes)
+            if group and (full or too_big):
+                yield [limits.kept(one, fields_bytes) for one in group]
+                group, size = [], fields_bytes
             group.append(one)
             size += one.size
         if group:
-            yield group
+            yield [limits.kept(one, fields_bytes) for one in group]
 
-    def _group_limit(self) -> int:
-        """Images per request: ours or the server's, asked once, whichever is lower."""
-        if self._images_per_request > 1 and self._server_limit is None:
-            self._server_limit = self.model().max_images_per_request
-        return min(self._images_per_request, self._server_limit or 1)
+    def _limits_for(self, one: Outgoing, *, beside: int) -> Limits:
+        """What is known of them, asked if it matters for this image beside others."""
+        if one.size > ALONE_UNASKED_BYTES or (beside and self._images_per_request > 1):
+            return self._ask_limits()
+        return self._limits or Limits()
 
-    def _sent(self, method: Any, request: pb.ClassifyRequest | pb.EmbedRequest) -> _Call:
+    def _ask_limits(self) -> Limits:
+        if self._limits is None:
+            self._limits = Limits.told(self.model())
+        return self._limits
+
+    def _sent(self, method: Any, template: Request, messages: list[pb.Image]) -> _Call:
+        request = type(template)(images=messages)
+        request.MergeFrom(template)
         call: _Call = method.future(
             request, timeout=self._timeout_seconds, metadata=self._connection.metadata
         )
@@ -302,7 +314,7 @@ class Client:
         answers = iter(reply.results if reply is not None else ())
         for one in group:
             if one.message is None:
-                yield record(name=one.name, error=one.error, reason="unreadable")
+                yield record(name=one.name, error=one.error, reason=one.reason)
             else:
                 yield read(one.name, next(answers), reply)
 

@@ -14,6 +14,7 @@ ImageSource = str | Path | bytes | npt.NDArray[np.uint8]
 """A path, an encoded file's bytes, or pixels: RGB, uint8, of the shape that `model()` tells."""
 
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
+IMAGE_FIELDS_BYTES = 10  # at most: what tells in a request that so many bytes of an image follow
 MAX_TOP_K = 1_000_000
 
 
@@ -39,11 +40,14 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     message: pb.Image | None = None
+    content_bytes: int = 0
     error: str | None = None
+    reason: str | None = None
 
     @property
     def size(self) -> int:
-        return self.message.ByteSize() if self.message is not None else 0
+        """Bytes of a request, at most."""
+        return self.content_bytes + IMAGE_FIELDS_BYTES if self.message is not None else 0
 
 
 def read_source(name: str, image: ImageSource) -> Outgoing:
@@ -55,22 +59,32 @@ def read_source(name: str, image: ImageSource) -> Outgoing:
                 "[height, width, 3]"
             )
         return _too_large(name, image.nbytes) or Outgoing(
-            name=name, message=pb.Image(pixels=image.tobytes())
+            name=name, message=pb.Image(pixels=image.tobytes()), content_bytes=image.nbytes
         )
     if isinstance(image, bytes):
-        return _too_large(name, len(image)) or Outgoing(name=name, message=pb.Image(encoded=image))
+        return _too_large(name, len(image)) or _file(name, image)
     try:
         size = Path(image).stat().st_size
-        return _too_large(name, size) or Outgoing(
-            name=name, message=pb.Image(encoded=Path(image).read_bytes())
-        )
+        return _too_large(name, size) or _file(name, Path(image).read_bytes())
     except OSError as error:
-        return Outgoing(name=name, error=f"cannot be read: {error.strerror}")
+        return _unreadable(name, str(error.strerror))
     except ValueError as error:  # a NUL character in the path
-        return Outgoing(name=name, error=f"cannot be read: {error}")
+        return _unreadable(name, str(error))
+
+
+def too_many_bytes(name: str, size: int, limit: int) -> Outgoing:
+    """In the place of an image."""
+    error = f"{size} bytes; at most {limit} can be sent"
+    return Outgoing(name=name, error=error, reason="too_many_bytes")
 
 
 def _too_large(name: str, size: int) -> Outgoing | None:
-    if size <= MAX_REQUEST_BYTES:
-        return None
-    return Outgoing(name=name, error=f"{size} bytes; at most {MAX_REQUEST_BYTES} can be sent")
+    return too_many_bytes(name, size, MAX_REQUEST_BYTES) if size > MAX_REQUEST_BYTES else None
+
+
+def _file(name: str, content: bytes) -> Outgoing:
+    return Outgoing(name=name, message=pb.Image(encoded=content), content_bytes=len(content))
+
+
+def _unreadable(name: str, why: str) -> Outgoing:
+    return Outgoing(name=name, error=f"cannot be read: {why}", reason="unreadable")

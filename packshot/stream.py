@@ -14,12 +14,21 @@ from typing import NamedTuple, TypeAlias
 import grpc
 
 from packshot.answers import Result, result
-from packshot.errors import DeadlineExceeded, InvalidInput, Overloaded, PackshotError, Unavailable
-from packshot.outgoing import ImageSource, read_source
+from packshot.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    PackshotError,
+    Unavailable,
+)
+from packshot.limits import LEAST_MESSAGE_BYTES, Limits
+from packshot.outgoing import ImageSource, Outgoing, read_source
 from packshot.v1 import classifier_pb2 as pb
 
 MAX_UNANSWERED_IMAGES = 128
 MAX_UNANSWERED_BYTES = 64 * 1024 * 1024
+ID_BYTES = 22  # at most: 20 digits, and what tells that they follow
 PAUSES_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0)
 """Before each attempt to go on, as long as none brings an answer: time for a server to restart."""
 
@@ -45,14 +54,19 @@ class BulkStream:
         items: Iterable[tuple[str, ImageSource]],
         *,
         template: pb.ClassifyStreamRequest,
+        ask_limits: Callable[[], Limits],
         translated: Callable[[grpc.RpcError], PackshotError],
         timeout_seconds: float,
     ) -> None:
         """`template`: a request but for id and image. `timeout_seconds`: for the next answer."""
         self._open_call = open_call
         self._items = iter(items)
+        self._held: Outgoing | None = None  # read, and the server could not be asked about it
         self._all_read = False
         self._template = template
+        self._fields_bytes = template.ByteSize() + ID_BYTES
+        self._ask_limits = ask_limits
+        self._limits: Limits | None = None
         self._translated = translated
         self._timeout_seconds = timeout_seconds
         self._failures = 0  # attempts in a row without an answer
@@ -107,22 +121,37 @@ class BulkStream:
 
     def _read(self, exchange: "Exchange") -> Iterator[Result]:
         """Sends the next image, or tells at once why it cannot be sent."""
-        item = next(self._items, None)
-        if item is None:
+        self._held = self._held or self._next()
+        if self._held is None:
             self._all_read = True
             return
-        name, source = item
-        if any(name == sent.name for sent in self._unanswered.values()):
-            raise InvalidInput(f"id {name!r} is given again before it is answered")
-        image = read_source(name, source)
+        image, self._held = self._kept(self._held), None
         if image.message is None:
-            yield Result(name=name, error=image.error, reason="unreadable")
+            yield Result(name=image.name, error=image.error, reason=image.reason)
             return
         request = pb.ClassifyStreamRequest(id=str(next(self._numbers)), image=image.message)
         request.MergeFrom(self._template)
-        self._unanswered[request.id] = Sent(name, request)
+        self._unanswered[request.id] = Sent(image.name, request)
         self._unanswered_bytes += request.ByteSize()
         exchange.send(request)
+
+    def _next(self) -> Outgoing | None:
+        item = next(self._items, None)
+        if item is None:
+            return None
+        name, source = item
+        if any(name == sent.name for sent in self._unanswered.values()):
+            raise InvalidInput(f"id {name!r} is given again before it is answered")
+        return read_source(name, source)
+
+    def _kept(self, image: Outgoing) -> Outgoing:
+        """With an error in its place if it is too large, of which the whole stream would end."""
+        if self._limits is None and self._fields_bytes + image.size > LEAST_MESSAGE_BYTES:
+            try:
+                self._limits = self._ask_limits()
+            except NotFound as error:  # no such model, as the answer would tell
+                return Outgoing(name=image.name, error=str(error), reason="not_found")
+        return self._limits.kept(image, self._fields_bytes) if self._limits else image
 
     def _receive(self, exchange: "Exchange", refused: set[str]) -> Iterator[Result]:
         try:

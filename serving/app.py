@@ -168,7 +168,8 @@ class App:
     def _add_services(self) -> None:
         registrar = Registrar(self._server)
         parts = (self._models, self._pipeline, self._calls)
-        add_ClassifierServicer_to_server(Classifier(*parts), registrar)
+        classifier = Classifier(*parts, max_message_bytes=self._settings.max_message_bytes)
+        add_ClassifierServicer_to_server(classifier, registrar)
         oip = OpenInference(*parts, self._health)
         add_GRPCInferenceServiceServicer_to_server(oip, registrar)
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, self._server)

@@ -73,6 +73,7 @@ class Pipeline:
         default_timeout_seconds: float,
     ) -> None:
         self.max_images_per_request = max_images_per_request
+        self.max_image_bytes = limits.max_bytes
         self._default_timeout_seconds = default_timeout_seconds
         self._decoders = decoders
         self._cache = cache

@@ -16,6 +16,7 @@ from pydantic_settings import (
 
 from packshot.compiled_folder import DEFAULT_FOLDER
 from packshot.errors import InvalidInput
+from packshot.limits import LEAST_MESSAGE_BYTES
 from serving.sources import PREFIX, ConfigFile, Environment, Origins, is_missing
 
 
@@ -148,7 +149,7 @@ class Settings(BaseSettings):
         description="width times height; decoding takes up to 16 bytes a pixel, on every core",
     )
     max_message_bytes: Annotated[int, LIMITS] = Field(
-        64 * 1024 * 1024, ge=1 << 16, le=1 << 30, description="per request"
+        64 * 1024 * 1024, ge=LEAST_MESSAGE_BYTES, le=1 << 30, description="per request"
     )
     default_timeout_ms: Annotated[int, LIMITS] = Field(
         10_000, ge=1, le=3_600_000, description="for requests without a deadline"

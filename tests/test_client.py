@@ -17,12 +17,14 @@ import grpc
 import numpy as np
 import pytest
 from processes import ROOT, TIMEOUT, serving
-from tiny import PURE, jpeg
+from tiny import PURE, jpeg, tiny_bundle
 
 from packshot import Client
 from packshot.errors import InvalidInput, Unavailable
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierServicer, add_ClassifierServicer_to_server
+
+RED = jpeg(PURE["red"])
 
 
 @pytest.fixture
@@ -96,7 +98,7 @@ def test_what_cannot_be_sent_is_said_beside_what_can(server, tmp_path):
         file.truncate(100_000_000)  # a hole: no disk is used
     with Client(server.target) as client:
         results = client.classify([huge, "a\0b.jpg", jpeg(PURE["red"])])
-    assert [result.reason for result in results] == ["unreadable", "unreadable", None]
+    assert [result.reason for result in results] == ["too_many_bytes", "unreadable", None]
     assert "100000000 bytes; at most" in results[0].error
     with Client(server.target) as client, pytest.raises(InvalidInput, match="top_k is -1"):
         client.classify(jpeg(PURE["red"]), top_k=-1)
@@ -108,6 +110,64 @@ def test_requests_are_as_large_as_the_server_takes(store, folder):
         Client(server.target, images_per_request=8) as client,
     ):
         assert len(client.classify(sorted(folder.rglob("*.jpg")))) == 30
+
+
+def padded(size: int) -> bytes:
+    """A red picture of so many bytes."""
+    return RED + bytes(size - len(RED))
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory):
+    """A server that takes less than clients send by default."""
+    models = tmp_path_factory.mktemp("strict")
+    tiny_bundle(models)
+    limits = ("--max-message-bytes", 300_000, "--max-image-bytes", 200_000)
+    with serving("--models", models, *limits) as server:
+        yield server
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+def test_what_is_too_large_for_the_server_does_not_fail_what_is_not(strict, embedded):
+    pixels = np.zeros((400, 400, 3), np.uint8)
+    images = [padded(250_000), *[padded(100_000)] * 8, padded(2_000_000), pixels, RED]
+    with Client(strict.target, timeout_seconds=TIMEOUT) as client:
+        assert client.model().max_image_bytes == 200_000
+        assert client.model().max_message_bytes == 300_000
+        found = client.embed(images) if embedded else client.classify(images)
+        reasons = [one.reason for one in found]
+    large = "too_many_bytes"
+    assert reasons == [large, *[None] * 8, large, large, None]
+    refused = 'packshot_images_total{model="colours",result="too_many_bytes"}'
+    assert strict.metric(refused) == 0, "it was not sent"
+
+
+def test_at_the_limit_of_a_message_nothing_fails_as_a_whole(store):
+    limit = 65_536
+    images = [padded(size) for size in range(limit - 60, limit + 3)]
+    limits = ("--max-message-bytes", limit, "--max-image-bytes", limit)
+    with serving("--models", store, *limits) as server, Client(server.target) as client:
+        answers = client.classify(images), list(client.classify_stream(enumerate(images)))
+    for results in answers:
+        errors = sorted(result.reason or "" for result in results)
+        assert (errors[0], errors[-1]) == ("", "too_many_bytes")
+
+
+def test_the_server_is_asked_what_it_takes_where_it_matters_and_once(strict):
+    asked = (
+        'grpc_server_started_total{grpc_method="GetModel",'
+        'grpc_service="packshot.v1.Classifier",grpc_type="unary"}'
+    )
+    for images in ([padded(2_000_000)], [RED, RED]):
+        before = strict.metric(asked)
+        with Client(strict.target, timeout_seconds=TIMEOUT) as client:
+            assert client.classify(RED)[0].label == "red"
+            assert next(client.classify_stream([("a", RED)])).label == "red"
+            assert strict.metric(asked) == before
+            for _ in range(3):
+                client.classify(images)
+                list(client.classify_stream([("large", padded(2_000_000))]))
+        assert strict.metric(asked) == before + 1
 
 
 class Reluctant(ClassifierServicer):

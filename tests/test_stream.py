@@ -4,6 +4,7 @@ import itertools
 import socket
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -12,9 +13,13 @@ from tiny import PURE, jpeg, tiny_bundle
 
 import packshot.stream
 from packshot import Client
-from packshot.errors import InvalidInput, Unavailable
+from packshot.errors import InvalidInput, Unauthenticated, Unavailable
 from packshot.v1 import classifier_pb2 as pb
-from packshot.v1.classifier_pb2_grpc import ClassifierStub
+from packshot.v1.classifier_pb2_grpc import (
+    ClassifierServicer,
+    ClassifierStub,
+    add_ClassifierServicer_to_server,
+)
 
 SMALL = {label: jpeg(colour, (64, 64)) for label, colour in PURE.items()}
 COLOURS = list(SMALL)
@@ -210,12 +215,64 @@ def test_a_server_that_never_was_there_is_an_error(quick_attempts):
 
 
 def test_an_error_that_trying_again_cannot_mend_is_raised_at_once(store):
-    limits = ("--max-message-bytes", 100_000, "--max-image-bytes", 90_000)
-    with serving("--models", store, *limits) as server, Client(server.target) as client:
-        with pytest.raises(InvalidInput, match="send fewer or smaller images"):
-            list(client.classify_stream([("huge", bytes(200_000))]))
-        handled = 'grpc_server_started_total{grpc_method="ClassifyStream"'
-        assert server.metric(handled) <= 1
+    tokens = store.parent / "tokens"
+    tokens.write_text("a-token-that-nobody-guesses")
+    with serving("--models", store, "--token-file", tokens) as server:
+        with Client(server.target) as client, pytest.raises(Unauthenticated):
+            list(client.classify_stream(catalogue(3)))
+        started = (
+            'grpc_server_started_total{grpc_method="ClassifyStream",'
+            'grpc_service="packshot.v1.Classifier",grpc_type="bidi_stream"}'
+        )
+        assert server.metric(started) == 1
+
+
+def test_what_is_too_large_for_the_server_does_not_end_the_stream(store):
+    def items():
+        for number, (name, image) in enumerate(catalogue(100)):
+            yield name, image
+            if number % 10 == 0:
+                yield f"large {number}", image + bytes(70_000)
+
+    limits = ("--max-message-bytes", 65_536, "--max-image-bytes", 60_000)
+    with serving("--models", store, *limits) as server:
+        with Client(server.target) as client:
+            results = list(client.classify_stream(items()))
+        large = [result for result in results if result.name.startswith("large")]
+        assert [result.reason for result in large] == ["too_many_bytes"] * 10
+        assert_all_answered([result for result in results if result not in large], 100)
+        with Client(server.target, model="shoes") as client:
+            (result,) = client.classify_stream([("b", SMALL["red"] + bytes(65_000))])
+        assert result.reason == "not_found"
+
+
+class StillLoading(ClassifierServicer):
+    """Cannot say what it takes when it is asked first, and wants no retry of that call."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def GetModel(self, request, context):  # noqa: N802
+        self.asked += 1
+        if self.asked == 1:
+            context.set_trailing_metadata((("grpc-retry-pushback-ms", "-1"),))
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
+        return pb.GetModelResponse(max_image_bytes=100_000)
+
+
+def test_an_image_waits_for_the_server_that_is_to_say_whether_it_is_too_large(quick_attempts):
+    loading = StillLoading()
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_ClassifierServicer_to_server(loading, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with Client(f"127.0.0.1:{port}", timeout_seconds=TIMEOUT) as client:
+            results = list(client.classify_stream([("large", bytes(200_000))]))
+        assert [(result.name, result.reason) for result in results] == [("large", "too_many_bytes")]
+        assert loading.asked == 2
+    finally:
+        server.stop(None).wait()
 
 
 ONE_BY_ONE = ("--engines", "fp32", "--run-ms", 30, "--lanes", 1, "--max-batch", 1)

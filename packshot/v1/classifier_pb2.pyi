@@ -148,7 +148,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("model", "version", "architecture", "labels", "input_shape", "engine", "refused_engines", "accuracy", "max_images_per_request", "rejected_versions", "served_models", "default_model", "min_confidence")
+    __slots__ = ("model", "version", "architecture", "labels", "input_shape", "engine", "refused_engines", "accuracy", "max_images_per_request", "rejected_versions", "served_models", "default_model", "min_confidence", "max_image_bytes", "max_message_bytes")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +162,8 @@ class GetModelResponse(_message.Message):
     SERVED_MODELS_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_MODEL_FIELD_NUMBER: _ClassVar[int]
     MIN_CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     architecture: str
@@ -175,7 +177,9 @@ class GetModelResponse(_message.Message):
     served_models: _containers.RepeatedScalarFieldContainer[str]
     default_model: str
     min_confidence: float
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., input_shape: _Optional[_Iterable[int]] = ..., engine: _Optional[str] = ..., refused_engines: _Optional[_Iterable[_Union[EngineRefusal, _Mapping]]] = ..., accuracy: _Optional[float] = ..., max_images_per_request: _Optional[int] = ..., rejected_versions: _Optional[_Iterable[_Union[RejectedVersion, _Mapping]]] = ..., served_models: _Optional[_Iterable[str]] = ..., default_model: _Optional[str] = ..., min_confidence: _Optional[float] = ...) -> None: ...
+    max_image_bytes: int
+    max_message_bytes: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., architecture: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., input_shape: _Optional[_Iterable[int]] = ..., engine: _Optional[str] = ..., refused_engines: _Optional[_Iterable[_Union[EngineRefusal, _Mapping]]] = ..., accuracy: _Optional[float] = ..., max_images_per_request: _Optional[int] = ..., rejected_versions: _Optional[_Iterable[_Union[RejectedVersion, _Mapping]]] = ..., served_models: _Optional[_Iterable[str]] = ..., default_model: _Optional[str] = ..., min_confidence: _Optional[float] = ..., max_image_bytes: _Optional[int] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
 
 class RejectedVersion(_message.Message):
     __slots__ = ("version", "reason")

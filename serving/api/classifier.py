@@ -28,10 +28,14 @@ class Classifier(ClassifierServicer):
 
     service = CLASSIFIER
 
-    def __init__(self, models: Models, pipeline: Pipeline, calls: Calls) -> None:
+    def __init__(
+        self, models: Models, pipeline: Pipeline, calls: Calls, *, max_message_bytes: int
+    ) -> None:
+        """`max_message_bytes` is told to clients: gRPC itself refuses larger messages."""
         self.calls = calls
         self._models = models
         self._pipeline = pipeline
+        self._max_message_bytes = max_message_bytes
 
     @answering
     async def Classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
@@ -98,6 +102,8 @@ class Classifier(ClassifierServicer):
             served_models=self._models.names,
             default_model=self._models.default or "",
             min_confidence=manifest.min_confidence,
+            max_image_bytes=self._pipeline.max_image_bytes,
+            max_message_bytes=self._max_message_bytes,
         )
 
     async def _answer(
