@@ -32,7 +32,9 @@ def _in_order(
     sources: Sequence[ImageSource],
     options: argparse.Namespace,
 ) -> Iterator[Result]:
-    results = client.stream(sources, top_k=options.top_k, min_confidence=options.min_confidence)
+    results = client.classify_lazily(
+        sources, top_k=options.top_k, min_confidence=options.min_confidence
+    )
     for name, result in zip(names, results, strict=True):
         yield msgspec.structs.replace(result, name=printable(name))
 

@@ -134,7 +134,7 @@ class Client:
         Overloaded, DeadlineExceeded, Unavailable, ServiceFailed.
         """
         return list(
-            self.stream(
+            self.classify_lazily(
                 _many(images),
                 top_k=top_k,
                 include_logits=include_logits,
@@ -142,7 +142,7 @@ class Client:
             )
         )
 
-    def stream(
+    def classify_lazily(
         self,
         images: Iterable[ImageSource],
         *,

@@ -143,7 +143,7 @@ class Admission:
         if wanted.images > self._max_images or wanted.size > self._max_bytes:
             raise InvalidInput(
                 f"the request has {wanted.images} images of {wanted.size} bytes; at most "
-                f"{self._max_images} and {self._max_bytes} are queued: send less at once"
+                f"{self._max_images} and {self._max_bytes} are in progress at once: send less"
             )
         free_images = self._max_images - self.images
         free_bytes = self._max_bytes - self._bytes

@@ -77,7 +77,7 @@ def test_a_stream_reads_only_what_it_needs(server):
             yield jpeg(PURE["green"])
 
     with Client(server.target, images_per_request=2, requests_in_flight=2) as client:
-        stream = client.stream(endless())
+        stream = client.classify_lazily(endless())
         assert [next(stream).label for _ in range(3)] == ["green"] * 3
         stream.close()
     assert len(read) <= 12
