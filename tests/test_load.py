@@ -186,6 +186,56 @@ def test_a_sweep_that_is_interrupted_keeps_the_rates_it_finished(server, tmp_pat
     assert "the sweep did not come to its end" in (tmp_path / "load.html").read_text().lower()
 
 
+def test_a_sweep_whose_server_dies_says_so_and_tries_no_further(store, tmp_path):
+    (tmp_path / "red.jpg").write_bytes(RED)
+    with serving("--models", store) as server:
+        sweeping = interruptible(
+            server, "--sweep", "--slo-ms", 5000, "--seconds", 0.5, "--warmup", 0,
+            "--out", tmp_path, tmp_path / "red.jpg",
+        )  # fmt: skip
+        list(islice(sweeping.stderr, 3))
+        server.stop(signal.SIGKILL)
+        shown, _ = sweeping.communicate(timeout=TIMEOUT)
+    assert sweeping.returncode == 1
+    *_, last = read_results(tmp_path).sweep.points
+    assert (last.answered, last.faults.keys()) == (0, {"UNAVAILABLE"})
+    page = (tmp_path / "load.html").read_text()
+    for told in (shown, page):
+        assert "he sweep did not come to its end, rates are missing: at " in told
+        assert "requests failed, which is no overload: " in told
+        assert " UNAVAILABLE (" in told
+    assert re.search(r"^not answered: \d+ UNAVAILABLE \(", shown, re.MULTILINE)
+    assert "The client kept up" not in page
+
+
+def test_a_sweep_whose_requests_are_wrong_ends_after_its_loops(server, tmp_path):
+    (tmp_path / "red.jpg").write_bytes(RED)
+    done = load_command(
+        tmp_path, "--target", server.target, "--sweep", "--seconds", 0.3, "--warmup", 0,
+        "--images-per-request", 33,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "no request was answered: " in done.stdout
+    assert "INVALID_ARGUMENT (the request has 33 images; at most 32 are taken)" in done.stdout
+    assert "saturates" not in done.stdout
+
+
+def test_a_sweep_without_an_answer_in_its_window_found_no_saturation(store, tmp_path):
+    (tmp_path / "red.jpg").write_bytes(RED)
+    slow = ("--models", store, "--control", tmp_path, "--run-ms", 300)
+    with serving(*slow, program=FAKE_SERVING) as server:
+        done = load_command(
+            tmp_path / "red.jpg", "--target", server.target, "--sweep", "--seconds", 0.01,
+            "--warmup", 0, "--out", tmp_path,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "no answer came while the window was open: give it more --seconds" in done.stdout
+    assert "saturates" not in done.stdout
+    found = read_results(tmp_path).sweep
+    assert (found.points, found.closed.answered > 0) == ((), True)
+    assert "0.0 images/s</b><span>saturation" not in (tmp_path / "load.html").read_text()
+
+
 @pytest.mark.parametrize("amount", [("--rate", 50), ("--concurrency", 2)])
 def test_a_run_that_is_interrupted_reports_what_it_counted(server, tmp_path, amount):
     (tmp_path / "red.jpg").write_bytes(RED)

@@ -9,6 +9,7 @@ from load_records import load_report, plan_at, tally_of
 from packshot.load.caution import doubts_told
 from packshot.load.report import Doubt, LoadReport, report_of
 from packshot.load.sweep import sweep, sweep_of
+from packshot.load.tally import Recorder, Window
 from packshot.load_plan import LoadPlan
 
 
@@ -124,6 +125,38 @@ def test_unusable_images_are_no_reason_to_end_a_climb_but_a_busy_client_is():
 
     assert highest("unusable") == highest("server_unseen") > 400
     assert highest("client_busy") == pytest.approx(2 * 16 / 0.3, rel=0.05)
+
+
+def test_only_what_the_server_refused_for_overload_is_no_fault():
+    recorder = Recorder(Window(0.0, 10.0), slo_seconds=1.0)
+    for status in ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "NOT_SENT", "TOO_MANY_IN_FLIGHT"):
+        recorder.not_answered(1.0, status, "all is well")
+    overloaded = report_of(plan_at(), recorder.tally(cpu_seconds=1.0), None)
+    assert "failed" not in [doubt.kind for doubt in overloaded.doubts]
+    for status in ("UNAVAILABLE", "INTERNAL", "INTERNAL", "MESSAGE_TOO_LARGE"):
+        recorder.not_answered(1.0, status, "all is lost")
+    report = report_of(plan_at(), recorder.tally(cpu_seconds=1.0), None)
+    (doubt,) = (doubt for doubt in report.doubts if doubt.kind == "failed")
+    assert (doubt.size, doubt.of_client) == (4, False)
+    assert doubt.text == (
+        "4 requests failed, which is no overload: 1 UNAVAILABLE (all is lost), 2 INTERNAL "
+        "(all is lost), 1 MESSAGE_TOO_LARGE (all is lost)"
+    )
+
+
+def test_a_sweep_of_images_that_cannot_be_used_has_no_rate_to_try():
+    class Unusable(Queue):
+        async def run(self, plan: LoadPlan) -> LoadReport:
+            report = await super().run(plan)
+            none = msgspec.structs.replace(report.answers, mean=0.0)
+            errors = {"not_an_image": report.answered}
+            return msgspec.structs.replace(report, answers=none, image_errors=errors)
+
+    found = asyncio.run(sweep(Unusable(), plan_at(rate=None), lambda _: None))
+    assert (found.points, found.cut_short) == (
+        (),
+        "no image that was sent can be used: not_an_image",
+    )
 
 
 def test_of_several_doubts_of_a_kind_the_worst_is_told():

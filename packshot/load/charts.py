@@ -44,7 +44,7 @@ class Line(NamedTuple):
 def sweep_charts(sweep: Sweep) -> str:
     points = sorted(sweep.points, key=_offered)
     if not points:
-        return "<p>No answer to the first loops: there was no rate to try.</p>"
+        return "<p>Nothing came of the first loops: there was no rate to try.</p>"
     slo_ms = sweep.closed.plan.slo_ms
     charts = [
         latency_chart(points, slo_ms, sweep.within_slo),

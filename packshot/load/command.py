@@ -49,7 +49,7 @@ class Found(NamedTuple):
 
 
 def load(options: argparse.Namespace) -> int:
-    """Exit status: 0 all well, 1 some request or image failed; a sweep fails some on purpose.
+    """Exit status: 0 all well, 1 some request or image failed; a sweep has some refused on purpose.
 
     What ends the load early is raised once all that was counted is reported.
     """
@@ -64,8 +64,14 @@ def load(options: argparse.Namespace) -> int:
         print(f"results in {options.out}", file=sys.stderr)
     if ended is not None:
         raise ended
-    first = results.runs[0]
-    return 1 if first.failed or first.image_errors else 0
+    return 0 if _all_well(results) else 1
+
+
+def _all_well(results: Results) -> bool:
+    first, sweep = results.runs[0], results.sweep
+    if sweep is not None and (sweep.cut_short or any(run.faults for run in sweep.runs)):
+        return False
+    return not first.failed and not first.image_errors
 
 
 def _compare(options: argparse.Namespace) -> int:

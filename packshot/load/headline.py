@@ -19,7 +19,7 @@ def headline(results: Results) -> list[Figure]:
 
 def _of_sweep(sweep: Sweep) -> Iterator[Figure]:
     yield (
-        f"{sweep.saturation:.1f} images/s",
+        f"{sweep.saturation:.1f} images/s" if sweep.saturation else "no answer",
         "saturation: the most that was answered, at whatever rate",
     )
     if (slo_ms := sweep.closed.plan.slo_ms) is not None:

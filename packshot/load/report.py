@@ -14,6 +14,8 @@ PERCENTILES = (50.0, 90.0, 99.0, 99.9, 100.0)
 BUSY_CORES = 0.85  # of the one core that a client process can use
 LATE_MS = 5.0
 LATE_SHARE = 0.1  # of the median answer
+OVERLOAD = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
+NEVER_SENT = ("NOT_SENT", "TOO_MANY_IN_FLIGHT")
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,8 +29,9 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True):
     """Why something else than the server may be what was measured."""
 
     kind: Literal[
-        "client_busy", "sent_late", "not_sent", "too_many", "unusable", "server_unseen", "stopped"
-    ]
+        "client_busy", "sent_late", "not_sent", "too_many", "failed", "unusable", "server_unseen",
+        "stopped",
+    ]  # fmt: skip
     text: str
     size: float = 0.0
     """Of several of a kind the largest is the worst."""
@@ -103,6 +106,11 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
         """Requests that were not answered."""
         return sum(self.errors.values())
 
+    @property
+    def faults(self) -> dict[str, int]:
+        """The part of `errors` that no overload explains."""
+        return _faults(self.errors)
+
 
 def report_of(
     plan: LoadPlan,
@@ -138,6 +146,18 @@ def report_of(
             *_stopped(plan, stopped_after),
         ),
         stopped_after=stopped_after,
+    )
+
+
+def _faults(errors: Mapping[str, int]) -> dict[str, int]:
+    return {k: v for k, v in errors.items() if k not in (*OVERLOAD, *NEVER_SENT)}
+
+
+def with_details(counted: Mapping[str, int], details: Mapping[str, str]) -> str:
+    """How many of each kind, and what was said the first time."""
+    return ", ".join(
+        f"{count} {kind}{f' ({details[kind]})' if kind in details else ''}"
+        for kind, count in counted.items()
     )
 
 
@@ -210,6 +230,13 @@ def _doubts(
             size=too_many,
             text=f"{too_many} requests were never sent, as {MOST_IN_FLIGHT} were unanswered: the "
             "server does not keep up, and the rate was lower than asked for",
+        )
+    if faults := _faults(tally.errors):
+        yield Doubt(
+            kind="failed",
+            size=sum(faults.values()),
+            text=f"{sum(faults.values())} requests failed, which is no overload: "
+            f"{with_details(faults, tally.error_details)}",
         )
     if unusable := sum(tally.image_errors.values()):
         reasons = ", ".join(tally.image_errors)

@@ -1,12 +1,12 @@
 """Many rates, one after the other: where the server saturates, and what it does within an SLO."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
 from packshot.intervals import Interval
-from packshot.load.report import LoadReport
+from packshot.load.report import LoadReport, with_details
 from packshot.load.senders import Senders
 from packshot.load_plan import LoadPlan
 
@@ -77,7 +77,8 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
 async def sweep(senders: Senders, plan: LoadPlan, tell: Callable[[LoadReport], None]) -> Sweep:
     """Two closed loops, a ladder of open ones, and between its steps a bisection to the SLO.
 
-    What was told until an error ends it makes a Sweep too: see `sweep_of`.
+    It is cut short by a run that tells nothing of the server. What was told until an error ends it
+    makes a Sweep too: see `sweep_of`.
     """
     told: list[LoadReport] = []
 
@@ -85,15 +86,30 @@ async def sweep(senders: Senders, plan: LoadPlan, tell: Callable[[LoadReport], N
         report = await senders.run(msgspec.structs.replace(plan, **changes))
         told.append(report)
         tell(report)
+        if len(told) > 1 and (why := _in_vain(report)):
+            raise _CutShort(why)
         return report
 
+    try:
+        await _all_runs(plan, run)
+    except _CutShort as why:
+        return sweep_of(told, str(why))
+    return sweep_of(told)
+
+
+class _CutShort(Exception):
+    """Further runs would tell no more."""
+
+
+async def _all_runs(plan: LoadPlan, run: Callable[..., Awaitable[LoadReport]]) -> None:
+    """`run` takes what is other than in the plan."""
     await run(rate=None, concurrency=1)
     closed = await run(rate=None)
     peak = closed.answers.mean / plan.images_per_request
-    points = [await run(rate=peak * share) for share in LADDER] if peak else []
+    points = [await run(rate=peak * share) for share in LADDER]
     for _ in range(MOST_DOUBLINGS):
         # Beyond what the client can send, its own limit would be found.
-        if not points or not _kept_up(points[-1]) or _client_ended(points[-1]):
+        if not _kept_up(points[-1]) or _client_ended(points[-1]):
             break
         points.append(await run(rate=2 * _rate(points[-1])))
     if plan.slo_ms is not None:
@@ -103,7 +119,19 @@ async def sweep(senders: Senders, plan: LoadPlan, tell: Callable[[LoadReport], N
             if (rate := next_rate(points)) is None:
                 break
             points.append(await run(rate=rate))
-    return sweep_of(told)
+
+
+def _in_vain(report: LoadReport) -> str | None:
+    """Why it tells nothing of the server; None if it does. Rates may be too high: all refused."""
+    closed = report.plan.rate is None
+    if not report.answered and (report.faults or (closed and report.errors)):
+        told = with_details(report.errors, report.error_details)
+        return f"at {report.plan.mode} no request was answered: {told}"
+    if closed and not report.usable_share:
+        return f"no image that was sent can be used: {', '.join(report.image_errors)}"
+    if closed and not report.answers.mean:
+        return "no answer came while the window was open: give it more --seconds"
+    return None
 
 
 def sweep_of(told: Sequence[LoadReport], cut_short: str | None = None) -> Sweep:

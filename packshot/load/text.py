@@ -1,10 +1,11 @@
 """What a load test found, as text for a terminal."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from packshot.load.caution import cut_short, doubts_told, shortages
 from packshot.load.observed import ServerWindow
-from packshot.load.report import LoadReport
+from packshot.load.report import LoadReport, with_details
 from packshot.load.results import Results
 from packshot.load.sweep import Sweep
 from packshot.tables import table
@@ -23,7 +24,9 @@ def results_text(results: Results) -> str:
 
 def _sweep_lines(sweep: Sweep) -> list[str]:
     rows = [_row(run) for run in sweep.runs]
-    lines = [table([HEAD, *rows]), f"saturates at {sweep.saturation:.1f} images/s"]
+    lines = [table([HEAD, *rows]), f"not answered: {errors_text(*sweep.runs)}"]
+    if sweep.saturation:
+        lines.append(f"saturates at {sweep.saturation:.1f} images/s")
     if sweep.kept_up_with is not None:
         lines.append(f"keeps up with {sweep.kept_up_with:.1f} images/s (95 % answered)")
     if (slo_ms := sweep.closed.plan.slo_ms) is not None:
@@ -76,12 +79,15 @@ def report_text(report: LoadReport) -> str:
     return "\n".join([*lines, *(f"  WARNING     {doubt.text}" for doubt in report.doubts)])
 
 
-def errors_text(report: LoadReport) -> str:
-    """How many by status or reason, with what the server said the first time."""
-    counted = {**report.errors, **{f"image(s) {k}": v for k, v in report.image_errors.items()}}
-    told = {kind: f" ({text})" for kind, text in report.error_details.items()}
-    found = (f"{count} {kind}{told.get(kind, '')}" for kind, count in counted.items())
-    return ", ".join(found) or "none"
+def errors_text(*reports: LoadReport) -> str:
+    """How many of all by status or reason, with what the server said the first time."""
+    counted: Counter[str] = Counter()
+    details: dict[str, str] = {}
+    for one in reports:
+        counted.update(one.errors)
+        counted.update({f"image(s) {k}": v for k, v in one.image_errors.items()})
+        details = {**one.error_details, **details}
+    return with_details(counted, details) or "none"
 
 
 def _listed(milliseconds: Mapping[str, float]) -> str:
