@@ -1,11 +1,14 @@
 """The load tester's sweep: which rates it tries, and what it tells of them."""
 
 import asyncio
+from collections import Counter
+from itertools import pairwise
 
 import msgspec
 import pytest
 from load_records import load_report, plan_at, tally_of
 
+from packshot.load.arrivals import due_times
 from packshot.load.caution import doubts_told
 from packshot.load.report import Doubt, LoadReport, report_of
 from packshot.load.sweep import sweep, sweep_of
@@ -68,8 +71,45 @@ def test_a_rate_that_fails_below_one_that_passes_is_measured_again():
 
     queue = Disturbed()
     found = asyncio.run(sweep(queue, plan_at(rate=None, slo_ms=100), lambda _: None))
-    assert queue.plans[3] in queue.plans[4:]
+    assert queue.plans[3].rate in [plan.rate for plan in queue.plans[4:]]
     assert found.within_slo == pytest.approx(80, rel=0.05)
+
+
+class Drawn(Queue):
+    """As many are due as the arrivals of a plan have in its window."""
+
+    CAPACITY = 60.0
+
+    async def run(self, plan: LoadPlan) -> LoadReport:
+        report = await super().run(plan)
+        if plan.rate is None:
+            return report
+        due = len(list(due_times(plan, 0.0, plan.seconds, number=0, senders=1)))
+        answered = min(due, round(self.CAPACITY * plan.seconds))
+        tally = tally_of([self.SECONDS] * answered, failed=due - answered)
+        return report_of(plan, tally, None)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_bisection_goes_on_whatever_chance_draws(seed):
+    """1.5 s of 67.5 a second, between steps of the ladder: about the 100 that it takes to tell."""
+    queue = Drawn()
+    plan = plan_at(rate=None, slo_ms=100, seconds=1.5, seed=seed)
+    asyncio.run(sweep(queue, plan, lambda _: None))
+    rates = [one.rate for one in queue.plans[2:]]
+    assert max(Counter(rates).values()) <= 2, "once, and once again where a higher one passed"
+    assert all(one != before for before, one in pairwise(rates))
+
+
+def test_every_run_of_a_sweep_draws_with_a_seed_of_its_own_and_so_again():
+    def seeds(seed: int) -> list[int]:
+        queue = Queue()
+        asyncio.run(sweep(queue, plan_at(rate=None, seed=seed), lambda _: None))
+        assert [plan.seed for plan in queue.plans[:2]] == [seed, seed], "as asked for"
+        return [plan.seed for plan in queue.plans[2:]]
+
+    assert len({*seeds(0), *seeds(1)}) == len(seeds(0)) + len(seeds(1))
+    assert seeds(0) == seeds(0)
 
 
 def test_a_sweep_without_an_slo_climbs_the_ladder_only():

@@ -27,6 +27,11 @@ def due_times(
     return itertools.takewhile(lambda due: due < end, dues)
 
 
+def seed_of_run(seed: int, number: int) -> int:
+    """Of one among several runs: two at the same rate are then two samples, not one drawn twice."""
+    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+
+
 def _poisson(begin: float, rate: float, random: np.random.Generator) -> Iterator[float]:
     due = begin
     while True:

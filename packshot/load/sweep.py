@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import msgspec
 
 from packshot.intervals import Interval
+from packshot.load.arrivals import seed_of_run
 from packshot.load.report import LoadReport, with_details
 from packshot.load.senders import Senders
 from packshot.load_plan import LoadPlan
@@ -23,7 +25,8 @@ FEWEST_REQUESTS = 100  # of fewer, a single one that is late would decide
 
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     """`alone`: one request in flight; `closed`: the plan's concurrency; `points`: open loops, by
-    rate. All rates in images a second, of what was due. `cut_short`: why some are missing, if so.
+    rate. All rates in images a second, of what was due. Each of the points has drawn its arrivals
+    with a seed of its own, which is in its plan. `cut_short`: why some are missing, if so.
     """
 
     alone: LoadReport
@@ -82,8 +85,9 @@ async def sweep(senders: Senders, plan: LoadPlan, tell: Callable[[LoadReport], N
     """
     told: list[LoadReport] = []
 
-    async def run(**changes: object) -> LoadReport:
-        report = await senders.run(msgspec.structs.replace(plan, **changes))
+    async def run(**changes: Any) -> LoadReport:
+        seed = seed_of_run(plan.seed, len(told)) if changes["rate"] else plan.seed
+        report = await senders.run(msgspec.structs.replace(plan, seed=seed, **changes))
         told.append(report)
         tell(report)
         if len(told) > 1 and (why := _in_vain(report)):
@@ -156,13 +160,16 @@ def doubtful(points: Sequence[LoadReport]) -> list[LoadReport]:
 
 
 def next_rate(points: Sequence[LoadReport]) -> float | None:
-    """Between the highest rate that meets the SLO and the lowest that does not; None when done."""
+    """Between the highest rate that meets the SLO and the lowest that does not; None when done.
+
+    Never one that was measured: of enough requests each has either met it or failed.
+    """
     failing = min((_rate(one) for one in points if _failed(one)), default=None)
     if failing is None:
         return None  # all met it: there is nothing to look for between them
     passing = max(map(_rate, _passing(points)), default=0.0)
     rate = (passing + failing) / 2
-    too_few = rate * points[0].plan.seconds < FEWEST_REQUESTS
+    too_few = not _enough(rate, points[0].plan)
     return None if too_few or failing <= passing * CLOSE_ENOUGH else rate
 
 
@@ -177,7 +184,12 @@ def _met(report: LoadReport) -> bool:
 
 
 def _failed(report: LoadReport) -> bool:
-    return not _met(report) and report.sent >= FEWEST_REQUESTS
+    return not _met(report) and _enough(_rate(report), report.plan)
+
+
+def _enough(rate: float, plan: LoadPlan) -> bool:
+    """By the plan: how many of them chance draws is known only once they were sent."""
+    return rate * plan.seconds >= FEWEST_REQUESTS
 
 
 def _kept_up(report: LoadReport) -> bool:
