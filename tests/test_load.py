@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from packshot.channel import Connection
 from packshot.cli import main
 from packshot.errors import InvalidInput, ServiceFailed
 from packshot.image import open_image
-from packshot.load import LoadPlan, Source, command, run_load
+from packshot.load import LoadPlan, LoadReport, Source, command, run_load
 from packshot.load.command import Live
 from packshot.load.observed import between, read_metrics
 from packshot.load.pictures import photos
@@ -428,6 +429,44 @@ def test_senders_stay_for_the_next_plan(server):
 
     assert asyncio.run(two_plans()) == [6, 6]
     assert children() == []
+
+
+def test_a_server_that_comes_back_is_found_at_once_also_one_that_is_slow_to_say_hello(server):
+    """At gRPC's own pace the fifth connection is tried after nine seconds, here all after two."""
+    turned_away = 6
+    connections, ended = itertools.count(), asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if next(connections) < turned_away:
+            writer.close()
+            return
+        host, port = server.target.split(":")
+        back, forth = await asyncio.open_connection(host, port)
+        await asyncio.gather(pump(reader, forth), pump(back, writer, hello_seconds=0.5))
+        ended.set()
+
+    async def pump(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hello_seconds: float = 0.0
+    ) -> None:
+        await asyncio.sleep(hello_seconds)
+        while content := await reader.read(65536):
+            writer.write(content)
+        writer.close()
+
+    async def loaded() -> LoadReport:
+        balancer = await asyncio.start_server(answer, "127.0.0.1", 0)
+        host, port = balancer.sockets[0].getsockname()
+        plan = LoadPlan(target=f"{host}:{port}", rate=20, seconds=6, processes=1, **AT_ONCE)
+        async with senders(plan, [RED], Connection(target=plan.target)) as clients:
+            report = await clients.run(plan)
+        if report.answered:
+            await ended.wait()
+        balancer.close()
+        return report
+
+    report = asyncio.run(loaded())
+    assert report.errors.keys() == {"UNAVAILABLE"}
+    assert report.answered > 0
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,10 @@ PAUSE_SECONDS = 0.01  # of a closed loop after an error: a refused client does n
 OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # By default a server that is back is tried again after 1 s to two minutes: its outage would
+    # look longer than it was. How long it may take to connect stays gRPC's own choice, 20 s.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 250),
 )
 
 
