@@ -285,6 +285,50 @@ def test_a_message_that_is_too_large_is_not_refused_for_overload(server):
     assert (report.errors, report.refusal_ms) == ({"MESSAGE_TOO_LARGE": 2}, {})
 
 
+@pytest.mark.parametrize("load", [("--concurrency", 2), ("--sweep",)])
+def test_results_are_written_though_nobody_reads_what_is_printed(server, tmp_path, load):
+    (tmp_path / "red.jpg").write_bytes(RED)
+    loading = interruptible(
+        server, *load, "--seconds", 0.3, "--warmup", 0, "--out", tmp_path, tmp_path / "red.jpg"
+    )
+    loading.stdout.close()
+    loading.stderr.close()
+    assert loading.wait(TIMEOUT) == 1
+    assert read_results(tmp_path).runs[-1].answered > 0
+    assert (tmp_path / "load.html").exists()
+
+
+def test_without_a_standard_error_nothing_else_is_printed_in_its_place(server, tmp_path):
+    (tmp_path / "red.jpg").write_bytes(RED)
+    told = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "packshot.cli", "load",
+         "--target", server.target, "--seconds", "0.3", "--json", "--out", tmp_path,
+         tmp_path / "red.jpg"],
+        cwd=ROOT, stdout=subprocess.PIPE, timeout=TIMEOUT, check=True,
+    ).stdout  # fmt: skip
+    assert msgspec.json.decode(told, type=Results) == read_results(tmp_path)
+
+
+def test_the_name_of_a_source_may_be_no_utf_8(server, tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfcn"))
+    folder.mkdir()
+    (folder / "red.jpg").write_bytes(RED)
+    done = load_command(
+        folder, "--target", server.target, "--seconds", 0.3, "--warmup", 0, "--out", tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_results(tmp_path).images.source == f"{tmp_path}/gr\\xfcn"
+
+
+def test_a_folder_that_takes_no_files_is_told_before_the_load(server, tmp_path):
+    before = server.metric("packshot_images_total")
+    (tmp_path / "file").touch()
+    for folder in (Path("/proc"), tmp_path / "file"):
+        done = load_command("--target", server.target, "--out", folder)
+        assert (done.returncode, f"{folder}: results cannot be written" in done.stderr) == (2, True)
+    assert server.metric("packshot_images_total") == before
+
+
 def test_a_large_folder_is_sampled_evenly(tmp_path, monkeypatch, capsys):
     for number in range(12):
         (tmp_path / f"{number:02}.jpg").write_bytes(bytes([number]))

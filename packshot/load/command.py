@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,13 @@ from packshot.load.compare import comparison_text
 from packshot.load.observed import read_metrics
 from packshot.load.page import page
 from packshot.load.pictures import photos
-from packshot.load.results import Results, SentImages, read_results, write_results
+from packshot.load.results import (
+    Results,
+    SentImages,
+    read_results,
+    try_folder,
+    write_results,
+)
 from packshot.load.senders import State
 from packshot.load.served import served_by
 from packshot.load.sweep import sweep_of
@@ -56,12 +63,15 @@ def load(options: argparse.Namespace) -> int:
     if options.compare:
         return _compare(options)
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)  # what cannot be is told before the load
+        try_folder(options.out)  # what cannot be written there is told before the load
     results, ended = measured(options)
-    print(msgspec.json.encode(results).decode() if options.json else results_text(results))
-    if options.out is not None:
-        write_results(options.out, results, page(results))
-        print(f"results in {options.out}", file=sys.stderr)
+    try:
+        if options.out is not None:  # before anything is printed, which nobody may read any more
+            write_results(options.out, results, page(results))
+            _say(f"results in {options.out}")
+    finally:
+        text = msgspec.json.encode(results).decode() if options.json else results_text(results)
+        print(text, flush=True)
     if ended is not None:
         raise ended
     return 0 if _all_well(results) else 1
@@ -203,12 +213,12 @@ def _images(patterns: Sequence[str]) -> list[bytes]:
     except OSError as error:
         raise InvalidInput(f"{error.filename}: {error.strerror}") from error
     if count < len(names):
-        print(f"{count} of {len(names)} images are sent in turn", file=sys.stderr)
+        _say(f"{count} of {len(names)} images are sent in turn")
     return images
 
 
 def _named(patterns: Sequence[str]) -> str:
-    """For a reader: a shell makes thousands of names of one pattern."""
+    """For a reader: a shell makes thousands of names of one pattern; one may be no UTF-8."""
     more = f" and {len(patterns) - 1} more" if len(patterns) > 1 else ""
     return printable("".join([*patterns[:1], more]))
 
@@ -224,7 +234,7 @@ class Live:
     def __init__(self) -> None:
         self.told: list[LoadReport] = []
         self._bar = tqdm(
-            disable=None,  # if standard error is no terminal
+            disable=None if sys.stderr else True,  # None: if standard error is no terminal
             leave=False,
             bar_format="{percentage:3.0f}% |{bar:20}| {desc}",
         )
@@ -248,7 +258,14 @@ class Live:
     def tell(self, report: LoadReport) -> None:
         self.told.append(report)
         with tqdm.external_write_mode(sys.stderr):
-            print(_line(report), file=sys.stderr, flush=True)
+            _say(_line(report))
+
+
+def _say(text: str) -> None:
+    """Beside the results. The load goes on if nobody reads it any more."""
+    if sys.stderr is not None:  # it was closed: then print would take standard output for it
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
 
 def _line(report: LoadReport) -> str:

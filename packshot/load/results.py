@@ -1,11 +1,12 @@
 """A load test on disk: load.json for programs, load.html for people."""
 
+import tempfile
 from pathlib import Path
 
 import msgspec
 
-from packshot.atomic import write_whole
-from packshot.errors import DamagedFile, NotFound
+from packshot.atomic import UNFINISHED, write_whole
+from packshot.errors import DamagedFile, InvalidInput, NotFound
 from packshot.load.report import LoadReport
 from packshot.load.served import Served
 from packshot.load.sweep import Sweep
@@ -53,6 +54,16 @@ def read_results(path: Path) -> Results:
     except OSError as error:
         raise DamagedFile(f"{file} cannot be read: {error.strerror}") from error
     return decode_record(content, Results, path=file, what="result of a load test", reads=FORMAT)
+
+
+def try_folder(folder: Path) -> None:
+    """Makes it, if need be. Raises InvalidInput where no file can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=UNFINISHED, dir=folder):
+            pass
+    except OSError as error:
+        raise InvalidInput(f"{folder}: results cannot be written: {error.strerror}") from error
 
 
 def write_results(folder: Path, results: Results, page: str) -> None:
