@@ -1,6 +1,7 @@
 """The load tester: against real servers, and its arithmetic alone."""
 
 import asyncio
+import fcntl
 import io
 import itertools
 import json
@@ -9,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 from itertools import islice
 from pathlib import Path
 
@@ -31,12 +33,13 @@ from packshot.load.senders import State, senders
 from packshot.load.text import report_text
 
 RED = jpeg(PURE["red"])
+LOAD = (sys.executable, "-m", "packshot.cli", "load")
 AT_ONCE = {"warmup_seconds": 0.0, "arrivals": "constant"}
 
 
 def load_command(*arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "packshot.cli", "load", *map(str, arguments)],
+        [*LOAD, *map(str, arguments)],
         cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False,
         env={**os.environ, **environment},
     )  # fmt: skip
@@ -155,12 +158,12 @@ def test_a_client_process_that_is_killed_ends_the_run(held):
 
 
 def test_client_processes_do_not_outlive_who_started_them(held, tmp_path):
-    command = (sys.executable, "-m", "packshot.cli", "load", "--target", held.target)
     (tmp_path / "red.jpg").write_bytes(RED)
     loading = subprocess.Popen(
-        [*command, "--rate", "10", "--seconds", "600", "--processes", "2", tmp_path / "red.jpg"],
+        [*LOAD, "--target", held.target, "--rate", "10", "--seconds", "600", "--processes", "2",
+         tmp_path / "red.jpg"],
         cwd=ROOT,
-    )
+    )  # fmt: skip
     until(lambda: len(children(loading.pid)) == 2)
     senders = children(loading.pid)
     loading.kill()
@@ -168,15 +171,15 @@ def test_client_processes_do_not_outlive_who_started_them(held, tmp_path):
     until(lambda: not any(map(command_of, senders)))
 
 
-def test_a_sweep_that_is_interrupted_keeps_the_rates_it_finished(server, tmp_path):
-    command = (sys.executable, "-m", "packshot.cli", "load", "--target", server.target, "--sweep")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_sweep_that_is_interrupted_keeps_the_rates_it_finished(server, tmp_path, sent):
     (tmp_path / "red.jpg").write_bytes(RED)
-    sweeping = subprocess.Popen(
-        [*command, "--seconds", "0.5", "--warmup", "0.1", "--out", tmp_path, tmp_path / "red.jpg"],
-        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,
+    sweeping = interruptible(
+        server, "--sweep", "--seconds", 0.5, "--warmup", 0.1, "--out", tmp_path,
+        tmp_path / "red.jpg",
     )  # fmt: skip
     told = list(islice(sweeping.stderr, 3))
-    os.killpg(sweeping.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(sweeping.pid, sent)  # as a terminal does
     shown, rest = sweeping.communicate(timeout=TIMEOUT)
     assert sweeping.returncode == 130
     assert "Traceback" not in rest
@@ -237,8 +240,9 @@ def test_a_sweep_without_an_answer_in_its_window_found_no_saturation(store, tmp_
     assert "0.0 images/s</b><span>saturation" not in (tmp_path / "load.html").read_text()
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("amount", [("--rate", 50), ("--concurrency", 2)])
-def test_a_run_that_is_interrupted_reports_what_it_counted(server, tmp_path, amount):
+def test_a_run_that_is_interrupted_reports_what_it_counted(server, tmp_path, amount, sent):
     (tmp_path / "red.jpg").write_bytes(RED)
     before = server.metric("packshot_images_total")
     loading = interruptible(
@@ -246,7 +250,7 @@ def test_a_run_that_is_interrupted_reports_what_it_counted(server, tmp_path, amo
         "--metrics-url", server.metrics_url,
     )  # fmt: skip
     until(lambda: server.metric("packshot_images_total") > before + 20)
-    os.killpg(loading.pid, signal.SIGINT)
+    os.killpg(loading.pid, sent)
     shown, rest = loading.communicate(timeout=TIMEOUT)
     assert (loading.returncode, "Traceback" in rest) == (130, False)
     assert re.search(r"WARNING     it was stopped after \d+\.\d s of 600 s", shown)
@@ -259,6 +263,55 @@ def test_a_run_that_is_interrupted_reports_what_it_counted(server, tmp_path, amo
     assert run.errors == {}
 
 
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_in_the_background_reports_what_it_counted_though_it_is_ended_twice(
+    server, tmp_path, sent
+):
+    """A shell lets what it runs in the background ignore Ctrl-C; `timeout` sends its signal twice,
+    and so does a shell whose terminal goes away."""
+    (tmp_path / "red.jpg").write_bytes(RED)
+    before = server.metric("packshot_images_total")
+    loading = interruptible(
+        server, "--rate", 50, "--warmup", 0, "--seconds", 600, "--out", tmp_path,
+        tmp_path / "red.jpg", ignored="INT",
+    )  # fmt: skip
+    until(lambda: server.metric("packshot_images_total") > before + 20)
+    loading.send_signal(sent)
+    until(lambda: not (waiting_signals(loading.pid) & {sent}))
+    loading.send_signal(sent)
+    shown, rest = loading.communicate(timeout=TIMEOUT)
+    assert (loading.returncode, "Traceback" in rest) == (130, False)
+    assert "WARNING     it was stopped after" in shown
+    assert read_results(tmp_path).run.answered > 20
+
+
+def test_a_run_whose_terminal_goes_away_writes_what_it_counted(server, tmp_path):
+    (tmp_path / "red.jpg").write_bytes(RED)
+    before = server.metric("packshot_images_total")
+    terminal, inside = os.openpty()
+    loading = subprocess.Popen(
+        [*LOAD, "--target", server.target, "--seconds", "600", "--warmup", "0",
+         "--out", tmp_path, tmp_path / "red.jpg"],
+        cwd=ROOT, stdin=inside, stdout=inside, stderr=inside, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(inside)
+    until(lambda: server.metric("packshot_images_total") > before + 20)
+    os.close(terminal)
+    loading.wait(TIMEOUT)
+    assert read_results(tmp_path).run.answered > 20
+
+
+def test_what_nohup_asks_for_is_done(server, tmp_path):
+    (tmp_path / "red.jpg").write_bytes(RED)
+    before = server.metric("packshot_images_total")
+    loading = interruptible(server, "--seconds", 1, tmp_path / "red.jpg", ignored="HUP")
+    until(lambda: server.metric("packshot_images_total") > before + 20)
+    loading.send_signal(signal.SIGHUP)
+    shown, _ = loading.communicate(timeout=TIMEOUT)
+    assert (loading.returncode, "it was stopped" in shown) == (0, False)
+
+
 def test_ctrl_c_before_anything_is_counted_leaves_nothing(server, tmp_path):
     before = server.metric("packshot_images_total")
     loading = interruptible(server, "--warmup", 600, "--out", tmp_path / "out")
@@ -269,11 +322,11 @@ def test_ctrl_c_before_anything_is_counted_leaves_nothing(server, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def interruptible(server, *options: object) -> "subprocess.Popen[str]":
+def interruptible(server, *options: object, ignored: str = "") -> "subprocess.Popen[str]":
     """As a terminal starts it: in a process group of its own, which Ctrl-C is for."""
-    command = (sys.executable, "-m", "packshot.cli", "load", "--target", server.target)
+    shell = ("sh", "-c", f'trap "" {ignored}; exec "$@"', "sh") if ignored else ()
     return subprocess.Popen(
-        [*command, *map(str, options)],
+        [*shell, *LOAD, "--target", server.target, *map(str, options)],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,
     )  # fmt: skip
 
@@ -301,9 +354,8 @@ def test_results_are_written_though_nobody_reads_what_is_printed(server, tmp_pat
 def test_without_a_standard_error_nothing_else_is_printed_in_its_place(server, tmp_path):
     (tmp_path / "red.jpg").write_bytes(RED)
     told = subprocess.run(
-        ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "packshot.cli", "load",
-         "--target", server.target, "--seconds", "0.3", "--json", "--out", tmp_path,
-         tmp_path / "red.jpg"],
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *LOAD, "--target", server.target, "--seconds", "0.3",
+         "--json", "--out", tmp_path, tmp_path / "red.jpg"],
         cwd=ROOT, stdout=subprocess.PIPE, timeout=TIMEOUT, check=True,
     ).stdout  # fmt: skip
     assert msgspec.json.decode(told, type=Results) == read_results(tmp_path)
@@ -352,6 +404,13 @@ def test_a_sweep_comes_to_its_end_and_is_compared_with_itself(server, tmp_path, 
     assert sum(run.answered for run in found.runs) > 100
     assert main(["load", "--compare", str(tmp_path), str(tmp_path)]) == 0
     assert "kept up with, images/s" in capsys.readouterr().out
+
+
+def waiting_signals(pid: int) -> set[int]:
+    """That it was sent and has not been told of."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    bits = int(status.split("ShdPnd:")[1].split()[0], 16)
+    return {number for number in signal.valid_signals() if bits >> (number - 1) & 1}
 
 
 def children(parent: int | str = "self") -> list[int]:

@@ -20,6 +20,7 @@ from packshot.image import ImageSpec, load_pixels
 from packshot.image_names import image_names, printable
 from packshot.load import LoadReport, Source, Sweep, run_load, run_sweep
 from packshot.load.compare import comparison_text
+from packshot.load.interrupt import interrupt_on_termination
 from packshot.load.observed import read_metrics
 from packshot.load.page import page
 from packshot.load.pictures import photos
@@ -64,6 +65,7 @@ def load(options: argparse.Namespace) -> int:
         return _compare(options)
     if options.out is not None:
         try_folder(options.out)  # what cannot be written there is told before the load
+    interrupt_on_termination()
     results, ended = measured(options)
     try:
         if options.out is not None:  # before anything is printed, which nobody may read any more
