@@ -13,6 +13,7 @@ Arrivals = Literal["poisson", "constant"]
 
 MOST_PROCESSES = 8  # chosen by itself; more may be asked for
 MOST_IN_FLIGHT = 2048  # of all processes; gRPC holds each one's bytes until it is answered
+MOST_RATE = 100_000  # requests a second; a process sends a few thousand, and each is held in memory
 ABOVE_ZERO = ("rate", "concurrency", "seconds", "images_per_request", "timeout_seconds", "slo_ms")
 NOT_BELOW_ZERO = ("warmup_seconds", "processes", "seed")
 
@@ -51,6 +52,10 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
         for name in NOT_BELOW_ZERO:
             if not 0 <= getattr(self, name) < math.inf:
                 raise InvalidInput(f"{name} is {getattr(self, name)}; it must be 0 or more, finite")
+        if self.rate is not None and self.rate > MOST_RATE:
+            raise InvalidInput(
+                f"rate is {self.rate:g}; it must be {MOST_RATE} or less: send from more machines"
+            )
         if self.concurrency > MOST_IN_FLIGHT:
             raise InvalidInput(
                 f"concurrency is {self.concurrency}; it must be {MOST_IN_FLIGHT} or less: send "

@@ -22,6 +22,7 @@ from tiny import PURE, encoded, jpeg, tiny_bundle
 
 from packshot.channel import Connection
 from packshot.cli import main
+from packshot.client import MAX_MESSAGE_BYTES
 from packshot.errors import InvalidInput, ServiceFailed
 from packshot.image import open_image
 from packshot.load import LoadPlan, LoadReport, Source, command, run_load
@@ -333,9 +334,25 @@ def interruptible(server, *options: object, ignored: str = "") -> "subprocess.Po
 
 def test_a_message_that_is_too_large_is_not_refused_for_overload(server):
     """The server takes no more than 64 MiB, and so much the client does not send either."""
-    plan = LoadPlan(target=server.target, rate=10, seconds=0.2, images_per_request=5, **AT_ONCE)
-    report = run_load(plan, [bytes(14_000_000)])
+    plan = LoadPlan(target=server.target, rate=10, seconds=0.2, images_per_request=4, **AT_ONCE)
+    report = run_load(plan, [bytes(MAX_MESSAGE_BYTES // 4)])  # and a few bytes around them
     assert (report.errors, report.refusal_ms) == ({"MESSAGE_TOO_LARGE": 2}, {})
+
+
+def test_requests_that_cannot_be_sent_are_refused_before_they_are_made(server, tmp_path):
+    (tmp_path / "red.jpg").write_bytes(RED)
+    options = ("--target", server.target, "--images-per-request", 2_000_000_000)
+    done = load_command(*options, tmp_path / "red.jpg")
+    sizes = f"{2_000_000_000 * len(RED)} bytes; a request has at most {MAX_MESSAGE_BYTES}: send"
+    assert (done.returncode, sizes in done.stderr) == (2, True)
+
+
+def test_an_image_that_has_no_pixels_is_named(server, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(RED)
+    (tmp_path / "cut.jpg").write_bytes(RED[: len(RED) // 2])
+    done = load_command("--target", server.target, "--pixels", tmp_path)
+    assert done.returncode == 2
+    assert f"packshot: {tmp_path}/cut.jpg: damaged JPEG image" in done.stderr
 
 
 @pytest.mark.parametrize("load", [("--concurrency", 2), ("--sweep",)])
@@ -385,7 +402,8 @@ def test_a_large_folder_is_sampled_evenly(tmp_path, monkeypatch, capsys):
     for number in range(12):
         (tmp_path / f"{number:02}.jpg").write_bytes(bytes([number]))
     monkeypatch.setattr(command, "MOST_IMAGES", 4)
-    assert command._images([str(tmp_path)]) == [b"\0", b"\3", b"\6", b"\x09"]
+    chosen = [(str(tmp_path / f"{n:02}.jpg"), bytes([n])) for n in (0, 3, 6, 9)]
+    assert command._images([str(tmp_path)]) == chosen
     assert "4 of 12 images are sent in turn" in capsys.readouterr().err
 
 
@@ -446,6 +464,7 @@ def test_a_wrong_address_and_a_wrong_metrics_page_are_told_at_once(server):
         (("--seconds", 0), "seconds is 0.0; it must be above 0"),
         (("--warmup", -1), "warmup_seconds is -1.0; it must be 0 or more"),
         (("--rate", "nan"), "rate is nan"),
+        (("--rate", 1e300), "rate is 1e+300; it must be 100000 or less: send from more machines"),
         (("--rate", "inf"), "rate is inf; it must be above 0, and finite"),
         (("--warmup", "inf"), "warmup_seconds is inf"),
         (("--compare", "a", "b", "--sweep"), "--compare sends nothing"),

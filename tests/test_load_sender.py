@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from load_records import plan_at, tally_of
 
+from packshot.errors import InvalidInput
 from packshot.intervals import mean_interval, quantile_interval
-from packshot.load import sender
+from packshot.load import sender, wire
 from packshot.load.arrivals import due_times
 from packshot.load.messages import Order
 from packshot.load.observed import Reading, between
@@ -87,6 +88,18 @@ def test_what_is_sent_late_counts_from_when_it_was_due():
     assert len(tally.cpu_seconds) == 1
 
 
+@pytest.mark.parametrize("arrivals", ["constant", "poisson"])
+def test_what_can_no_longer_be_sent_is_counted_in_one_step(arrivals):
+    """A sender so late that all deadlines have passed."""
+    plan = plan_at(rate=10_000, arrivals=arrivals, warmup_seconds=1.0, seconds=2.0, slo_ms=100)
+    at_once, begin = AtOnce(), time.monotonic() - 3.0 - plan.timeout_seconds
+    run = Run(at_once, Order(plan=plan, number=0, senders=1, begin=begin))
+    tally = asyncio.run(run.tally(lambda _: None))
+    assert (at_once.allowed, tally.errors) == ([], {"NOT_SENT": tally.sent})
+    assert tally.sent == pytest.approx(20_000, rel=0.05)
+    assert decoded(tally.lag).get_total_count() == 0, "none was sent, late or not"
+
+
 def test_several_processes_add_up_to_one():
     random = np.random.default_rng(0)
     parts = [list(random.exponential(0.05, 300)) for _ in range(3)]
@@ -129,6 +142,20 @@ def test_intervals_hold_what_they_promise():
     assert np.mean(held) == pytest.approx(0.95, abs=0.02)
     with pytest.raises(ValueError, match="3 samples"):
         mean_interval([1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "requests"), [(5, 2, 3), (2, 5, 1), (4, 4, 1), (3, 1, 3)]
+)
+def test_the_largest_request_is_known_before_it_is_made(monkeypatch, count, size, requests):
+    images = [bytes(number * 10) for number in range(1, count + 1)]
+    endless = [*images * size]
+    largest = max(sum(map(len, endless[k * size : (k + 1) * size])) for k in range(requests))
+    monkeypatch.setattr(wire, "MAX_MESSAGE_BYTES", largest)
+    assert len(requests_of(plan_at(images_per_request=size), images)) == requests
+    monkeypatch.setattr(wire, "MAX_MESSAGE_BYTES", largest - 1)
+    with pytest.raises(InvalidInput, match=f"have {largest} bytes; a request has at most"):
+        requests_of(plan_at(images_per_request=size), images)
 
 
 @pytest.mark.parametrize(

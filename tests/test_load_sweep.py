@@ -184,6 +184,14 @@ def test_only_what_the_server_refused_for_overload_is_no_fault():
     )
 
 
+def test_no_rate_is_tried_that_no_client_can_send():
+    class Fast(Queue):
+        CAPACITY, SECONDS = 60_000.0, 0.0001
+
+    found = asyncio.run(sweep(Fast(), plan_at(rate=None, seconds=0.1), lambda _: None))
+    assert found.points[-1].plan.rate == pytest.approx(90_000, rel=0.05)
+
+
 def test_a_sweep_of_images_that_cannot_be_used_has_no_rate_to_try():
     class Unusable(Queue):
         async def run(self, plan: LoadPlan) -> LoadReport:

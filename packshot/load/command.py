@@ -15,7 +15,7 @@ from tqdm import tqdm
 from packshot import __version__
 from packshot.channel import Connection
 from packshot.cli_options import tls_of, token_of
-from packshot.errors import InvalidInput, PackshotError
+from packshot.errors import ImageError, InvalidInput, PackshotError
 from packshot.image import ImageSpec, load_pixels
 from packshot.image_names import image_names, printable
 from packshot.load import LoadReport, Source, Sweep, run_load, run_sweep
@@ -104,10 +104,11 @@ def measured(options: argparse.Namespace) -> tuple[Results, BaseException | None
     served = served_by(plan, connection)
     if options.metrics_url:
         read_metrics(options.metrics_url)  # a wrong one is told before the load, not after
-    images = _images(options.images)
+    named = _images(options.images)
+    images = [image for _, image in named]
     sent = _sent(images, options.images)
     if options.pixels:
-        images = [_pixels(image, served.crop) for image in images]
+        images = [_pixels(name, image, served.crop) for name, image in named]
     source = Source(options.metrics_url, served.model) if options.metrics_url else None
     with Live() as live:
         if options.sweep:
@@ -203,15 +204,19 @@ def _sent(images: Sequence[bytes], patterns: Sequence[str]) -> SentImages:
     )
 
 
-def _images(patterns: Sequence[str]) -> list[bytes]:
-    """In memory: as many as fit there, evenly chosen. Raises InvalidInput for an unreadable one."""
+def _images(patterns: Sequence[str]) -> list[tuple[str, bytes]]:
+    """With their names, in memory: as many as fit there, evenly chosen.
+
+    Raises InvalidInput for an unreadable one.
+    """
     if not patterns:
-        return photos(GENERATED)
+        return [(f"photograph {number}", image) for number, image in enumerate(photos(GENERATED))]
     names = image_names(patterns)
     try:
         mean_bytes = sum(Path(name).stat().st_size for name in names) / len(names)
         count = max(1, min(len(names), MOST_IMAGES, int(MOST_BYTES / max(1.0, mean_bytes))))
-        images = [Path(names[i * len(names) // count]).read_bytes() for i in range(count)]
+        chosen = [names[i * len(names) // count] for i in range(count)]
+        images = [(name, Path(name).read_bytes()) for name in chosen]
     except OSError as error:
         raise InvalidInput(f"{error.filename}: {error.strerror}") from error
     if count < len(names):
@@ -225,9 +230,12 @@ def _named(patterns: Sequence[str]) -> str:
     return printable("".join([*patterns[:1], more]))
 
 
-def _pixels(image: bytes, crop: int) -> bytes:
+def _pixels(name: str, image: bytes, crop: int) -> bytes:
     spec = ImageSpec(crop=crop, resize_short_side=max(crop, ImageSpec().resize_short_side))
-    return load_pixels(image, spec).tobytes()
+    try:
+        return load_pixels(image, spec).tobytes()
+    except ImageError as error:
+        raise InvalidInput(f"{name}: {error}") from error
 
 
 class Live:

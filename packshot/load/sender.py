@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -109,9 +109,12 @@ class Run:
         clients = len(range(order.number, order.plan.concurrency, order.senders))
         await asyncio.gather(*(self._closed_loop() for _ in range(clients)))
 
-    async def _open_loop(self, dues: Iterable[float]) -> None:
+    async def _open_loop(self, dues: Iterator[float]) -> None:
         async with asyncio.TaskGroup() as group:
             for due in dues:
+                if self._is_over():
+                    self._recorder.never_sent(itertools.chain((due,), dues))
+                    return
                 if not await self._comes(due):
                     return
                 group.create_task(self._send_late(due))
@@ -130,6 +133,11 @@ class Run:
                 return False
         await asyncio.sleep(max(0.0, left))  # if it has passed too: answers are read meanwhile
         return moment < self._recorder.window.closes
+
+    def _is_over(self) -> bool:
+        """Whether the deadline of all that was due has passed."""
+        closes = self._recorder.window.closes
+        return time.monotonic() >= closes + self._order.plan.timeout_seconds
 
     async def _send_late(self, due: float) -> None:
         self._recorder.late(due, time.monotonic() - due)

@@ -10,7 +10,7 @@ from packshot.intervals import Interval
 from packshot.load.arrivals import seed_of_run
 from packshot.load.report import LoadReport, with_details
 from packshot.load.senders import Senders
-from packshot.load_plan import LoadPlan
+from packshot.load_plan import MOST_RATE, LoadPlan
 
 LADDER = (0.25, 0.5, 0.7, 0.85, 1.0, 1.25, 1.5, 2.0)
 """Rates, in parts of what the closed loop reached."""
@@ -110,10 +110,13 @@ async def _all_runs(plan: LoadPlan, run: Callable[..., Awaitable[LoadReport]]) -
     await run(rate=None, concurrency=1)
     closed = await run(rate=None)
     peak = closed.answers.mean / plan.images_per_request
-    points = [await run(rate=peak * share) for share in LADDER]
+    rates = [peak * share for share in LADDER]
+    points = [await run(rate=rate) for rate in rates if rate <= MOST_RATE]
     for _ in range(MOST_DOUBLINGS):
         # Beyond what the client can send, its own limit would be found.
-        if not _kept_up(points[-1]) or _client_ended(points[-1]):
+        if not points or not _kept_up(points[-1]) or _client_ended(points[-1]):
+            break
+        if 2 * _rate(points[-1]) > MOST_RATE:
             break
         points.append(await run(rate=2 * _rate(points[-1])))
     if plan.slo_ms is not None:

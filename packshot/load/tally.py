@@ -109,6 +109,13 @@ class Recorder:
             if details:
                 self._error_details.setdefault(code, details[:MOST_DETAILS])
 
+    def never_sent(self, dues: Iterable[float]) -> None:
+        """Their deadlines have passed."""
+        count = sum(map(self.window.holds, dues))
+        self._sent += count
+        self.failed += count
+        self._errors["NOT_SENT"] += count
+
     def refused(self, due: float, seconds: float) -> None:
         """For overload, so long after it was sent."""
         if self.window.holds(due):

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from packshot.client import MAX_MESSAGE_BYTES
+from packshot.errors import InvalidInput
 from packshot.load_plan import Api, LoadPlan
 from packshot.services import CLASSIFIER, OPEN_INFERENCE
 from packshot.v1 import classifier_pb2 as pb
@@ -22,11 +24,29 @@ class Wire(NamedTuple):
 
 
 def requests_of(plan: LoadPlan, images: Sequence[bytes]) -> list[bytes]:
-    """Each image is in one of them or, to fill the last, in two; few are sent again and again."""
+    """Each image is in one of them or, to fill the last, in two; few are sent again and again.
+
+    Raises InvalidInput for requests that are too large.
+    """
     size = plan.images_per_request
     endless = itertools.cycle(images)
+    largest = _largest(images, size)
+    if largest > MAX_MESSAGE_BYTES:  # told before it takes memory
+        raise InvalidInput(
+            f"{size} images have {largest} bytes; a request has at most {MAX_MESSAGE_BYTES}: send "
+            "fewer or smaller images in one"
+        )
     groups = (list(itertools.islice(endless, size)) for _ in range(-(-len(images) // size)))
     return [WIRES[plan.api].request(plan, group) for group in groups]
+
+
+def _largest(images: Sequence[bytes], size: int) -> int:
+    """Bytes of the images of the largest request."""
+    whole, rest = divmod(size, len(images))
+    sizes = [len(image) for image in images]
+    twice = [*sizes, *sizes]
+    starts = (first % len(images) for first in range(0, len(images), size))
+    return whole * sum(sizes) + max(sum(twice[start : start + rest]) for start in starts)
 
 
 def _classify_request(plan: LoadPlan, images: Sequence[bytes]) -> bytes:
