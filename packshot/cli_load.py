@@ -26,7 +26,10 @@ def load(options: argparse.Namespace) -> int:
 
 def add_load_verb(verbs: Any) -> None:
     text = "send requests for a while and report latency and throughput"
-    verb = connected_verb(verbs, "load", load, text)
+    _add_options(connected_verb(verbs, "load", load, text))
+
+
+def _add_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "images",
         nargs="*",
@@ -36,6 +39,13 @@ def add_load_verb(verbs: Any) -> None:
     _add_amount(verb.add_argument_group("how much"))
     _add_content(verb.add_argument_group("what is sent"))
     _add_output(verb.add_argument_group("what is told"))
+
+
+def default_options() -> argparse.Namespace:
+    """Where none is given: those of a load, without the server's address and how to be let in."""
+    parser = argparse.ArgumentParser()
+    _add_options(parser)
+    return parser.parse_args([])
 
 
 def _add_amount(what: Any) -> None:

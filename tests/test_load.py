@@ -469,6 +469,26 @@ def test_a_wrong_address_and_a_wrong_metrics_page_are_told_at_once(server):
         (("--warmup", "inf"), "warmup_seconds is inf"),
         (("--compare", "a", "b", "--sweep"), "--compare sends nothing"),
         (("--compare", "a", "b", "c.jpg", "--slo-ms", 5), "leave images, --slo-ms out"),
+        (("--compare", "a", "b", "--rate", 0), "leave --rate out"),
+        (
+            (
+                "--compare",
+                "a",
+                "b",
+                "--pixels",
+                "--images-per-request",
+                2,
+                "--seconds",
+                3,
+                "--warmup",
+                0,
+                "--processes",
+                3,
+                "--api",
+                "open-inference",
+            ),
+            "leave --seconds, --warmup, --processes, --images-per-request, --pixels, --api out",
+        ),
         (("--compare", "nothing-there", "b"), "nothing-there: no such file"),
         (("--rate", 5, "--concurrency", 4), "leave --concurrency out, or --rate"),
         (("--arrivals", "constant"), "give --rate or --sweep"),
@@ -504,6 +524,17 @@ def test_a_server_that_was_restarted_is_no_window(server, store):
         between(read_metrics(server.metrics_url), read_metrics(fresh.metrics_url), "colours")
     window = between(before, read_metrics(server.metrics_url), "colours")
     assert (window.images, window.dropped, window.refused) == (3, {}, {})
+
+
+def test_the_metrics_of_another_server_are_not_believed(server, store):
+    plan = LoadPlan(target=server.target, rate=40, seconds=1, **AT_ONCE)
+    with serving("--models", store) as other:
+        strange = run_load(plan, [RED], source=Source(other.metrics_url, "colours"))
+    (doubt,) = (doubt for doubt in strange.doubts if doubt.kind == "server_unseen")
+    assert "counted none of this model's images: check --metrics-url" in doubt.text
+    assert (strange.answered, strange.server) == (40, None)
+    report = run_load(plan, [RED], source=Source(server.metrics_url, "colours"))
+    assert report.server.images > 0
 
 
 def test_a_server_whose_metrics_cannot_be_read_costs_no_result(server):

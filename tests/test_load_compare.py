@@ -96,6 +96,13 @@ def test_what_differs_between_the_two_tests_is_told_first():
     assert "100 requests/s (poisson) -> 80 requests/s (poisson)" in text
 
 
+def test_the_processes_of_two_sweeps_are_those_of_their_rates():
+    one = load_report([40.0] * 400, rate=40.0)
+    three = msgspec.structs.replace(one, client_cores=[0.1, 0.2, 0.3])
+    text = compared(sweep_of(one), sweep_of(three))
+    assert "WARNING different client processes: 1 -> 3" in text
+
+
 def test_doubts_of_either_are_repeated():
     late = load_report(SPREAD, lag_ms=90.0)
     assert "WARNING before, at 16 requests in flight: at one moment" in compared(late, USUAL)

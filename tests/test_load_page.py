@@ -105,6 +105,11 @@ def test_a_sweep_is_shown_whole():
         assert part in text, part
 
 
+def test_the_processes_of_a_sweep_are_those_of_its_rates():
+    rate = msgspec.structs.replace(RATES[0], client_cores=[0.1, 0.2, 0.3])
+    assert "3 process(es)" in Parsed(page(results_of(sweep_of(rate)))).text
+
+
 def test_a_run_is_shown_whole():
     html = page(results_of(load_report(SPREAD, refused=100, rate=50.0, errors={"damaged": 1})))
     assert set(charts(html)) == {

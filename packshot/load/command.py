@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from packshot import __version__
 from packshot.channel import Connection
+from packshot.cli_load import default_options
 from packshot.cli_options import tls_of, token_of
 from packshot.errors import ImageError, InvalidInput, PackshotError
 from packshot.image import ImageSpec, load_pixels
@@ -40,11 +41,6 @@ from packshot.machine import this_machine
 
 MOST_IMAGES, MOST_BYTES = 256, 64_000_000  # in the memory of each client process
 GENERATED = 24  # of which each takes a while to draw
-NOT_GIVEN: tuple[object, ...] = (None, False, [])
-OF_A_LOAD = (
-    "images", "json", "out", "sweep", "rate", "arrivals", "concurrency", "seed", "slo_ms", "pixels",
-    "metrics_url",
-)  # fmt: skip
 FEWEST_OF_A_SWEEP = 3  # runs: both closed loops, which all else goes by, and a rate
 
 
@@ -87,7 +83,8 @@ def _all_well(results: Results) -> bool:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    if ignored := [name for name in OF_A_LOAD if getattr(options, name) not in NOT_GIVEN]:
+    of_a_load = {**vars(default_options()), "compare": options.compare}
+    if ignored := [name for name in of_a_load if getattr(options, name) != of_a_load[name]]:
         names = ", ".join(
             name if name == "images" else f"--{name.replace('_', '-')}" for name in ignored
         )

@@ -103,7 +103,7 @@ def _differences(
         *_fields("client's ", before.machine, after.machine),
         *(each for each in _fields("", first.plan, second.plan) if each[0] != "model"),
         ("version of packshot", before.packshot, after.packshot),
-        ("client processes", len(first.client_cores), len(second.client_cores)),
+        ("client processes", before.client_processes, after.client_processes),
         ("server's figures", _observed(first), _observed(second)),
     ]:
         if old != new:

@@ -114,7 +114,7 @@ def conditions_table(results: Results, run: LoadReport) -> str:
             "SLO": slo,
             "images": f"{images.count} of {images.mean_bytes / 1000:.1f} kB in the mean, sent in "
             f"turn{' as raw pixels' if plan.pixels else ''}: {images.source}",
-            "client": f"packshot {results.packshot}, {len(run.client_cores)} process(es), seed "
+            "client": f"packshot {results.packshot}, {results.client_processes} process(es), seed "
             f"{plan.seed}",
             "ended": results.created,
         }

@@ -43,6 +43,11 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
             return () if self.run is None else (self.run,)
         return self.sweep.runs
 
+    @property
+    def client_processes(self) -> int:
+        """The most of any run: of a sweep's loops with few in flight, fewer send."""
+        return max((len(run.client_cores) for run in self.runs), default=0)
+
 
 def read_results(path: Path) -> Results:
     """A load.json, or the folder that holds it. Raises NotFound or DamagedFile."""

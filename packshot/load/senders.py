@@ -26,7 +26,7 @@ from packshot.load.messages import (
 )
 from packshot.load.observed import ServerWindow, between, read_metrics
 from packshot.load.report import Doubt, LoadReport, report_of
-from packshot.load.tally import Tally, Window, merged
+from packshot.load.tally import SLICES, Tally, Window, merged
 from packshot.load.wire import requests_of
 from packshot.load_plan import LoadPlan
 
@@ -106,7 +106,8 @@ class Senders:
             self._course = None
         tally = merged(task.result() for task in running)
         stopped_after = None if course.stopped_at is None else course.stopped_at - opens
-        return report_of(plan, tally, observing.result(), stopped_after=stopped_after)
+        server = self._believed(observing.result(), tally)
+        return report_of(plan, tally, server, stopped_after=stopped_after)
 
     @property
     def counting(self) -> bool:
@@ -140,6 +141,21 @@ class Senders:
             return Doubt(
                 kind="server_unseen", text=f"the server's own figures are missing: {error}"
             )
+
+    def _believed(
+        self, server: ServerWindow | Doubt | None, tally: Tally
+    ) -> ServerWindow | Doubt | None:
+        """What was answered right after the window opened may have been counted before it."""
+        late_answers = sum(tally.images_by_slice[SLICES // 2 :])
+        if self._source is None or not isinstance(server, ServerWindow):
+            return server
+        if server.images or not late_answers:
+            return server
+        return Doubt(
+            kind="server_unseen",
+            text=f"the server's own figures are missing: {self._source.url} counted none of this "
+            "model's images: check --metrics-url",
+        )
 
 
 @asynccontextmanager
