@@ -85,8 +85,8 @@ def limit(report: LoadReport) -> str:
     told = (
         f"{window.cpu_cores:.1f} of {cores} cores, batches of {window.batch_images_mean or 0:.1f}"
     )
-    if report.doubts:
-        return f"the load generator ({report.doubts[0].text})"
+    if late := [doubt.text for doubt in report.doubts if doubt.of_client]:
+        return f"the load generator ({late[0]})"
     if sum((window.cpu_cores, *report.client_cores)) >= BUSY * cores:
         return f"the cores ({told})"
     if window.saturation >= BUSY:

@@ -52,7 +52,9 @@ class Loops:
         self._images = images
         self._seconds = seconds
         self._engine = open_onnx(path, engine)
-        self._sessions = [session(str(path), cores, spinning) for spinning in (True, False)]
+        self._sessions = [
+            session(str(path), cores, spinning=spinning) for spinning in (True, False)
+        ]
         self._lanes = [
             batches(images, LANE_BATCH, self._packshot_decoder, first=number)
             for number in range(cores)

@@ -14,7 +14,7 @@ from processes import ROOT, program
 from scraped import need
 
 import packshot
-from packshot.cli_probe import READY
+from packshot.services import CLASSIFIER
 from serving.settings import Settings, options
 
 DEPLOY = ROOT / "deploy"
@@ -117,7 +117,7 @@ def test_the_server_knows_what_it_is_told(monkeypatch):
 def test_the_probe_asks_whether_the_server_is_ready():
     kind, *command = SERVER["healthcheck"]["test"]
     assert kind == "CMD"
-    assert command[command.index("--service") + 1] == READY
+    assert command[command.index("--service") + 1] == CLASSIFIER
     done = program("packshot.cli", "probe", "--help")
     for flag in (one for one in command if one.startswith("--")):
         assert flag in done.stdout, shlex.join(command)

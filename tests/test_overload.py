@@ -10,7 +10,7 @@ from processes import FAKE_SERVING, TIMEOUT, Server, serving, until
 from tiny import PURE, jpeg, tiny_bundle
 
 from packshot import Client
-from packshot.errors import Overloaded
+from packshot.errors import DeadlineExceeded, Overloaded
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierStub
 
@@ -57,6 +57,15 @@ def test_a_request_without_a_deadline_gets_the_servers(store, tmp_path):
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert error.details() == "no answer within 0.500 s"
         (tmp_path / "hang").unlink()
+
+
+def test_a_deadline_that_passes_is_said_so(store, tmp_path):
+    with (
+        held(store, tmp_path) as (server, _),
+        Client(server.target, timeout_seconds=0.5) as client,
+        pytest.raises(DeadlineExceeded, match=server.target),
+    ):
+        client.classify(RED)
 
 
 def test_a_refusal_that_could_only_be_tried_again_too_late_says_so(store, tmp_path):
