@@ -62,7 +62,7 @@ class Models:
     def _why_not(self, name: str) -> str:
         """What did not pass of a model that none of serves."""
         tried = self.rejected.get(name, {}).items()
-        return "".join(f", as version {version} is {one.reason}" for version, one in tried)
+        return "".join(f", as {_in_words(place)} is {one.reason}" for place, one in tried)
 
     def serving(self, name: str) -> Model | None:
         return self._serving.get(name)
@@ -104,3 +104,8 @@ class Models:
 
     def _listed(self) -> str:
         return ", ".join(self.names)
+
+
+def _in_words(place: str) -> str:
+    """A version's number, or the file that names one."""
+    return f"version {place}" if place.isdecimal() else f"`{place}`"

@@ -109,7 +109,10 @@ class Reloader:
         except (PackshotError, OSError) as error:
             log.error("the store cannot be read: %s", error)
             return []
-        return list(self._names) or sorted({*found, *self._models.names})
+        present = list(self._names) or sorted({*found, *self._models.names})
+        for gone in self._models.rejected.keys() - present:
+            del self._models.rejected[gone]
+        return present
 
     async def _look(self, name: str, *, asked: bool) -> None:
         """`asked`: by SIGHUP, on which even what failed before is tried again."""

@@ -234,17 +234,26 @@ def test_a_model_of_which_nothing_can_be_served_is_told_of_with_the_reason(tmp_p
     tiny_bundle(tmp_path, "apples")
     tiny_bundle(tmp_path, "boots")
     spoil(tmp_path, "boots")
-    with serving("--models", tmp_path) as server:
-        with client_of(server, "boots") as client:
-            told = "no model 'boots', as version 1 is damaged; this server has apples"
-            with pytest.raises(NotFound, match=told):
-                client.model()
-        with grpc.insecure_channel(server.target) as channel:
-            ask = GRPCInferenceServiceStub(channel).RepositoryIndex
-            index = ask(oip.RepositoryIndexRequest(), timeout=TIMEOUT).models
-        assert [(one.name, one.state, one.reason) for one in index] == [
-            ("apples", "READY", ""), ("boots", "UNAVAILABLE", "damaged"),
-        ]  # fmt: skip
+    with (
+        serving("--models", tmp_path, "--reload-seconds", 0.05) as server,
+        client_of(server, "boots") as client,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        ask = GRPCInferenceServiceStub(channel).RepositoryIndex
+
+        def index() -> list[tuple[str, str, str]]:
+            models = ask(oip.RepositoryIndexRequest(), timeout=TIMEOUT).models
+            return [(one.name, one.state, one.reason) for one in models]
+
+        serves, damaged = ("apples", "READY", ""), ("boots", "UNAVAILABLE", "damaged")
+        assert index() == [serves, damaged]
+        told = "no model 'boots', as version 1 is damaged; this server has apples"
+        with pytest.raises(NotFound, match=told):
+            client.model()
+        shutil.rmtree(tmp_path / "boots")
+        until(lambda: index() == [serves])
+        with pytest.raises(NotFound, match="no model 'boots'; this server has apples"):
+            client.model()
 
 
 def test_a_rejected_version_that_is_removed_is_forgotten_by_sighup_alone(tmp_path):

@@ -94,9 +94,12 @@ class Run:
         return self._recorder.tally(used.result())
 
     def stop(self, at: float) -> None:
-        """Nothing is sent any more, and the window ends there; what was sent is waited for."""
+        """Nothing is sent any more; the window ends there, or now if that has passed, as what was
+        due until now is counted. What was sent is waited for.
+        """
         window = self._recorder.window
-        self._recorder.window = window._replace(closes=min(at, window.closes))
+        closes = min(max(at, time.monotonic()), window.closes)
+        self._recorder.window = window._replace(closes=closes)
 
     async def _send_all(self) -> None:
         order, end = self._order, self._recorder.window.closes

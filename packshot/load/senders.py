@@ -119,7 +119,9 @@ class Senders:
         course = self._course
         if course is None or course.stopped.is_set():
             return
-        course.stopped_at = min(time.monotonic(), course.window.closes)
+        # A moment ahead, so that all clients can hear of it before.
+        soon = time.monotonic() + HEAD_START_SECONDS
+        course.stopped_at = min(soon, course.window.closes)
         course.stopped.set()
         for process in self._processes:
             assert process.stdin is not None
