@@ -210,7 +210,7 @@ def test_the_rest_of_the_set_comes_to_its_end(tmp_path):
     """So short that no figure means anything, but each is there, and a number."""
     tiny_bundle(tmp_path, int8=colour_network())
     where = ("--models", tmp_path, "--model", "colours", "--out", tmp_path / "out")
-    short = ("--rounds", 1, "--seconds", 0.2, "--images", 2, "--only", ",".join(BRIEFLY))
+    short = ("--rounds", 1, "--seconds", 0.8, "--images", 2, "--only", ",".join(BRIEFLY))
     done = program("benchmarks", *where, *short)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 benchmarks failed" in done.stdout
