@@ -141,7 +141,8 @@ def report_of(
         client_cores=client_cores,
         server=None if isinstance(server, Doubt) else server,
         doubts=(
-            *_doubts(plan, client_cores, latency_ms, lag_ms, tally),
+            *_doubts_of_client(plan, client_cores, latency_ms, lag_ms, tally),
+            *_doubts_of_answers(tally),
             *([server] if isinstance(server, Doubt) else []),
             *_stopped(plan, stopped_after),
         ),
@@ -195,7 +196,7 @@ def _intervals(text: str) -> dict[str, Interval]:
     return found
 
 
-def _doubts(
+def _doubts_of_client(
     plan: LoadPlan,
     client_cores: list[float],
     latency_ms: Mapping[str, float],
@@ -231,6 +232,9 @@ def _doubts(
             text=f"{too_many} requests were never sent, as {MOST_IN_FLIGHT} were unanswered: the "
             "server does not keep up, and the rate was lower than asked for",
         )
+
+
+def _doubts_of_answers(tally: Tally) -> Iterator[Doubt]:
     if faults := _faults(tally.errors):
         yield Doubt(
             kind="failed",
