@@ -100,9 +100,12 @@ class Admission:
                 encoded += ticket.pending * ticket.encoded / ticket.images
         return images, encoded
 
-    def let_in(self, ticket: Ticket, *, fastest_run_seconds: float) -> list[Ticket]:
-        """Returns the bulk requests that are shed for it. Raises Overloaded, InvalidInput."""
-        self._check_time(ticket, fastest_run_seconds)
+    def let_in(self, ticket: Ticket, *, at_best_seconds: float) -> list[Ticket]:
+        """Returns the bulk requests that are shed for it. Raises Overloaded, InvalidInput.
+
+        `at_best_seconds`: what it will take at least, whatever experience says.
+        """
+        self._check_time(ticket, at_best_seconds)
         shed = self._make_room(ticket)
         for one in shed:
             one.shed = True
@@ -123,12 +126,12 @@ class Admission:
         self._bytes += sign * ticket.size
         self._metrics.in_progress(self.images)
 
-    def _check_time(self, ticket: Ticket, fastest_run_seconds: float) -> None:
+    def _check_time(self, ticket: Ticket, at_best_seconds: float) -> None:
         corrected = ticket.predicted_seconds * self._correction.high
         allowed = ticket.deadline - ticket.admitted_at
         # With nothing else to do a request is tried: estimates that have become too high would
         # otherwise refuse everything, and never be corrected.
-        untried = self.empty and allowed >= fastest_run_seconds
+        untried = self.empty and allowed >= at_best_seconds
         if corrected > allowed and not untried:
             self._metrics.refused("deadline")
             left = max(0.0, allowed)

@@ -68,9 +68,10 @@ class Health:
         return find().why_not_ready(self._hang_seconds) is None
 
     def saturation(self) -> float:
-        """Models share the cores: what each takes of them adds up."""
-        lanes = sum(model.scheduler.lanes.utilisation.share() for model in self._models)
-        return min(1.0, max(lanes, self._decoders.utilisation.share()))
+        """Models on a CPU share its cores; of those on a device, what each takes adds up."""
+        cores = {model.scheduler.cores for model in self._models}
+        busy = sum(one.utilisation.share() for one in cores)
+        return min(1.0, max(busy, self._decoders.utilisation.share()))
 
     async def enter(self, state: State) -> None:
         """The server is in this state from now on, and whoever watches is told."""

@@ -12,7 +12,6 @@ from typing import NamedTuple, TypeAlias
 from packshot.errors import ImageError, PackshotError, ServiceFailed
 from packshot.image import Pixels
 from serving.engines import Answer, Engine
-from serving.saturation import Utilisation
 from serving.stages import Stage
 from serving.threads import Threads
 
@@ -40,7 +39,6 @@ class Lanes:
         self.engine = engine
         self.idle = 0  # lanes that wait for a batch
         self.failures_in_a_row = 0
-        self.utilisation = Utilisation(engine.lanes, clock)
         self._clock = clock
         self._started: dict[int, float] = {}  # number of a batch -> when its last step began
         self._left_behind = False
@@ -59,11 +57,10 @@ class Lanes:
 
     async def run(self, pictures: Sequence[Picture], *, alone: bool) -> Outcome:
         """Raises whatever the engine raises."""
-        number, width = next(self._numbers), self.engine.lanes if alone else 1
+        number = next(self._numbers)
         self._started[number] = self._clock()
-        self.utilisation.add(width)
         return await self._threads.run(
-            self._in_thread, number, pictures, alone, ended=partial(self._ended, number, width)
+            self._in_thread, number, pictures, alone, ended=partial(self._ended, number)
         )
 
     async def close(self) -> None:
@@ -78,9 +75,8 @@ class Lanes:
             return
         await asyncio.to_thread(self.engine.close)
 
-    def _ended(self, number: int, width: int) -> None:
+    def _ended(self, number: int) -> None:
         del self._started[number]
-        self.utilisation.add(-width)
         if self._left_behind and not self._started:
             log.warning("engine %s, left behind, has come back: closed", self.engine.name)
             threading.Thread(target=self.engine.close, daemon=True).start()

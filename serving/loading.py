@@ -11,6 +11,7 @@ import msgspec
 
 from packshot.bundle import Bundle
 from packshot.errors import PackshotError
+from serving.cores import Cores
 from serving.engines.open import EngineChoice, Opened, Refusal, open_engine
 from serving.latency import LatencyModel
 from serving.metrics import Metrics
@@ -38,6 +39,7 @@ class Loader:
     def __init__(self, folder: Path, choice: EngineChoice, room: Room, metrics: Metrics) -> None:
         self.supply = supply_in(folder)
         self._choice = choice
+        self._cores = Cores(choice.lanes)
         self._room = room
         self._metrics = metrics
         self._replacing: set[asyncio.Task[None]] = set()
@@ -88,6 +90,7 @@ class Loader:
             max_queued_images=self._room.max_images,
             max_queued_bytes=self._room.max_bytes,
             metrics=metrics,
+            cores=self._cores,
             on_failing=lambda: self._replace_engine(model),
         )
         model = Model(bundle=bundle, opened=opened, scheduler=scheduler, metrics=metrics)

@@ -1,7 +1,8 @@
 """An engine and those who wait for it: lets requests in, runs their images, tells the answers.
 
 Work-conserving: a free lane takes what is there at once, so batches form only while lanes are busy.
-Several lanes share what waits evenly: on a CPU two half batches on two cores beat one whole.
+Several lanes share what waits evenly: on a CPU two half batches on two cores beat one whole. The
+cores are those of other models' lanes, too.
 """
 
 import asyncio
@@ -9,11 +10,12 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
 from packshot.errors import Overloaded, PackshotError, ServiceFailed, Unavailable
 from serving.admission import RETRY_AFTER_SECONDS, Admission, Priority, Ticket, Urgency
+from serving.batching import Batch, Batching
+from serving.cores import Cores
 from serving.engines import Answer, Engine
 from serving.lanes import Lanes, Outcome, Picture
 from serving.latency import LatencyModel
@@ -25,20 +27,10 @@ log = logging.getLogger("packshot.scheduler")
 
 HANGS_SECONDS = 30.0  # an engine that is no longer wanted, in one run
 FAILURES_TO_REPLACE = 3
-COMPANY_FRESHNESS = 0.1  # about the last ten requests count
 
 
 State = Literal["serving", "being_replaced", "closing", "closed"]
 """being_replaced: the engine failed, and gets nothing until another is in its place."""
-
-
-@dataclass(kw_only=True, eq=False)
-class Batch:
-    """Images that run together; `alone`: on all cores, as nothing else runs."""
-
-    items: list[Item]
-    alone: bool
-    ends_at: float = 0.0  # as predicted, once it runs
 
 
 class Scheduler:
@@ -52,10 +44,13 @@ class Scheduler:
         max_queued_images: int,
         max_queued_bytes: int = 1 << 30,
         metrics: ModelMetrics,
+        cores: Cores | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_failing: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_failing` is called when the engine has failed three times in a row.
+        """`cores`: what lanes with a core each share with those of other models; none: nobody.
+
+        `on_failing` is called when the engine has failed three times in a row.
 
         The engine then gets nothing more until `take_over` puts another in its place, or
         `carry_on` tells that there is none.
@@ -67,8 +62,7 @@ class Scheduler:
             max_images=max_queued_images, max_bytes=max_queued_bytes, metrics=metrics, clock=clock
         )
         self._waiting = Waiting(metrics, clock)
-        self._running: set[Batch] = set()
-        self._company = 0.0  # share of requests, of late, that met others
+        self._shared = cores
         self._work = asyncio.Event()
         self._changed = asyncio.Event()  # somebody left, or the state is another
         self._state: State = "serving"
@@ -78,6 +72,10 @@ class Scheduler:
     def _start(self, engine: Engine, latency: LatencyModel) -> None:
         self._latency = latency
         self.lanes = lanes = Lanes(engine, self._clock)
+        shared = None if engine.lanes_share else self._shared
+        self.cores = shared or Cores(engine.lanes, self._clock)
+        self.cores.join(self)
+        self._batching = Batching(engine, latency, self._waiting, self.cores, self._metrics)
         self._serving = [asyncio.create_task(self._serve_lane(lanes)) for _ in range(engine.lanes)]
 
     @property
@@ -149,9 +147,11 @@ class Scheduler:
             predicted_seconds=decode_seconds
             + self.predict_seconds(images, (priority, deadline), encoded),
         )  # fmt: skip
-        self._company += COMPANY_FRESHNESS * ((not self._admission.empty) - self._company)
-        fastest = self._latency.fastest_run_seconds
-        for shed in self._admission.let_in(ticket, fastest_run_seconds=fastest):
+        self._batching.request_came()
+        at_best = self._latency.fastest_run_seconds
+        if self.cores.occupied:  # if not by its own model, by others
+            at_best = ticket.predicted_seconds
+        for shed in self._admission.let_in(ticket, at_best_seconds=at_best):
             self._fail_queued(shed)
         try:
             yield ticket
@@ -165,12 +165,10 @@ class Scheduler:
         """Until `images` of that urgency, `encoded` of them still to be decoded by a lane, would be
         run, if nothing more urgent comes.
         """
-        latency = self._latency
-        if self._admission.empty and self._runs_alone(images):
+        latency, cores = self._latency, self.cores
+        if not cores.occupied and self._batching.runs_alone(images):
             return latency.decode_seconds(encoded) + latency.run_seconds(images, alone=True)
         lanes = 1 if self.engine.lanes_share else self.engine.lanes
-        now = self._clock()
-        busy = sum(max(0.0, batch.ends_at - now) for batch in self._running)
         ahead, encoded_ahead = self._admission.ahead(urgency)
         work = latency.work_seconds(ahead + images) + latency.decode_seconds(
             encoded_ahead + encoded
@@ -178,7 +176,22 @@ class Scheduler:
         # Its own images share the lanes, if nothing else is in them.
         most_a_lane, encoded_a_lane = -(-images // lanes), -(-encoded // lanes)
         own = latency.work_seconds(most_a_lane) + latency.decode_seconds(encoded_a_lane)
-        return max((busy + work) / lanes, own)
+        elsewhere = cores.seconds_ahead(urgency, of=self)
+        return max((cores.busy_seconds() + elsewhere + work) / lanes, own)
+
+    @property
+    def occupied(self) -> bool:
+        return not self._admission.empty
+
+    def next_item(self) -> Item | None:
+        return self._waiting.first() if self.lanes.idle and not self.being_replaced else None
+
+    def seconds_ahead(self, urgency: Urgency) -> float:
+        images, encoded = self._admission.ahead(urgency)
+        return self._latency.work_seconds(images) + self._latency.decode_seconds(encoded)
+
+    def wake(self) -> None:
+        self._work.set()
 
     async def submit(self, ticket: Ticket, picture: Picture) -> Answer:
         """The answer to one image of an admitted request; cancelling the caller takes it out.
@@ -199,6 +212,7 @@ class Scheduler:
         """`engine` answers from now on, also what is queued; the old one is closed in time."""
         assert not self.closing
         old, serving = self.lanes, self._serving
+        self.cores.leave(self)
         self._start(engine, latency)
         self._become("serving")  # the old lanes see that they have been replaced, and end
         self._old.append((old, asyncio.create_task(_end_lanes(old, serving, HANGS_SECONDS))))
@@ -216,6 +230,7 @@ class Scheduler:
         self._become("closing")  # also if the engine is out: nobody will come to replace it
         await _end_lanes(self.lanes, self._serving, hangs_seconds)
         self._become("closed")
+        self.cores.leave(self)
         _fail(self._waiting, lambda: Unavailable("the server is shutting down"))
         if self._old:
             await asyncio.wait({ending for _, ending in self._old})
@@ -232,7 +247,7 @@ class Scheduler:
         lanes.idle += 1
         try:
             while lanes is self.lanes and not (self.closing and self._admission.empty):
-                if not self.being_replaced and (batch := self._form_batch(lanes)).items:
+                if not self.being_replaced and (batch := self._batching.form(lanes.idle)):
                     return batch
                 self._work.clear()
                 await self._work.wait()
@@ -240,45 +255,13 @@ class Scheduler:
         finally:
             lanes.idle -= 1
 
-    def _form_batch(self, lanes: Lanes) -> Batch:
-        self._waiting.drop_dead(self._latency, self._runs_alone)
-        waiting = len(self._waiting)
-        alone = self._runs_alone(waiting)
-        whole = alone or lanes.engine.lanes_share
-        share = waiting if whole else -(-waiting // lanes.idle)
-        most = min(share, self._latency.largest)
-        # A device takes little longer for a whole batch: there a small one would cost the others.
-        if whole:
-            items = self._waiting.take(most)
-        else:
-            items = self._waiting.take_in_time(most, self._latency)
-        if items:
-            self._metrics.batch_closed(self._closed_by(len(items), most))
-        return Batch(items=items, alone=alone)
-
-    def _closed_by(self, images: int, most: int) -> str:
-        """Why a batch has no more images."""
-        if not self._waiting:
-            return "empty"
-        if images < most:
-            return "deadline"
-        return "full" if images == self._latency.largest else "shared"
-
-    def _runs_alone(self, images: int) -> bool:
-        """On all cores at once: too little to keep the lanes busy, and nothing else runs."""
-        # Splitting takes more CPU: where the next is likely to come meanwhile, that is missed.
-        if self.lanes.running or self._company > 0.5:
-            return False
-        # Never more than a batch holds: on many cores the engine's bound is the larger one.
-        return images <= min(self.engine.largest_alone, self._latency.largest)
-
     async def _run(self, lanes: Lanes, batch: Batch) -> None:
         started, size = self._clock(), len(batch.items)
         pictures = [item.picture for item in batch.items]
-        batch.ends_at = started + self._predict_batch(batch)
-        self._running.add(batch)
+        seconds, width = self._batching.predict_seconds(batch), lanes.engine.lanes
         try:
-            outcome = await lanes.run(pictures, alone=batch.alone)
+            with self.cores.hold(seconds, width=width if batch.alone else 1):
+                outcome = await lanes.run(pictures, alone=batch.alone)
         except Exception:
             # Whatever went wrong, it is this batch's misfortune only: the lane goes on.
             log.exception("engine %s failed on a batch of %d", lanes.engine.name, size)
@@ -287,8 +270,6 @@ class Scheduler:
         except asyncio.CancelledError:
             _fail(batch.items, lambda: ServiceFailed("the engine hangs"))
             raise
-        finally:
-            self._running.discard(batch)
         if outcome.ran is not None:
             lanes.failures_in_a_row = 0
             self._learn(lanes, batch, outcome)
@@ -300,10 +281,6 @@ class Scheduler:
                 item.answer.set_exception(answer)
             else:
                 item.answer.set_result(answer)
-
-    def _predict_batch(self, batch: Batch) -> float:
-        run = self._latency.run_seconds(len(batch.items), alone=batch.alone)
-        return run + self._latency.decode_seconds(sum(item.encoded for item in batch.items))
 
     def _learn(self, lanes: Lanes, batch: Batch, outcome: Outcome) -> None:
         assert outcome.ran is not None

@@ -17,6 +17,8 @@ from serving.lanes import Picture
 from serving.latency import LatencyModel
 from serving.metrics import ModelMetrics
 
+_numbers = itertools.count()  # of all models, whose images come first come first served
+
 
 @dataclass(order=True)
 class Item:
@@ -42,7 +44,6 @@ class Waiting:
         self._metrics = metrics
         self._clock = clock
         self._items: list[Item] = []
-        self._numbers = itertools.count()
 
     def __len__(self) -> int:
         return len(self._items)
@@ -51,8 +52,12 @@ class Waiting:
         """In no order."""
         return iter(self._items)
 
+    def first(self) -> Item | None:
+        """The most urgent."""
+        return self._items[0] if self._items else None
+
     def put(self, ticket: Ticket, picture: Picture, answer: "asyncio.Future[Answer]") -> None:
-        item = Item(ticket.urgency, next(self._numbers), ticket, picture, answer, self._clock())
+        item = Item(ticket.urgency, next(_numbers), ticket, picture, answer, self._clock())
         heapq.heappush(self._items, item)
 
     def take(self, most: int) -> list[Item]:
@@ -75,8 +80,8 @@ class Waiting:
             items += self.take(1)
         return items
 
-    def drop_dead(self, latency: LatencyModel, runs_alone: Callable[[int], bool]) -> None:
-        """Takes out what nobody waits for, and what would be late even if it ran at once.
+    def drop_dead(self, latency: LatencyModel, runs_alone: Callable[[int], bool]) -> bool:
+        """Takes out what nobody waits for, and what would be late even if it ran at once, if any.
 
         What would be late by the estimates gives way to what would not, and is no less urgent; what
         is left of it goes by the fastest run so far, or estimates that have become too high would
@@ -99,12 +104,13 @@ class Waiting:
             and not any(other <= item.ticket.priority for other in priorities)
         }
         if len(kept) == len(self._items):
-            return
+            return False
         for item in self._items:
             if item.number not in kept:
                 self._drop(item, soonest)
         self._items = [item for item in self._items if item.number in kept]
         heapq.heapify(self._items)
+        return True
 
     def _drop(self, item: Item, soonest: float) -> None:
         item.ticket.not_pending()

@@ -1,7 +1,8 @@
 """Whatever comes in whatever order: nothing is lost, doubled, late, out of order or over the bound.
 
-Hypothesis makes up arrivals, cancellations, waiting, engine failures, replacements, other versions
-and drains; time is the test's own, and a run of the engine ends when the test says so.
+Hypothesis makes up arrivals for one or two models, cancellations, waiting, engine failures,
+replacements, other versions and drains; time is the test's own, and a run of the engine ends when
+the test says so.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from packshot.errors import (
     Unavailable,
 )
 from serving.admission import Priority, Ticket
+from serving.cores import OVERDUE_SECONDS, Cores
 from serving.engines import Answer, Images, Profile
 from serving.lanes import Lanes, Picture
 from serving.latency import LatencyModel
@@ -47,6 +49,7 @@ class HeldEngine:
         self.clock = clock
         self.ran: list[tuple[float, list[int]]] = []
         self.held: list[tuple[threading.Event, list[bool]]] = []
+        self.held_since: list[float] = []
         self.begun = threading.Semaphore(0)
         self.closed = False
         self.released = False
@@ -59,6 +62,7 @@ class HeldEngine:
             self.ran.append((self.clock.now, numbers))
             if not self.released:
                 self.held.append((end, fails))
+                self.held_since.append(self.clock.now)
             else:
                 end.set()
         assert end.wait(timeout=30)
@@ -72,6 +76,7 @@ class HeldEngine:
             if not self.held:
                 return False
             end, outcome = self.held.pop(0)
+            del self.held_since[0]
         outcome[0] = fails
         end.set()
         return True
@@ -79,7 +84,7 @@ class HeldEngine:
     def release(self) -> None:
         with self._lock:
             self.released = True
-            held, self.held = self.held, []
+            held, self.held, self.held_since = self.held, [], []
         for end, _ in held:
             end.set()
 
@@ -121,58 +126,60 @@ class Request:
 
 
 class World:
-    """The scheduler of the version that serves, those before it, and everybody who asked them."""
+    """The schedulers of the models that serve, those before them, and everybody who asked them."""
 
-    def __init__(self, lanes: int) -> None:
+    def __init__(self, lanes: int, models: int = 1) -> None:
         self.clock = Clock()
         self.lanes = lanes
-        self.out = False
+        self.cores = Cores(lanes, self.clock)
+        self.out: set[Scheduler] = set()
         self.draining = False
         self.engines: list[HeldEngine] = []
         self.all_lanes: list[Lanes] = []
         self.requests: list[Request] = []
         self.numbers = iter(range(1, 10_000))
+        self.serving: list[Scheduler] = []
         self.schedulers: list[Scheduler] = []
         self.closing: list[asyncio.Task[None]] = []
-        self.serve_another_version()
+        for _ in range(models):
+            self.serving.append(self.another_version())
 
-    @property
-    def scheduler(self) -> Scheduler:
-        return self.schedulers[-1]
+    def of(self, model: int) -> Scheduler:
+        return self.serving[model % len(self.serving)]
 
     def another_engine(self) -> HeldEngine:
         self.engines.append(HeldEngine(f"engine-{len(self.engines)}", self.lanes, self.clock))
         return self.engines[-1]
 
-    def serve_another_version(self) -> None:
-        """As `Models.put`: the one before answers what it let in, and is closed."""
-        if self.schedulers:
-            self.closing.append(asyncio.create_task(self.scheduler.close()))
-        self.out = False
+    def another_version(self) -> Scheduler:
         new = Scheduler(
             self.another_engine(),
             self.latency(),
             max_queued_images=MAX_IMAGES,
             max_queued_bytes=MAX_BYTES,
             metrics=Metrics().of("colours"),
+            cores=self.cores,
             clock=self.clock,
             on_failing=lambda: self.failing(new),
         )
         self.schedulers.append(new)
         self.all_lanes.append(new.lanes)
+        return new
 
     def latency(self) -> LatencyModel:
         runs = dict.fromkeys(range(1, MAX_BATCH + 1), RUN_SECONDS)
         return LatencyModel(Profile(lanes=runs, alone=runs))
 
     def failing(self, scheduler: Scheduler) -> None:
-        assert scheduler is self.scheduler, "of a version that is closing no engine is replaced"
-        self.out = True
+        assert scheduler in self.serving, "of a version that is closing no engine is replaced"
+        self.out.add(scheduler)
 
-    async def arrive(self, images: int, seconds: float, priority: Priority, size: int = 1) -> None:
+    async def arrive(
+        self, images: int, seconds: float, priority: Priority, size: int = 1, model: int = 0
+    ) -> None:
         numbers = [next(self.numbers) for _ in range(images)]
         deadline = self.clock.now + seconds
-        request = Request(numbers, deadline, priority, size, self.scheduler)
+        request = Request(numbers, deadline, priority, size, self.of(model))
         self.requests.append(request)
         request.task = asyncio.create_task(self.ask(request))
         request.task.add_done_callback(lambda task: request.outcomes.append(outcome(task)))
@@ -215,21 +222,33 @@ class World:
                 return
 
     async def replace(self) -> None:
-        if self.out and not self.draining:
-            self.out = False
-            self.scheduler.take_over(self.another_engine(), self.latency())
-            self.all_lanes.append(self.scheduler.lanes)
-            await threads_rest(self)
+        out, self.out = self.out, set()
+        for scheduler in out:
+            if not scheduler.closing:
+                scheduler.take_over(self.another_engine(), self.latency())
+                self.all_lanes.append(scheduler.lanes)
+        await threads_rest(self)
 
-    async def swap(self) -> None:
+    async def swap(self, model: int) -> None:
+        """As `Models.put`: the one before answers what it let in, and is closed."""
         if not self.draining:
-            self.serve_another_version()
+            old, place = self.of(model), model % len(self.serving)
+            self.serving[place] = self.another_version()
+            self.closing.append(asyncio.create_task(old.close()))
             await threads_rest(self)
 
     def drain(self) -> None:
         if not self.draining:
             self.draining = True
-            self.closing.append(asyncio.create_task(self.scheduler.close()))
+            self.closing += [asyncio.create_task(one.close()) for one in self.serving]
+
+    def check_cores(self) -> None:
+        """All are used while anything waits, and none twice, but where a run is overdue."""
+        since = [at for engine in self.engines for at in engine.held_since]
+        lately = [at for at in since if at + OVERDUE_SECONDS >= self.clock.now]
+        assert len(lately) <= self.lanes
+        if len(since) < self.lanes:
+            assert not any(scheduler.next_item() for scheduler in self.schedulers)
 
     async def end(self) -> None:
         """Lets everything run out; afterwards nobody may be waiting."""
@@ -299,6 +318,7 @@ arrivals = st.tuples(
     st.sampled_from([0.05, 0.3, 1.0, 5.0]),
     st.sampled_from(Priority),
     st.sampled_from([1, 10, MAX_BYTES, MAX_BYTES + 1]),
+    st.integers(0, 1),
 )
 steps = st.one_of(
     *[arrivals] * 4,
@@ -307,7 +327,7 @@ steps = st.one_of(
     st.tuples(st.just("wait"), st.sampled_from([0.01, 0.1, 0.5])),
     st.tuples(st.just("cancel"), st.integers(0, 9)),
     st.tuples(st.just("replace")),
-    st.tuples(st.just("swap")),
+    st.tuples(st.just("swap"), st.integers(0, 1)),
 )
 plans = st.builds(
     lambda before, after: [*before, ("drain",), *after],
@@ -316,8 +336,8 @@ plans = st.builds(
 )
 
 
-async def live(lanes: int, plan: list[tuple]) -> World:
-    world = World(lanes)
+async def live(lanes: int, models: int, plan: list[tuple]) -> World:
+    world = World(lanes, models)
     for name, *values in plan:
         if name == "arrive":
             await world.arrive(*values)
@@ -328,46 +348,56 @@ async def live(lanes: int, plan: list[tuple]) -> World:
         elif name == "replace":
             await world.replace()
         elif name == "swap":
-            await world.swap()
+            await world.swap(*values)
         elif name == "drain":
             world.drain()
         elif name in ("end_run", "fail_run"):
             await world.end_run(fails=name == "fail_run")
         await threads_rest(world)
+        world.check_cores()
     await world.end()
     return world
 
 
 @settings(max_examples=150, deadline=None)
-@given(lanes=st.integers(1, 3), plan=plans)
-def test_nobody_is_lost_doubled_or_late(lanes: int, plan: list[tuple]):
-    check(asyncio.run(asyncio.wait_for(live(lanes, plan), 60)))
+@given(lanes=st.integers(1, 3), models=st.integers(1, 2), plan=plans)
+def test_nobody_is_lost_doubled_or_late(lanes: int, models: int, plan: list[tuple]):
+    check(asyncio.run(asyncio.wait_for(live(lanes, models, plan), 60)))
 
 
 @settings(max_examples=100, deadline=None)
 @given(
     lanes=st.integers(1, 3),
+    models=st.integers(1, 2),
     waiting=st.lists(
-        st.tuples(st.floats(1.0, 90.0), st.sampled_from(Priority)), min_size=1, max_size=MAX_IMAGES
+        st.tuples(st.floats(1.0, 90.0), st.sampled_from(Priority), st.integers(0, 1)),
+        min_size=1,
+        max_size=MAX_IMAGES,
     ),
 )
-def test_the_most_urgent_runs_first(lanes: int, waiting: list[tuple[float, Priority]]):
-    """Whichever lane is free next takes what is most urgent then."""
+def test_the_most_urgent_runs_first(
+    lanes: int, models: int, waiting: list[tuple[float, Priority, int]]
+):
+    """Whichever core is free next takes what is most urgent then, of whichever model."""
 
     async def test() -> None:
-        world = World(lanes)
-        engine = world.engines[0]
+        world = World(lanes, models)
         for _ in range(lanes):
             await world.arrive(1, 99.0, Priority.INTERACTIVE)
             await threads_rest(world)
-        begun = len(engine.ran)
-        for seconds, priority in waiting[: MAX_IMAGES - lanes]:
-            await world.arrive(1, seconds, priority)
+        begun = {number for engine in world.engines for _, batch in engine.ran for number in batch}
+        for seconds, priority, model in waiting[: MAX_IMAGES - lanes]:
+            await world.arrive(1, seconds, priority, model=model)
         await threads_rest(world)
         urgency = {r.numbers[0]: (r.priority, r.deadline) for r in world.requests if not r.refused}
-        while engine.held:
+        order: list[tuple[Priority, float]] = []
+        while any(engine.held for engine in world.engines):
             await world.end_run(fails=False)
-        order = [urgency[n] for _, batch in engine.ran[begun:] for n in batch]
+            ran = {
+                number for engine in world.engines for _, batch in engine.ran for number in batch
+            }
+            order += sorted(urgency[number] for number in ran - begun)
+            begun |= ran
         assert order == sorted(order)
         await world.end()
         check(world)
