@@ -1,6 +1,7 @@
 """The client processes of a load test: started, given their orders, and heard until they end."""
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -32,6 +33,8 @@ from packshot.load_plan import LoadPlan
 
 HEAD_START_SECONDS = 0.05  # for orders to arrive before the first request is due
 STOP_SECONDS = 5.0
+# Of gRPC's sockets, as the server has it: takes less of the CPU that may be the server's too.
+POLLING = {"GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener"}
 
 
 class State(NamedTuple):
@@ -199,8 +202,9 @@ async def _started() -> "asyncio.subprocess.Process":
     # -P: what lies in the current folder, such as somebody's grpc.py, is not imported.
     # A process group of its own: Ctrl-C is for who started it, and ends it in good order.
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", "packshot.load.sender", stdin=pipe, stdout=pipe, process_group=0
-    )
+        sys.executable, "-P", "-m", "packshot.load.sender",
+        stdin=pipe, stdout=pipe, process_group=0, env=POLLING | os.environ,
+    )  # fmt: skip
 
 
 async def _set_up(process: "asyncio.subprocess.Process", setup: bytes) -> None:
