@@ -17,8 +17,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from PIL import Image
 from processes import FAKE_SERVING, TIMEOUT, Server, serving, starting, until
 from test_fuzz import INSIDES, answers, mutated, requests_to
-from test_resilience import free_port, requests_logged
 from tiny import PURE, encoded, jpeg, tiny_bundle
+from troubled import free_port, requests_logged
 
 from packshot import Client, __version__
 from packshot.image import ImageSpec, load_pixels
