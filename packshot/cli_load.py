@@ -42,10 +42,10 @@ def _add_options(verb: argparse.ArgumentParser) -> None:
 
 
 def default_options() -> argparse.Namespace:
-    """Where none is given: those of a load, without the server's address and how to be let in."""
+    """Where none is given."""
     parser = argparse.ArgumentParser()
-    _add_options(parser)
-    return parser.parse_args([])
+    add_load_verb(parser.add_subparsers())
+    return parser.parse_args(["load"])
 
 
 def _add_amount(what: Any) -> None:

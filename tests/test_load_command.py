@@ -106,12 +106,28 @@ def test_a_wrong_address_and_a_wrong_metrics_page_are_told_at_once(server):
         (("--rate", 1e300), "rate is 1e+300; it must be 100000 or less: send from more machines"),
         (("--rate", "inf"), "rate is inf; it must be above 0, and finite"),
         (("--warmup", "inf"), "warmup_seconds is inf"),
-        (("--compare", "a", "b", "--sweep"), "--compare sends nothing"),
-        (("--compare", "a", "b", "c.jpg", "--slo-ms", 5), "leave images, --slo-ms out"),
-        (("--compare", "a", "b", "--rate", 0), "leave --rate out"),
+        (("--rate", 5, "--concurrency", 4), "leave --concurrency out, or --rate"),
+        (("--arrivals", "constant"), "give --rate or --sweep"),
+        (("--seed", 0), "give --rate or --sweep"),
+        (("--api", "open-inference"), "name one"),
+        (("--concurrency", 3000), "concurrency is 3000; it must be 2048 or less"),
+        (("nothing-there/*.jpg",), "no such file"),
+    ],
+)
+def test_plans_without_sense_are_refused(server, capsys, options, told):
+    assert main(["load", "--target", server.target, *map(str, options)]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("a", "b", "--sweep"), "--compare sends nothing"),
+        (("a", "b", "c.jpg", "--slo-ms", 5), "leave images, --slo-ms out"),
+        (("a", "b", "--rate", 0), "leave --rate out"),
+        (("a", "b", "--target", "a:1", "--tls"), "leave --target, --tls out"),
         (
             (
-                "--compare",
                 "a",
                 "b",
                 "--pixels",
@@ -128,17 +144,11 @@ def test_a_wrong_address_and_a_wrong_metrics_page_are_told_at_once(server):
             ),
             "leave --seconds, --warmup, --processes, --images-per-request, --pixels, --api out",
         ),
-        (("--compare", "nothing-there", "b"), "nothing-there: no such file"),
-        (("--rate", 5, "--concurrency", 4), "leave --concurrency out, or --rate"),
-        (("--arrivals", "constant"), "give --rate or --sweep"),
-        (("--seed", 0), "give --rate or --sweep"),
-        (("--api", "open-inference"), "name one"),
-        (("--concurrency", 3000), "concurrency is 3000; it must be 2048 or less"),
-        (("nothing-there/*.jpg",), "no such file"),
+        (("nothing-there", "b"), "nothing-there: no such file"),
     ],
 )
-def test_plans_without_sense_are_refused(server, capsys, options, told):
-    assert main(["load", "--target", server.target, *map(str, options)]) == 2
+def test_a_comparison_refuses_what_it_would_ignore(capsys, options, told):
+    assert main(["load", "--compare", *map(str, options)]) == 2
     assert told in capsys.readouterr().err
 
 
