@@ -121,6 +121,11 @@ class Admission:
         if not ticket.shed:
             self._hold(ticket, -1)
 
+    def hurry(self, deadline: float) -> None:
+        """All that is in progress is as urgent from now on as what is interactive by then."""
+        for ticket in self._tickets:
+            ticket.urgency = min(ticket.urgency, (Priority.INTERACTIVE, deadline))
+
     def _hold(self, ticket: Ticket, sign: int) -> None:
         self.images += sign * ticket.images
         self._bytes += sign * ticket.size

@@ -43,6 +43,9 @@ class Batching:
 
     def form(self, idle_lanes: int) -> Batch | None:
         """The next batch, for one of so many lanes that wait for one."""
+        first = self._waiting.first()
+        if first is None or (self._cores.free <= 0 and not self._cores.has_turn(first)):
+            return None
         if self._waiting.drop_dead(self._latency, self.runs_alone):
             self._cores.wake_blocked()
         first = self._waiting.first()
@@ -50,8 +53,8 @@ class Batching:
             return None
         waiting, other = len(self._waiting), self._cores.next_elsewhere(first)
         alone = other is None and self.runs_alone(waiting)
-        if other is not None:  # what is more urgent than the rest is not to wait for it
-            waiting = sum(item < other for item in self._waiting)
+        if other is not None:
+            waiting = sum(not self._lets_pass(item, other) for item in self._waiting)
         whole = alone or self._engine.lanes_share
         share = waiting if whole else -(-waiting // min(idle_lanes, self._cores.free))
         most = min(share, self._latency.largest)
@@ -62,6 +65,12 @@ class Batching:
             items = self._waiting.take_in_time(most, self._latency)
         self._metrics.batch_closed(self._closed_by(len(items), most))
         return Batch(items=items, alone=alone)
+
+    def _lets_pass(self, item: Item, other: Item) -> bool:
+        """Whether an image of another model goes before `item`, rather than after the batch."""
+        if self._engine.one_by_one:  # nothing is gained by running with others
+            return other < item
+        return other.urgency[0] < item.urgency[0]
 
     def runs_alone(self, images: int) -> bool:
         """On all cores at once: too little to keep the lanes busy, and nothing else runs."""

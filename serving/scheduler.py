@@ -15,6 +15,7 @@ from typing import Literal
 from packshot.errors import Overloaded, PackshotError, ServiceFailed, Unavailable
 from serving.admission import RETRY_AFTER_SECONDS, Admission, Priority, Ticket, Urgency
 from serving.batching import Batch, Batching
+from serving.bell import Bell
 from serving.cores import Cores
 from serving.engines import Answer, Engine
 from serving.lanes import Lanes, Outcome, Picture
@@ -26,6 +27,7 @@ from serving.waiting import Item, Waiting
 log = logging.getLogger("packshot.scheduler")
 
 HANGS_SECONDS = 30.0  # an engine that is no longer wanted, in one run
+DRAIN_SECONDS = 5.0  # after which what waits in an old version is the most urgent
 FAILURES_TO_REPLACE = 3
 
 
@@ -63,7 +65,7 @@ class Scheduler:
         )
         self._waiting = Waiting(metrics, clock)
         self._shared = cores
-        self._work = asyncio.Event()
+        self._work = Bell()  # for lanes that wait
         self._changed = asyncio.Event()  # somebody left, or the state is another
         self._state: State = "serving"
         self._old: list[tuple[Lanes, asyncio.Task[None]]] = []  # of engines that were replaced
@@ -73,7 +75,7 @@ class Scheduler:
         self._latency = latency
         self.lanes = lanes = Lanes(engine, self._clock)
         shared = None if engine.lanes_share else self._shared
-        self.cores = shared or Cores(engine.lanes, self._clock)
+        self.cores = shared or Cores(engine.lanes, self._clock, one_device=engine.lanes_share)
         self.cores.join(self)
         self._batching = Batching(engine, latency, self._waiting, self.cores, self._metrics)
         self._serving = [asyncio.create_task(self._serve_lane(lanes)) for _ in range(engine.lanes)]
@@ -104,7 +106,7 @@ class Scheduler:
     def _become(self, state: State) -> None:
         self._state = state
         self._changed.set()
-        self._work.set()
+        self._work.ring_for_all()
 
     @property
     def images(self) -> int:
@@ -148,9 +150,8 @@ class Scheduler:
             + self.predict_seconds(images, (priority, deadline), encoded),
         )  # fmt: skip
         self._batching.request_came()
-        at_best = self._latency.fastest_run_seconds
-        if self.cores.occupied:  # if not by its own model, by others
-            at_best = ticket.predicted_seconds
+        elsewhere = self.cores.seconds_ahead(ticket.urgency, of=self)
+        at_best = self.cores.seconds_until_done(elsewhere) + self._latency.fastest_run_seconds
         for shed in self._admission.let_in(ticket, at_best_seconds=at_best):
             self._fail_queued(shed)
         try:
@@ -159,14 +160,14 @@ class Scheduler:
             self._admission.let_out(ticket)
             self._changed.set()
             if self._admission.empty:
-                self._work.set()  # a lane may be waiting for this to end
+                self._work.ring_for_all()  # lanes may be waiting for this to end
 
     def predict_seconds(self, images: int, urgency: Urgency, encoded: int = 0) -> float:
         """Until `images` of that urgency, `encoded` of them still to be decoded by a lane, would be
         run, if nothing more urgent comes.
         """
         latency, cores = self._latency, self.cores
-        if not cores.occupied and self._batching.runs_alone(images):
+        if self._admission.empty and not cores.occupied and self._batching.runs_alone(images):
             return latency.decode_seconds(encoded) + latency.run_seconds(images, alone=True)
         lanes = 1 if self.engine.lanes_share else self.engine.lanes
         ahead, encoded_ahead = self._admission.ahead(urgency)
@@ -177,21 +178,28 @@ class Scheduler:
         most_a_lane, encoded_a_lane = -(-images // lanes), -(-encoded // lanes)
         own = latency.work_seconds(most_a_lane) + latency.decode_seconds(encoded_a_lane)
         elsewhere = cores.seconds_ahead(urgency, of=self)
-        return max((cores.busy_seconds() + elsewhere + work) / lanes, own)
+        return max(cores.seconds_until_done(elsewhere + work), own)
 
     @property
     def occupied(self) -> bool:
-        return not self._admission.empty
+        return not (self._admission.empty or self._stuck)
+
+    @property
+    def _stuck(self) -> bool:
+        """Nothing of it will run soon."""
+        return self.being_replaced or self.cores.overdue(self) >= self.engine.lanes
 
     def next_item(self) -> Item | None:
         return self._waiting.first() if self.lanes.idle and not self.being_replaced else None
 
     def seconds_ahead(self, urgency: Urgency) -> float:
+        if self._stuck:
+            return 0.0
         images, encoded = self._admission.ahead(urgency)
         return self._latency.work_seconds(images) + self._latency.decode_seconds(encoded)
 
     def wake(self) -> None:
-        self._work.set()
+        self._work.ring_for_one()
 
     async def submit(self, ticket: Ticket, picture: Picture) -> Answer:
         """The answer to one image of an admitted request; cancelling the caller takes it out.
@@ -205,7 +213,7 @@ class Scheduler:
             raise _shed()
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.put(ticket, picture, answer)
-        self._work.set()
+        self.wake()
         return await answer
 
     def take_over(self, engine: Engine, latency: LatencyModel) -> None:
@@ -228,9 +236,14 @@ class Scheduler:
         One that is in a single run for `hangs_seconds` is left behind; what it had is failed.
         """
         self._become("closing")  # also if the engine is out: nobody will come to replace it
-        await _end_lanes(self.lanes, self._serving, hangs_seconds)
+        # Bulk would wait for as long as others have interactive requests.
+        self._admission.hurry(self._clock() + DRAIN_SECONDS)
+        self._waiting.reorder()
+        try:
+            await _end_lanes(self.lanes, self._serving, hangs_seconds)
+        finally:
+            self.cores.leave(self)
         self._become("closed")
-        self.cores.leave(self)
         _fail(self._waiting, lambda: Unavailable("the server is shutting down"))
         if self._old:
             await asyncio.wait({ending for _, ending in self._old})
@@ -241,6 +254,7 @@ class Scheduler:
     async def _serve_lane(self, lanes: Lanes) -> None:
         while batch := await self._next_batch(lanes):
             await self._run(lanes, batch)
+        self.cores.wake_blocked()  # by what it would have run
 
     async def _next_batch(self, lanes: Lanes) -> Batch | None:
         """Waits for a batch; none means that the lane should end."""
@@ -248,8 +262,9 @@ class Scheduler:
         try:
             while lanes is self.lanes and not (self.closing and self._admission.empty):
                 if not self.being_replaced and (batch := self._batching.form(lanes.idle)):
+                    if self._waiting:
+                        self.wake()
                     return batch
-                self._work.clear()
                 await self._work.wait()
             return None
         finally:
@@ -260,7 +275,7 @@ class Scheduler:
         pictures = [item.picture for item in batch.items]
         seconds, width = self._batching.predict_seconds(batch), lanes.engine.lanes
         try:
-            with self.cores.hold(seconds, width=width if batch.alone else 1):
+            with self.cores.hold(self, seconds, width=width if batch.alone else 1):
                 outcome = await lanes.run(pictures, alone=batch.alone)
         except Exception:
             # Whatever went wrong, it is this batch's misfortune only: the lane goes on.

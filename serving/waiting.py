@@ -60,6 +60,12 @@ class Waiting:
         item = Item(ticket.urgency, next(_numbers), ticket, picture, answer, self._clock())
         heapq.heappush(self._items, item)
 
+    def reorder(self) -> None:
+        """By the urgency that their requests have now."""
+        for item in self._items:
+            item.urgency = item.ticket.urgency
+        heapq.heapify(self._items)
+
     def take(self, most: int) -> list[Item]:
         """The most urgent."""
         items = [heapq.heappop(self._items) for _ in range(min(most, len(self._items)))]

@@ -9,6 +9,7 @@ import numpy as np
 from fakes import Clock, FakeEngine, image_of
 
 from serving.admission import Priority
+from serving.cores import Cores
 from serving.engines import Profile
 from serving.latency import LatencyModel
 from serving.metrics import Metrics
@@ -35,6 +36,22 @@ def scheduler_of(
 def timed(engine: FakeEngine, profile: dict[int, float], clock: Clock) -> Scheduler:
     """A scheduler that reads the test's clock; `profile`: seconds of a run by batch size."""
     return scheduler_of(engine, LatencyModel(Profile(lanes=profile)), clock=clock)
+
+
+def seconds_a_run(seconds: float) -> LatencyModel:
+    return LatencyModel(Profile(lanes={1: seconds}))
+
+
+def sharing(cores: Cores, clock: Clock, *engines: FakeEngine) -> list[Scheduler]:
+    return [
+        scheduler_of(engine, seconds_a_run(0.1), clock=clock, cores=cores) for engine in engines
+    ]
+
+
+async def closed(schedulers: list[Scheduler], *engines: FakeEngine) -> None:
+    for engine in engines:
+        engine.gate.set()
+    await asyncio.gather(*(scheduler.close() for scheduler in schedulers))
 
 
 @asynccontextmanager

@@ -45,7 +45,7 @@ class HeldEngine:
 
     def __init__(self, name: str, lanes: int, clock: Clock) -> None:
         self.name, self.lanes, self.largest_alone = name, lanes, lanes // 2
-        self.lanes_share, self.one_by_one = False, False
+        self.lanes_share, self.one_by_one = False, True
         self.clock = clock
         self.ran: list[tuple[float, list[int]]] = []
         self.held: list[tuple[threading.Event, list[bool]]] = []
