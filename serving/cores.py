@@ -6,6 +6,7 @@ are cores, whatever the number of models; a free one goes to the most urgent ima
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from serving.admission import Urgency
 from serving.saturation import Utilisation
 from serving.waiting import Item
 
+INTERACTIVE_SECONDS = 10.0  # since the last such request: bulk makes itself small meanwhile
 OVERDUE_SECONDS = 1.0  # beyond what was predicted: it may hang, and nobody waits for its core
 
 
@@ -60,6 +62,7 @@ class Cores:
         self._clock = clock
         self.sharers: list[Sharer] = []
         self._running: set[Run] = set()
+        self._interactive_at = -math.inf
         self._somebody_blocked = False
         self._look: asyncio.TimerHandle | None = None
 
@@ -90,6 +93,15 @@ class Cores:
     def _overdue(self) -> list[Run]:
         now = self._clock()
         return [run for run in self._running if run.ends_at + OVERDUE_SECONDS < now]
+
+    def interactive_came(self) -> None:
+        """A request, for whichever model."""
+        self._interactive_at = self._clock()
+
+    @property
+    def interactive_of_late(self) -> bool:
+        """The next may be about to come."""
+        return self._clock() - self._interactive_at < INTERACTIVE_SECONDS
 
     def seconds_until_done(self, work: float) -> float:
         """Until so many seconds of it are, shared out to the cores as what they run now ends."""

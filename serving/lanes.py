@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
-from packshot.errors import ImageError, PackshotError, ServiceFailed
+from packshot.errors import DeadlineExceeded, ImageError, PackshotError, ServiceFailed
 from packshot.image import Pixels
 from serving.engines import Answer, Engine
 from serving.stages import Stage
@@ -18,7 +18,7 @@ from serving.threads import Threads
 log = logging.getLogger("packshot.lanes")
 
 Picture: TypeAlias = Pixels | Callable[[], Pixels]
-"""uint8 [crop, crop, 3], or what decodes it, raising ImageError."""
+"""uint8 [crop, crop, 3], or what decodes it, raising ImageError, or DeadlineExceeded."""
 
 
 class Outcome(NamedTuple):
@@ -103,7 +103,7 @@ class Lanes:
         self._started[number] = started = self._clock()
         try:
             pixels = picture()
-        except ImageError as error:
+        except (ImageError, DeadlineExceeded) as error:
             return error.with_traceback(None), None  # frames would keep the file in memory
         except (
             Exception

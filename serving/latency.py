@@ -4,6 +4,8 @@ A network's latency is predictable, so that a table and a slow average are enoug
 the work is done whether it can be done in time (Clockwork, OSDI 2020).
 """
 
+import math
+
 from serving.engines import Profile
 
 FRESHNESS = 0.1  # weight of a new measurement: about the last ten count
@@ -44,7 +46,19 @@ class LatencyModel:
         self._alone = {size: Average(seconds) for size, seconds in profile.alone.items()}
         self._decoding = Average()
         self.largest = max(profile.lanes)
-        self.fastest_run_seconds = min([*profile.lanes.values(), *profile.alone.values()])
+        runs = [*profile.lanes.items(), *profile.alone.items()]
+        self.fastest_run_seconds = min(seconds for _, seconds in runs)
+        self._least_in_lane = min(seconds / images for images, seconds in profile.lanes.items())
+        alone = (seconds / images for images, seconds in profile.alone.items())
+        self._least_alone = min(alone, default=math.inf)
+
+    def at_best_seconds(self, images: int, lanes: int) -> float:
+        """Of so many images on so many free lanes, if each takes the least that one ever took.
+
+        Averages may become too high: what even this does not allow cannot be done.
+        """
+        an_image = min(self._least_in_lane / lanes, self._least_alone)
+        return max(self.fastest_run_seconds, images * an_image)
 
     def run_seconds(self, images: int, *, alone: bool = False) -> float:
         """Of one batch of a profiled size."""
@@ -66,6 +80,10 @@ class LatencyModel:
     def observe(self, images: int, seconds: float, *, alone: bool = False) -> None:
         self._runs(alone)[images].observe(seconds)
         self.fastest_run_seconds = min(self.fastest_run_seconds, seconds)
+        if alone:
+            self._least_alone = min(self._least_alone, seconds / images)
+        else:
+            self._least_in_lane = min(self._least_in_lane, seconds / images)
 
     def _runs(self, alone: bool) -> dict[int, Average]:
         return self._alone if alone else self._lanes

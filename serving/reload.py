@@ -65,6 +65,7 @@ class Reloader:
             supply.choose(self._default)  # it must be there, whatever else is
         self._models.default = self._default or next(iter(self._names), None)
         self._models.loading = set(names)
+        reasons = []
         for name in names:
             wanted = name in self._names or name == self._models.default
             folder = supply.released(name)
@@ -75,10 +76,13 @@ class Reloader:
                 if wanted:
                     raise
                 self._reject(name, folder, error, _content(folder))
+                reasons.append(f"{name}: {error}")
             finally:
                 self._models.loading.discard(name)
         if not self._models.names:
-            raise NotFound(f"none of the models in {supply.folder} can be served: see above")
+            raise NotFound(
+                f"none of the models in {supply.folder} can be served: {'; '.join(reasons)}"
+            )
         if self._models.default is None and len(self._models.names) == 1:
             (self._models.default,) = self._models.names
 

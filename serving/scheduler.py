@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from packshot.errors import Overloaded, PackshotError, ServiceFailed, Unavailable
+from packshot.errors import DeadlineExceeded, Overloaded, PackshotError, ServiceFailed, Unavailable
 from serving.admission import RETRY_AFTER_SECONDS, Admission, Priority, Ticket, Urgency
 from serving.batching import Batch, Batching
 from serving.bell import Bell
@@ -149,9 +149,10 @@ class Scheduler:
             predicted_seconds=decode_seconds
             + self.predict_seconds(images, (priority, deadline), encoded),
         )  # fmt: skip
-        self._batching.request_came()
+        self._batching.request_came(priority)
         elsewhere = self.cores.seconds_ahead(ticket.urgency, of=self)
-        at_best = self.cores.seconds_until_done(elsewhere) + self._latency.fastest_run_seconds
+        at_best = self.cores.seconds_until_done(elsewhere)
+        at_best += self._latency.at_best_seconds(images, self._parallel_lanes)
         for shed in self._admission.let_in(ticket, at_best_seconds=at_best):
             self._fail_queued(shed)
         try:
@@ -169,7 +170,7 @@ class Scheduler:
         latency, cores = self._latency, self.cores
         if self._admission.empty and not cores.occupied and self._batching.runs_alone(images):
             return latency.decode_seconds(encoded) + latency.run_seconds(images, alone=True)
-        lanes = 1 if self.engine.lanes_share else self.engine.lanes
+        lanes = self._parallel_lanes
         ahead, encoded_ahead = self._admission.ahead(urgency)
         work = latency.work_seconds(ahead + images) + latency.decode_seconds(
             encoded_ahead + encoded
@@ -179,6 +180,11 @@ class Scheduler:
         own = latency.work_seconds(most_a_lane) + latency.decode_seconds(encoded_a_lane)
         elsewhere = cores.seconds_ahead(urgency, of=self)
         return max(cores.seconds_until_done(elsewhere + work), own)
+
+    @property
+    def _parallel_lanes(self) -> int:
+        """How many images get on at the same time."""
+        return 1 if self.engine.lanes_share else self.engine.lanes
 
     @property
     def occupied(self) -> bool:
@@ -272,7 +278,7 @@ class Scheduler:
 
     async def _run(self, lanes: Lanes, batch: Batch) -> None:
         started, size = self._clock(), len(batch.items)
-        pictures = [item.picture for item in batch.items]
+        pictures = [item.picture_if_wanted(self._clock) for item in batch.items]
         seconds, width = self._batching.predict_seconds(batch), lanes.engine.lanes
         try:
             with self.cores.hold(self, seconds, width=width if batch.alone else 1):
@@ -289,6 +295,9 @@ class Scheduler:
             lanes.failures_in_a_row = 0
             self._learn(lanes, batch, outcome)
         for item, answer, decoded in zip(batch.items, *outcome[:2], strict=True):
+            if isinstance(answer, DeadlineExceeded):
+                self._waiting.give_up(item, self._clock())
+                continue
             self._tell(item, lanes.engine.name, started, decoded, outcome.ran)
             if item.answer.done():
                 continue

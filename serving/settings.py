@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, cast
+from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -18,6 +19,8 @@ from packshot.compiled_folder import DEFAULT_FOLDER
 from packshot.errors import InvalidInput
 from packshot.limits import LEAST_MESSAGE_BYTES
 from serving.sources import PREFIX, ConfigFile, Environment, Origins, is_missing
+
+ENGINE_NAMES = ("tensorrt", "cuda", "openvino-int8", "openvino-bf16", "int8", "fp32")
 
 
 class Group(NamedTuple):
@@ -85,7 +88,7 @@ class Settings(BaseSettings):
         None, description="model that answers requests that name none"
     )
     engines: Annotated[Names, SERVED] = Field(
-        ("tensorrt", "cuda", "openvino-int8", "openvino-bf16", "int8", "fp32"),
+        ENGINE_NAMES,
         min_length=1,
         description="engines to try, in order, with commas",
     )
@@ -268,11 +271,22 @@ class Settings(BaseSettings):
                     f"{self._spelled(name)} is given without {_flag(other)}: give both"
                 )
 
+        if self.otlp_endpoint is not None and "@" in urlsplit(self.otlp_endpoint).netloc:
+            raise InvalidInput(
+                f"{self._spelled('otlp_endpoint')} has a user or a password in it, which the log "
+                "would show: give what the collector wants in OTEL_EXPORTER_OTLP_HEADERS"
+            )
+
     def _check_choices(self) -> None:
         if self.model and self.default_model not in (None, *self.model):
             raise InvalidInput(
                 f"{self._spelled('default_model')} is {self.default_model!r}, which is not among "
                 f"{self._spelled('model')} {','.join(self.model)}: add it there"
+            )
+        if unknown := [name for name in self.engines if name not in ENGINE_NAMES]:
+            raise InvalidInput(
+                f"{self._spelled('engines')} names {', '.join(unknown)}, which packshot has not: "
+                f"it has {', '.join(ENGINE_NAMES)}"
             )
         if self.require not in (None, *self.engines):
             raise InvalidInput(

@@ -9,8 +9,10 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from packshot.errors import DeadlineExceeded
+from packshot.image import Pixels
 from serving.admission import Ticket, Urgency
 from serving.engines import Answer
 from serving.lanes import Picture
@@ -35,6 +37,25 @@ class Item:
     def encoded(self) -> bool:
         """A lane has to decode it."""
         return callable(self.picture)
+
+    def picture_if_wanted(self, clock: Callable[[], float]) -> Picture:
+        """What a lane takes: decoding it may take long, or be behind others that do.
+
+        That raises DeadlineExceeded before or after it where nobody waits any more.
+        """
+        if not callable(self.picture):
+            return self.picture
+        return partial(self._decode, self.picture, clock)
+
+    def _decode(self, decode: Callable[[], Pixels], clock: Callable[[], float]) -> Pixels:
+        self._check(clock)
+        pixels = decode()
+        self._check(clock)
+        return pixels
+
+    def _check(self, clock: Callable[[], float]) -> None:
+        if self.answer.done() or clock() > self.ticket.deadline:
+            raise DeadlineExceeded("nobody waited for the answer any more, or it would be late")
 
 
 class Waiting:
@@ -120,6 +141,10 @@ class Waiting:
 
     def _drop(self, item: Item, soonest: float) -> None:
         item.ticket.not_pending()
+        self.give_up(item, soonest)
+
+    def give_up(self, item: Item, soonest: float) -> None:
+        """One that nobody waits for, or that could be answered at `soonest` only."""
         # A caller is told of its deadline by its own clock too: cancelled at it is expired.
         cancelled = item.answer.done() and item.ticket.deadline >= soonest
         item.ticket.late |= not cancelled

@@ -8,6 +8,8 @@ from schedulers import LATER, ask, entered, instant, run, scheduler_of, scheduli
 
 from packshot.errors import InvalidInput, Overloaded
 from serving.admission import Priority
+from serving.engines import Profile
+from serving.latency import LatencyModel
 
 
 def test_no_more_images_are_taken_in_than_allowed():
@@ -84,6 +86,25 @@ def test_a_request_that_cannot_be_in_time_is_refused_at_once():
         assert scheduler.predict_seconds(1, (0, clock.now + 0.1)) == pytest.approx(0.06 + 0.1)
         engine.gate.set()
         await asyncio.gather(first, second)
+        await scheduler.close()
+
+    run(test)
+
+
+def test_a_request_that_is_too_large_for_its_time_is_refused_though_nothing_else_is_there():
+    """One that may be in time if runs are as quick as ever is tried: estimates may be too high."""
+
+    async def test():
+        clock, engine = Clock(), FakeEngine(lanes=2)
+        latency = LatencyModel(Profile(lanes={1: 0.1, 2: 0.16}, alone={1: 0.06}))
+        latency.observe(1, 0.3)
+        scheduler = scheduler_of(engine, latency, clock=clock)
+        for images, at_best in ((1, 0.06), (2, 0.08), (3, 0.12), (32, 1.28)):
+            too_soon = scheduler.admit(images=images, deadline=clock.now + at_best - 0.001)
+            with pytest.raises(Overloaded), too_soon:
+                pass
+            with scheduler.admit(images=images, deadline=clock.now + at_best + 0.001):
+                pass
         await scheduler.close()
 
     run(test)

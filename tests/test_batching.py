@@ -91,6 +91,34 @@ def test_interactive_goes_before_bulk():
     run(test)
 
 
+@pytest.mark.parametrize(
+    ("lanes_share", "quiet_seconds", "batches"),
+    [(False, 9.9, [1, 2, 1, 1, 1]), (False, 10.1, [1, 2, 3]), (True, 0, [1, 5])],
+)
+def test_in_a_cpus_lanes_bulk_goes_one_by_one_while_something_interactive_may_come(
+    lanes_share, quiet_seconds, batches
+):
+    """It would wait for the run that has begun. On a device a larger one takes little longer."""
+
+    async def test():
+        clock, engine = Clock(), FakeEngine(lanes_share=lanes_share)
+        engine.gate.clear()
+        async with scheduling(engine, max_batch=8, clock=clock) as scheduler:
+            asked = [asyncio.create_task(ask(scheduler, 0, LATER))]
+            await entered(engine)
+            asked += [
+                asyncio.create_task(ask(scheduler, number, LATER, priority))
+                for number, priority in enumerate([Priority.BULK] * 3 + [Priority.INTERACTIVE] * 2)
+            ]
+            await asyncio.sleep(0)
+            clock.now += quiet_seconds
+            engine.gate.set()
+            await asyncio.gather(*asked)
+        assert engine.batches == batches
+
+    run(test)
+
+
 @pytest.mark.parametrize(("device", "batches"), [(False, [1, 2, 2]), (True, [1, 4])])
 def test_in_a_cpus_lanes_a_batch_is_no_larger_than_its_most_urgent_image_has_time_for(
     device, batches

@@ -1,15 +1,21 @@
 """Callers that go away, deadlines that pass: what is given up, and that the others are answered."""
 
 import asyncio
+import threading
 import time
 
+import numpy as np
 import pytest
 from fakes import Clock, FakeEngine, image_of
-from schedulers import ask, entered, queued, run, scheduling, timed
+from schedulers import ask, entered, instant, queued, run, scheduling, timed
 
 from packshot.errors import DeadlineExceeded, ServiceFailed
 from serving.admission import Priority
+from serving.engines import Answer
+from serving.lanes import Picture
+from serving.metrics import Metrics
 from serving.pipeline import all_of
+from serving.scheduler import Scheduler
 
 
 def test_cancelling_one_of_three_leaves_the_others_their_answers():
@@ -61,6 +67,62 @@ def test_expired_images_never_reach_the_engine():
                 await late
             await asyncio.gather(*tasks)
         assert engine.batches == [1]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("how", "whose", "run_sizes"),
+    [
+        ("cancelled", 0, [1]),  # images in the engine's runs
+        ("cancelled", 1, [1]),
+        ("expired", 0, [1]),
+        ("expired", 1, []),  # the first is the more urgent, and late as well
+    ],
+)
+def test_what_is_given_up_in_its_lane_never_reaches_the_engine(how, whose, run_sizes):
+    """Two images in a batch: something happens while the first is decoded."""
+
+    async def test():
+        clock, engine, metrics = Clock(), FakeEngine(), Metrics()
+        scheduler = Scheduler(
+            engine, instant(2), max_queued_images=9, metrics=metrics.of("colours"), clock=clock
+        )
+        begun, go_on, second_decoded = threading.Event(), threading.Event(), threading.Event()
+
+        def first() -> np.ndarray:
+            begun.set()
+            assert go_on.wait(30)
+            return image_of(1)
+
+        def second() -> np.ndarray:
+            second_decoded.set()
+            return image_of(2)
+
+        async def ask_for(picture: Picture, deadline: float) -> Answer:
+            with scheduler.admit(images=1, deadline=deadline, encoded=1) as ticket:
+                return await scheduler.submit(ticket, picture)
+
+        asked = [
+            asyncio.create_task(ask_for(picture, clock.now + seconds))
+            for picture, seconds in ((first, 5), (second, 9 if whose == 0 else 5.5))
+        ]
+        await asyncio.to_thread(begun.wait)
+        if how == "cancelled":
+            asked[whose].cancel()
+            await asyncio.sleep(0)
+        else:
+            clock.now += 6
+        go_on.set()
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        error = asyncio.CancelledError if how == "cancelled" else DeadlineExceeded
+        assert type(results[whose]) is error
+        await scheduler.close()
+        assert engine.batches == run_sizes
+        assert second_decoded.is_set() == (whose == 0)
+        dropped = {"model": "colours", "reason": how}
+        counted = metrics.registry.get_sample_value("packshot_images_dropped_total", dropped)
+        assert counted == 2 - len(run_sizes)
 
     run(test)
 

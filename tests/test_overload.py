@@ -74,12 +74,12 @@ def test_a_refusal_that_could_only_be_tried_again_too_late_says_so(store, tmp_pa
     with held(store, tmp_path, *slow) as (server, stub), Client(server.target) as client:
         most = client.model().max_images_per_request
         request = pb.ClassifyRequest(images=[pb.Image(encoded=RED)] * most)
-        waiting = stub.Classify.future(request)
+        waiting = stub.Classify.future(request, timeout=600)
         until(lambda: server.metric("packshot_images_in_progress") == most)
-        error = stub.Classify.future(request, timeout=10).exception(TIMEOUT)
+        error = stub.Classify.future(request, timeout=1.5).exception(TIMEOUT)
         assert dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == "-1"
         refused = pytest.raises(Overloaded, match="the answer would take")
-        with Client(server.target, timeout_seconds=10) as patient, refused:
+        with Client(server.target, timeout_seconds=1.5) as patient, refused:
             patient.classify([RED] * most)
         waiting.cancel()
         (tmp_path / "hang").unlink()

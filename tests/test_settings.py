@@ -12,7 +12,8 @@ from tiny import jpeg
 from packshot import Client
 from packshot.errors import InvalidInput
 from serving.command_line import parse_settings
-from serving.settings import Settings, options
+from serving.engines.open import ENGINES
+from serving.settings import ENGINE_NAMES, Settings, options
 
 
 @pytest.fixture(autouse=True)
@@ -165,6 +166,15 @@ def test_contradictions_are_refused_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("PACKSHOT_ENGINES", "int8,fp32")
     assert refused("--require", "cuda") == (
         "--require is 'cuda', which is not among PACKSHOT_ENGINES int8,fp32: add it there"
+    )
+    assert refused("--engines", "int8,tpu,npu") == (
+        "--engines names tpu, npu, which packshot has not: it has tensorrt, cuda, openvino-int8, "
+        "openvino-bf16, int8, fp32"
+    )
+    assert (*ENGINES,) == ENGINE_NAMES
+    assert "s3cret" not in refused("--otlp-endpoint", "http://user:s3cret@collector:4317")
+    assert refused("--otlp-endpoint", "http://user:s3cret@collector:4317").startswith(
+        "--otlp-endpoint has a user or a password in it"
     )
     assert refused("--port", 9, "--http-port", 9) == (
         "--port and --http-port are both 9: give each a port of its own"
