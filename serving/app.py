@@ -24,6 +24,7 @@ from serving.cache import Cache
 from serving.check import table
 from serving.decoding import DecodePool
 from serving.engines.open import EngineChoice
+from serving.freed_memory import keep_tidy
 from serving.health import Health
 from serving.http import HttpPort
 from serving.listening import Listening, add_port, new_server
@@ -106,6 +107,7 @@ class App:
         self._liveness.start()
         http, port = await self._listen()
         watching = asyncio.create_task(self._health.watch())
+        tidying = asyncio.create_task(keep_tidy(lambda: not self._calls.in_progress))
         try:
             if not await stop.run_until(self._reloader.load_all()):
                 log.info("stopped while loading")
@@ -122,6 +124,7 @@ class App:
             await self._stop_accepting(stop)
             await self._close()
             watching.cancel()
+            tidying.cancel()
             http.close()
         log.info("drained")
 

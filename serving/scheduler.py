@@ -220,7 +220,12 @@ class Scheduler:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.put(ticket, picture, answer)
         self.wake()
-        return await answer
+        try:
+            return await answer
+        finally:
+            # An error that it holds has this frame in its traceback, and with it the image: a
+            # circle that nobody frees before the garbage collector comes round.
+            del answer
 
     def take_over(self, engine: Engine, latency: LatencyModel) -> None:
         """`engine` answers from now on, also what is queued; the old one is closed in time."""
@@ -260,6 +265,7 @@ class Scheduler:
     async def _serve_lane(self, lanes: Lanes) -> None:
         while batch := await self._next_batch(lanes):
             await self._run(lanes, batch)
+            del batch  # with its images: the next may not come soon
         self.cores.wake_blocked()  # by what it would have run
 
     async def _next_batch(self, lanes: Lanes) -> Batch | None:

@@ -1,4 +1,4 @@
-"""How many pools of memory glibc keeps, asked in a process of its own."""
+"""What glibc keeps of freed memory, asked in processes of their own."""
 
 import ctypes
 import re
@@ -33,6 +33,41 @@ def pools(*limit: str) -> int:
     command = [sys.executable, "-c", COUNT, *limit]
     page = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return len(re.findall("<heap nr=", page))
+
+
+TIDY = """
+import asyncio
+from serving import freed_memory
+
+freed_memory.LOOK_SECONDS = 0.001
+busy = True
+
+async def main():
+    global busy
+    tidying = asyncio.create_task(freed_memory.keep_tidy(lambda: not busy))
+    await asyncio.sleep(0)  # it has seen how much it is now
+    before = freed_memory._resident_bytes()
+    blocks = [bytes(5000) for _ in range(60_000)]
+    pins = blocks[::500]  # so that nothing is given back by itself
+    del blocks
+    after = freed_memory._resident_bytes()
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+    kept = freed_memory._resident_bytes()
+    busy = False
+    while freed_memory._resident_bytes() > before + 100 * 2**20:
+        await asyncio.sleep(0.001)
+    print(after - before > 200 * 2**20, kept - before > 200 * 2**20, len(pins), tidying.done())
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
+def test_what_large_requests_have_left_is_given_back_once_it_is_quiet():
+    command = [sys.executable, "-c", TIDY]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["True", "True", "120", "False"]
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="not glibc")

@@ -30,6 +30,8 @@ class Servicer(Protocol):
 
 
 S = TypeVar("S", bound=Servicer)
+Abort = tuple[grpc.StatusCode, str, tuple[Any, ...]]
+"""Status, details and trailers."""
 
 
 class _Ended(Exception):
@@ -52,8 +54,11 @@ def answering(
             with _calling(self, name, "unary", context) as call:
                 return await method(self, readable(request), call)
         except _Ended as ended:
-            await _abort(context, ended)
-            raise AssertionError("abort raises") from None
+            told = ended.abort
+        # Here, so that gRPC's error has neither ours nor the request: it is freed late.
+        del request
+        await _abort(context, told)
+        raise AssertionError("abort raises")
 
     return unary
 
@@ -74,16 +79,18 @@ def answering_stream(
                 async with aclosing(method(self, all_readable(requests), call)) as replies:
                     async for reply in replies:
                         yield reply
+            return
         except _Ended as ended:
-            await _abort(context, ended)
+            told = ended.abort
+        await _abort(context, told)
 
     return stream
 
 
-async def _abort(context: Context, ended: _Ended) -> None:
+async def _abort(context: Context, told: Abort) -> None:
     """Raises AbortError, or CancelledError where the caller had gone before it could be told."""
     try:
-        await context.abort(*ended.abort)
+        await context.abort(*told)
     except grpc.aio.AbortError:
         raise
     except Exception as error:  # of no public type; gRPC would log it with three tracebacks
