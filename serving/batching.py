@@ -46,47 +46,48 @@ class Batching:
 
     def form(self, idle_lanes: int) -> Batch | None:
         """The next batch, for one of so many lanes that wait for one."""
+        first = self._next()
+        if first is None:
+            return None
+        other = self._cores.next_elsewhere(first)
+        alone = other is None and self.runs_alone(len(self._waiting))
+        if alone or self._engine.lanes_share:
+            # A device takes little longer for a whole batch: a small one would cost the others.
+            most = min(len(self._waiting), self._latency.largest)
+            items = self._waiting.take(most)
+        else:
+            lanes = min(idle_lanes, self._cores.free)
+            most = min(-(-self._together(first, other) // lanes), self._latency.largest)
+            items = self._waiting.take_in_time(most, self._latency)
+        self._metrics.batch_closed(self._closed_by(len(items), most))
+        return Batch(items=items, alone=alone)
+
+    def _next(self) -> Item | None:
+        """The most urgent image, if it has its turn."""
         first = self._waiting.first()
         if first is None or (self._cores.free <= 0 and not self._cores.has_turn(first)):
             return None
         if self._waiting.drop_dead(self._latency, self.runs_alone):
             self._cores.wake_blocked()
-        first = self._waiting.first()
-        if first is None or not self._cores.has_turn(first):
-            return None
-        waiting, other = len(self._waiting), self._cores.next_elsewhere(first)
-        alone = other is None and self.runs_alone(waiting)
-        if other is not None:
-            waiting = sum(not self._lets_pass(item, other) for item in self._waiting)
-        if not self._engine.lanes_share and not alone:
-            waiting = self._of_one_class(first, waiting)
-        whole = alone or self._engine.lanes_share
-        share = waiting if whole else -(-waiting // min(idle_lanes, self._cores.free))
-        most = min(share, self._latency.largest)
-        # A device takes little longer for a whole batch: there a small one would cost the others.
-        if whole:
-            items = self._waiting.take(most)
-        else:
-            items = self._waiting.take_in_time(most, self._latency)
-        self._metrics.batch_closed(self._closed_by(len(items), most))
-        return Batch(items=items, alone=alone)
+            first = self._waiting.first()
+        return first if first is not None and self._cores.has_turn(first) else None
 
-    def _lets_pass(self, item: Item, other: Item) -> bool:
-        """Whether an image of another model goes before `item`, rather than after the batch."""
-        if self._engine.one_by_one:  # nothing is gained by running with others
-            return other < item
-        return other.urgency[0] < item.urgency[0]
+    def _together(self, first: Item, other: Item | None) -> int:
+        """How many of those that wait may run with the first, before `other` of another model.
 
-    def _of_one_class(self, first: Item, waiting: int) -> int:
-        """Of those that may run; bulk goes one by one while something interactive may come.
-
-        It would wait for a whole batch, or be refused. By itself bulk is a little quicker in
-        batches, whose lanes wait less often for the event loop.
+        Bulk goes one by one while something interactive may come: that would wait for a whole
+        batch, or be refused. By itself it goes in batches, whose lanes wait less often for the
+        event loop.
         """
-        if first.urgency[0] != Priority.INTERACTIVE:
-            return 1 if self._cores.interactive_of_late else waiting
-        interactive = (item.urgency[0] == Priority.INTERACTIVE for item in self._waiting)
-        return min(waiting, sum(interactive))
+        priority = first.urgency[0]
+        if priority != Priority.INTERACTIVE and self._cores.interactive_of_late:
+            return 1
+        # Where images run one by one, nothing is gained by going along with others.
+        limit = other if self._engine.one_by_one else None
+        return sum(
+            item.urgency[0] == priority and (limit is None or item < limit)
+            for item in self._waiting
+        )
 
     def runs_alone(self, images: int) -> bool:
         """On all cores at once: too little to keep the lanes busy, and nothing else runs."""
