@@ -108,7 +108,9 @@ class Waiting:
         return items
 
     def drop_dead(self, latency: LatencyModel, runs_alone: Callable[[int], bool]) -> bool:
-        """Takes out what nobody waits for, and what would be late even if it ran at once, if any.
+        """Takes out what nobody waits for, and what would be late even if it ran at once.
+
+        Returns whether there was any.
 
         What would be late by the estimates gives way to what would not, and is no less urgent; what
         is left of it goes by the fastest run so far, or estimates that have become too high would
