@@ -30,15 +30,15 @@ class Priority(IntEnum):
 class Ticket:
     """A request that was let in. `pending`: its images that have not begun to run.
 
-    `encoded`: those of its images that a lane decodes; `size`: its bytes. Its owner sets `answered`
-    when every image of it got an answer. `late`: an image was given up as it would be too late.
-    `stages`: what its images went through.
+    `decode_seconds`: what lanes will need to decode all of its images; `size`: its bytes. Its owner
+    sets `answered` when every image of it got an answer. `late`: an image was given up as it would
+    be too late. `stages`: what its images went through.
     """
 
     priority: Priority
     deadline: float
     images: int
-    encoded: int
+    decode_seconds: float
     size: int
     pending: int
     admitted_at: float
@@ -91,14 +91,14 @@ class Admission:
     def ahead(self, urgency: Urgency) -> tuple[int, float]:
         """Images that have not begun to run and go before one of that urgency.
 
-        The second number: how many of them a lane has to decode, on average over each request.
+        The second number: seconds that decoding them takes a lane, on average over each request.
         """
-        images, encoded = 0, 0.0
+        images, decoding = 0, 0.0
         for ticket in self._tickets:  # of each request: one loop, as there may be hundreds
             if ticket.pending and ticket.urgency <= urgency and not ticket.shed:
                 images += ticket.pending
-                encoded += ticket.pending * ticket.encoded / ticket.images
-        return images, encoded
+                decoding += ticket.pending * ticket.decode_seconds / ticket.images
+        return images, decoding
 
     def let_in(self, ticket: Ticket, *, at_best_seconds: float) -> list[Ticket]:
         """Returns the bulk requests that are shed for it. Raises Overloaded, InvalidInput.

@@ -99,7 +99,7 @@ class Batching:
 
     def predict_seconds(self, batch: Batch) -> float:
         run = self._latency.run_seconds(len(batch.items), alone=batch.alone)
-        return run + self._latency.decode_seconds(sum(item.encoded for item in batch.items))
+        return run + sum(self._latency.decoding.seconds(item.file_size) for item in batch.items)
 
     def _closed_by(self, images: int, most: int) -> str:
         """Why a batch has no more images."""

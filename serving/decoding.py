@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 
 from packshot.errors import ImageError
 from packshot.image import ImageLimits, ImageSpec, Pixels, load_pixels
-from serving.latency import Average
+from serving.latency import DecodeTimes
 from serving.saturation import Utilisation
 from serving.stages import Stage
 from serving.threads import Threads
@@ -22,19 +23,20 @@ class DecodePool:
         self._threads = Threads(threads, "decode")
         self._free = asyncio.Semaphore(threads)
         self._width = threads
-        self._pending = 0
-        self._seconds = Average()
+        self._pending_seconds = 0.0
+        self._times = DecodeTimes()
         self.utilisation = Utilisation(threads)
 
-    def predict_seconds(self, images: int) -> float:
-        """Until as many more images would be decoded, behind those that are waiting."""
-        if images == 0:
-            return 0.0
-        return max(1.0, (self._pending + images) / self._width) * self._seconds.value
+    def predict_seconds(self, sizes: Sequence[int]) -> float:
+        """Until more images, of so many bytes each, would be decoded, behind those that wait."""
+        own = [self._times.seconds(size) for size in sizes]
+        return max([*own, (self._pending_seconds + sum(own)) / self._width]) if own else 0.0
 
     async def decode(self, encoded: bytes, spec: ImageSpec) -> tuple[Pixels, Stage]:
         """The picture, and when it was decoded. Raises ImageError."""
-        self._pending += 1
+        size = len(encoded)
+        expected = self._times.seconds(size)
+        self._pending_seconds += expected
         try:
             await self._free.acquire()
             self.utilisation.add(1)
@@ -42,8 +44,8 @@ class DecodePool:
                 self._decode, encoded, spec, ended=self._release
             )
         finally:
-            self._pending -= 1
-        self._seconds.observe(stage.ended - stage.started)
+            self._pending_seconds -= expected
+        self._times.observe(size, stage.ended - stage.started)
         return pixels, stage
 
     def close(self) -> None:

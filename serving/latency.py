@@ -38,13 +38,52 @@ class Average:
         self._deviation += FRESHNESS * (abs(error) - self._deviation)
 
 
+class DecodeTimes:
+    """Seconds that decoding an image takes, learnt for each size of file to within a factor of two.
+
+    A photograph of many megapixels takes a hundred times as long as a small one: one average for
+    both would be right for neither.
+    """
+
+    def __init__(self) -> None:
+        self._of_class: dict[int, Average] = {}  # by the bits of the size in bytes
+
+    def seconds(self, size: int) -> float:
+        """Of a file of so many bytes; 0 for none, and before any was decoded.
+
+        Of a size that was not seen yet: no more than of the nearest that was. What is let in too
+        often is soon known, what is refused never would be.
+        """
+        if not (size and self._of_class):
+            return 0.0
+        nearest, ratio = self._nearest(size)
+        return nearest.value * min(1.0, ratio)
+
+    def observe(self, size: int, seconds: float) -> None:
+        """Of one image; a disturbed one cannot move what is expected of its size far."""
+        known = self._of_class.get(size.bit_length())
+        if known is not None:
+            known.observe(seconds)
+            return
+        if self._of_class:
+            nearest, ratio = self._nearest(size)
+            seconds = min(seconds, OUTLIER * nearest.value * ratio)
+        self._of_class[size.bit_length()] = Average(seconds)
+
+    def _nearest(self, size: int) -> tuple[Average, float]:
+        """What is known, and how many times larger this size is."""
+        wanted = size.bit_length()
+        nearest = min(self._of_class, key=lambda known: abs(known - wanted))
+        return self._of_class[nearest], 2.0 ** (wanted - nearest)
+
+
 class LatencyModel:
-    """Seconds that a run of the engine takes, by batch size, and decoding an image in its lanes."""
+    """Seconds that a run of the engine takes, by batch size; `decoding`: of images in its lanes."""
 
     def __init__(self, profile: Profile) -> None:
         self._lanes = {size: Average(seconds) for size, seconds in profile.lanes.items()}
         self._alone = {size: Average(seconds) for size, seconds in profile.alone.items()}
-        self._decoding = Average()
+        self.decoding = DecodeTimes()
         self.largest = max(profile.lanes)
         runs = [*profile.lanes.items(), *profile.alone.items()]
         self.fastest_run_seconds = min(seconds for _, seconds in runs)
@@ -68,14 +107,6 @@ class LatencyModel:
         """Of any number of images, run in full batches one after the other on a lane."""
         full, rest = divmod(images, self.largest)
         return full * self.run_seconds(self.largest) + (self.run_seconds(rest) if rest else 0.0)
-
-    def decode_seconds(self, images: float) -> float:
-        """Of so many, on average, one after the other; 0 before one was decoded."""
-        return images * self._decoding.value
-
-    def observe_decoding(self, seconds: float) -> None:
-        """Of one image."""
-        self._decoding.observe(seconds)
 
     def observe(self, images: int, seconds: float, *, alone: bool = False) -> None:
         self._runs(alone)[images].observe(seconds)

@@ -156,13 +156,13 @@ class Pipeline:
         timeout_seconds = terms.timeout_seconds
         if timeout_seconds is None:
             timeout_seconds = self._default_timeout_seconds
-        encoded = sum(not image.is_pixels for image in images)
+        encoded = [len(image.content) for image in images if not image.is_pixels]
         in_lanes = model.scheduler.lanes_decode
         with model.scheduler.admit(
             images=len(images),
             size=sum(len(image.content) for image in images),
             deadline=time.monotonic() + timeout_seconds,
-            encoded=encoded if in_lanes else 0,
+            encoded=encoded if in_lanes else (),
             decode_seconds=0.0 if in_lanes else self._decoders.predict_seconds(encoded),
             priority=terms.priority,
             stages=stages,
@@ -183,7 +183,8 @@ class Pipeline:
             ticket.not_pending()  # it will never reach the queue
             return error
         try:
-            return await model.scheduler.submit(ticket, picture)
+            size = len(image.content) if callable(picture) else 0
+            return await model.scheduler.submit(ticket, picture, file_size=size)
         except ImageError as error:  # a lane could not decode it
             return error
 

@@ -8,7 +8,7 @@ cores are those of other models' lanes, too.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -126,28 +126,29 @@ class Scheduler:
         images: int,
         deadline: float,
         size: int = 0,
-        encoded: int = 0,
+        encoded: Sequence[int] = (),
         decode_seconds: float = 0.0,
         priority: Priority = Priority.INTERACTIVE,
         stages: list[Stage] | None = None,
     ) -> Iterator[Ticket]:
         """Holds room for a request, of `size` bytes, while it is queued, decoded and run.
 
-        `encoded`: images that a lane will decode; `decode_seconds`: how long the others will wait
-        for and be in the decoders before they come to the queue; `stages` is told what its images
-        went through. Raises Overloaded if there is no room or it cannot be answered by `deadline`
-        (on the scheduler's clock), Unavailable while the engine is being replaced and once the
-        scheduler is closing.
+        `encoded`: bytes of each image that a lane will decode; `decode_seconds`: how long the
+        others will wait for and be in the decoders before they come to the queue; `stages` is told
+        what its images went through. Raises Overloaded if there is no room or it cannot be answered
+        by `deadline` (on the scheduler's clock), Unavailable while the engine is being replaced and
+        once the scheduler is closing.
         """
         if self.closing:
             raise Unavailable("the server is draining: send the request to another")
         if self.being_replaced:
             raise Unavailable(f"engine {self.engine.name} failed and is being replaced: try again")
+        in_lanes = sum(map(self._latency.decoding.seconds, encoded))
         ticket = Ticket(
-            priority=priority, deadline=deadline, images=images, encoded=encoded, size=size,
+            priority=priority, deadline=deadline, images=images, decode_seconds=in_lanes, size=size,
             pending=images, admitted_at=self._clock(), stages=[] if stages is None else stages,
             predicted_seconds=decode_seconds
-            + self.predict_seconds(images, (priority, deadline), encoded),
+            + self.predict_seconds(images, (priority, deadline), in_lanes),
         )  # fmt: skip
         self._batching.request_came(priority)
         elsewhere = self.cores.seconds_ahead(ticket.urgency, of=self)
@@ -163,21 +164,19 @@ class Scheduler:
             if self._admission.empty:
                 self._work.ring_for_all()  # lanes may be waiting for this to end
 
-    def predict_seconds(self, images: int, urgency: Urgency, encoded: int = 0) -> float:
-        """Until `images` of that urgency, `encoded` of them still to be decoded by a lane, would be
-        run, if nothing more urgent comes.
+    def predict_seconds(self, images: int, urgency: Urgency, decoding: float = 0.0) -> float:
+        """Until `images` of that urgency, which a lane decodes in as many seconds, would be run, if
+        nothing more urgent comes.
         """
         latency, cores = self._latency, self.cores
         if self._admission.empty and not cores.occupied and self._batching.runs_alone(images):
-            return latency.decode_seconds(encoded) + latency.run_seconds(images, alone=True)
+            return decoding + latency.run_seconds(images, alone=True)
         lanes = self._parallel_lanes
-        ahead, encoded_ahead = self._admission.ahead(urgency)
-        work = latency.work_seconds(ahead + images) + latency.decode_seconds(
-            encoded_ahead + encoded
-        )
+        ahead, decoding_ahead = self._admission.ahead(urgency)
+        work = latency.work_seconds(ahead + images) + decoding_ahead + decoding
         # Its own images share the lanes, if nothing else is in them.
-        most_a_lane, encoded_a_lane = -(-images // lanes), -(-encoded // lanes)
-        own = latency.work_seconds(most_a_lane) + latency.decode_seconds(encoded_a_lane)
+        most_a_lane = -(-images // lanes)
+        own = latency.work_seconds(most_a_lane) + decoding * most_a_lane / images
         elsewhere = cores.seconds_ahead(urgency, of=self)
         return max(cores.seconds_until_done(elsewhere + work), own)
 
@@ -201,24 +200,24 @@ class Scheduler:
     def seconds_ahead(self, urgency: Urgency) -> float:
         if self._stuck:
             return 0.0
-        images, encoded = self._admission.ahead(urgency)
-        return self._latency.work_seconds(images) + self._latency.decode_seconds(encoded)
+        images, decoding = self._admission.ahead(urgency)
+        return self._latency.work_seconds(images) + decoding
 
     def wake(self) -> None:
         self._work.ring_for_one()
 
-    async def submit(self, ticket: Ticket, picture: Picture) -> Answer:
+    async def submit(self, ticket: Ticket, picture: Picture, *, file_size: int = 0) -> Answer:
         """The answer to one image of an admitted request; cancelling the caller takes it out.
 
-        Raises ImageError (if a lane had to decode it), DeadlineExceeded, Overloaded (shed),
-        ServiceFailed or Unavailable.
+        `file_size`: of a picture that a lane has to decode, in bytes. Raises ImageError (if a lane
+        had to decode it), DeadlineExceeded, Overloaded (shed), ServiceFailed or Unavailable.
         """
         if self._state == "closed":
             raise Unavailable("the server is shutting down")
         if ticket.shed:
             raise _shed()
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.put(ticket, picture, answer)
+        self._waiting.put(ticket, picture, answer, file_size)
         self.wake()
         try:
             return await answer
@@ -320,8 +319,10 @@ class Scheduler:
         self._metrics.stage("infer", seconds)
         if lanes is self.lanes:
             self._latency.observe(ran, seconds, alone=batch.alone)
-            for decoded in filter(None, outcome.decoded):
-                self._latency.observe_decoding(decoded.ended - decoded.started)
+            for item, decoded in zip(batch.items, outcome.decoded, strict=True):
+                if decoded is not None:
+                    seconds = decoded.ended - decoded.started
+                    self._latency.decoding.observe(item.file_size, seconds)
 
     def _tell(
         self, item: Item, engine: str, started: float, decoded: Stage | None, ran: Stage | None

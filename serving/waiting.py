@@ -31,12 +31,8 @@ class Item:
     ticket: Ticket = field(compare=False)
     picture: Picture = field(compare=False)
     answer: "asyncio.Future[Answer]" = field(compare=False)
+    file_size: int = field(compare=False)  # bytes that a lane has to decode; 0: pixels
     queued_at: float = field(compare=False)
-
-    @property
-    def encoded(self) -> bool:
-        """A lane has to decode it."""
-        return callable(self.picture)
 
     def picture_if_wanted(self, clock: Callable[[], float]) -> Picture:
         """What a lane takes: decoding it may take long, or be behind others that do.
@@ -77,8 +73,12 @@ class Waiting:
         """The most urgent."""
         return self._items[0] if self._items else None
 
-    def put(self, ticket: Ticket, picture: Picture, answer: "asyncio.Future[Answer]") -> None:
-        item = Item(ticket.urgency, next(_numbers), ticket, picture, answer, self._clock())
+    def put(
+        self, ticket: Ticket, picture: Picture, answer: "asyncio.Future[Answer]", file_size: int
+    ) -> None:
+        item = Item(
+            ticket.urgency, next(_numbers), ticket, picture, answer, file_size, self._clock()
+        )
         heapq.heappush(self._items, item)
 
     def reorder(self) -> None:
@@ -99,9 +99,10 @@ class Waiting:
         items = self.take(min(1, most))
         if not items:
             return items
-        left = items[0].ticket.deadline - self._clock() - latency.decode_seconds(items[0].encoded)
+        left = items[0].ticket.deadline - self._clock()
+        left -= latency.decoding.seconds(items[0].file_size)
         while len(items) < most:
-            left -= latency.decode_seconds(self._items[0].encoded)
+            left -= latency.decoding.seconds(self._items[0].file_size)
             if latency.run_seconds(len(items) + 1) > left:
                 break
             items += self.take(1)
@@ -123,7 +124,7 @@ class Waiting:
         done = now + latency.run_seconds(1, alone=alone)
         in_time = [
             item for item in wanted
-            if item.ticket.deadline >= done + latency.decode_seconds(item.encoded)
+            if item.ticket.deadline >= done + latency.decoding.seconds(item.file_size)
         ]  # fmt: skip
         priorities = {item.ticket.priority for item in in_time}
         kept = {item.number for item in in_time} | {

@@ -151,8 +151,8 @@ def test_the_size_of_a_batch_leaves_time_to_decode_its_images():
             return image_of(1)
 
         async def ask_for_photo(deadline: float) -> None:
-            with scheduler.admit(images=1, encoded=1, deadline=deadline) as ticket:
-                await scheduler.submit(ticket, photo)
+            with scheduler.admit(images=1, encoded=[9], deadline=deadline) as ticket:
+                await scheduler.submit(ticket, photo, file_size=9)
 
         await ask_for_photo(clock.now + 9)  # teaches how long decoding takes
         engine.gate.clear()

@@ -38,7 +38,7 @@ def test_an_image_that_cannot_be_decoded():
         def damaged(content: Large = content):
             raise ImageError("damaged", "no image")
 
-        with scheduler.admit(images=1, deadline=LATER, encoded=1) as ticket:
+        with scheduler.admit(images=1, deadline=LATER, encoded=[1]) as ticket:
             try:
                 await scheduler.submit(ticket, damaged)
             except ImageError:

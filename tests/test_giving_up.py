@@ -100,7 +100,7 @@ def test_what_is_given_up_in_its_lane_never_reaches_the_engine(how, whose, run_s
             return image_of(2)
 
         async def ask_for(picture: Picture, deadline: float) -> Answer:
-            with scheduler.admit(images=1, deadline=deadline, encoded=1) as ticket:
+            with scheduler.admit(images=1, deadline=deadline, encoded=[1]) as ticket:
                 return await scheduler.submit(ticket, picture)
 
         asked = [

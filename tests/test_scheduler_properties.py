@@ -97,6 +97,9 @@ def image_numbered(number: int) -> np.ndarray:
     return np.array([[[number >> 8, number & 255, 0]]], np.uint8)
 
 
+FILE_SIZE = 1000
+
+
 def is_encoded(number: int) -> bool:
     """Decoded by the lane that runs it."""
     return number % 2 == 0
@@ -193,11 +196,15 @@ class World:
         try:
             admitted = request.scheduler.admit(
                 images=len(request.numbers), deadline=request.deadline, priority=request.priority,
-                encoded=sum(map(is_encoded, request.numbers)), size=request.size,
+                encoded=[FILE_SIZE for _ in filter(is_encoded, request.numbers)], size=request.size,
             )  # fmt: skip
             with admitted as request.ticket:
                 answers = await all_of(
-                    request.scheduler.submit(request.ticket, picture_numbered(number))
+                    request.scheduler.submit(
+                        request.ticket,
+                        picture_numbered(number),
+                        file_size=FILE_SIZE * is_encoded(number),
+                    )
                     for number in request.numbers
                 )
                 request.ticket.answered = True

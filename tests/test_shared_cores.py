@@ -123,10 +123,10 @@ class Waiting:
 
     def __init__(self, number: int) -> None:
         ticket = Ticket(
-            priority=Priority.INTERACTIVE, deadline=LATER, images=1, encoded=0, size=1, pending=1,
-            admitted_at=0, predicted_seconds=0,
+            priority=Priority.INTERACTIVE, deadline=LATER, images=1, pending=1, size=1,
+            decode_seconds=0, admitted_at=0, predicted_seconds=0,
         )  # fmt: skip
-        self.item: Item | None = Item(ticket.urgency, number, ticket, image_of(1), Future(), 0)
+        self.item: Item | None = Item(ticket.urgency, number, ticket, image_of(1), Future(), 0, 0)
         self.woken = 0
 
     def next_item(self) -> Item | None:
