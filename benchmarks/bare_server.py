@@ -11,7 +11,7 @@ import uvloop
 
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierServicer, add_ClassifierServicer_to_server
-from serving.api.calls import Context
+from serving.api.receiving import Context
 
 
 class Constant(ClassifierServicer):

@@ -16,7 +16,7 @@
 `packshot.status` translates them to gRPC status codes and back.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
 ImageReason = Literal[
     "empty",
@@ -47,6 +47,11 @@ EngineReason = Literal[  # in the order in which they are found out
 
 class PackshotError(Exception):
     """Anything that packshot raises on purpose."""
+
+    def without_history(self) -> Self:
+        """To be handed on as a value: the frames of a history keep all that they worked on."""
+        self.__cause__ = self.__context__ = None
+        return self.with_traceback(None)
 
 
 class InvalidInput(PackshotError):

@@ -20,17 +20,19 @@ from serving.api.classifier import Classifier
 from serving.api.open_inference import OpenInference
 from serving.api.parsing import Registrar
 from serving.api.probes import Probes
+from serving.api.receiving import Receiving
+from serving.api.refusing import NoSuchMethod
 from serving.cache import Cache
 from serving.check import table
 from serving.decoding import DecodePool
 from serving.engines.open import EngineChoice
-from serving.freed_memory import keep_tidy
 from serving.health import Health
 from serving.http import HttpPort
 from serving.listening import Listening, add_port, new_server
 from serving.liveness import Liveness
 from serving.loading import Loader, Room
 from serving.logs import count_lost_lines
+from serving.memory import Memory, memory_bytes
 from serving.metrics import Metrics
 from serving.models import Models
 from serving.pipeline import Pipeline
@@ -38,6 +40,7 @@ from serving.reload import Reloader
 from serving.scheduler import HANGS_SECONDS
 from serving.settings import Settings
 from serving.signals import StopSignals
+from serving.tidying import keep_tidy
 
 if TYPE_CHECKING:
     from serving.traces import Traces
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("packshot.app")
 
 SERVICES = (Classifier.service, OpenInference.service)
+OTHERS = 32  # calls that ask about models, beside the classifying ones
 SENDING_SECONDS = 0.5
 HEARING_SECONDS = 0.2  # a GOAWAY is on its way to a client, and a request of his to us
 
@@ -78,7 +82,19 @@ class App:
         )
         self._traces = _traces(settings)
         access = AccessLog(settings.access_log_per_second, metrics)
-        self._calls = Calls(metrics, access, self._traces)
+        models = self._loader.count(settings.model)
+        self._memory = Memory(
+            settings.max_memory_bytes or memory_bytes(),
+            loading=lambda: self._loader.opening or self._models.draining,
+        )
+        receiving = Receiving(self._memory, metrics)
+        self._calls = Calls(
+            metrics,
+            access,
+            self._traces,
+            receiving,
+            most=models * settings.max_queued_images + OTHERS,
+        )
         hang_seconds = settings.hang_seconds
         self._liveness = Liveness(
             partial(self._models.trouble, hang_seconds), hang_seconds=hang_seconds
@@ -93,9 +109,8 @@ class App:
             hang_seconds=hang_seconds,
         )
         self._listening = _listening(settings)
-        self._server = new_server(
-            self._listening, self._calls, models=self._loader.count(settings.model)
-        )
+        self._no_such = NoSuchMethod(self._calls)
+        self._server = new_server(self._listening, self._calls, self._no_such)
         count_lost_lines(metrics.log_lines_lost.inc)
         metrics.saturation.set_function(health.saturation)
         metrics.live.set_function(health.live)
@@ -107,11 +122,12 @@ class App:
         self._liveness.start()
         http, port = await self._listen()
         watching = asyncio.create_task(self._health.watch())
-        tidying = asyncio.create_task(keep_tidy(lambda: not self._calls.in_progress))
+        tidying = asyncio.create_task(keep_tidy(self._models.idle, self._memory))
         try:
             if not await stop.run_until(self._reloader.load_all()):
                 log.info("stopped while loading")
                 return
+            self._memory.settle()
             await self._health.enter("accepting")
             self._log_ready(port, http.port)
             self._reloader.start()
@@ -169,7 +185,7 @@ class App:
         return http, port
 
     def _add_services(self) -> None:
-        registrar = Registrar(self._server)
+        registrar = Registrar(self._server, self._calls.receiving)
         parts = (self._models, self._pipeline, self._calls)
         classifier = Classifier(*parts, max_message_bytes=self._settings.max_message_bytes)
         add_ClassifierServicer_to_server(classifier, registrar)
@@ -178,6 +194,7 @@ class App:
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, self._server)
         names = (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
+        self._server.add_generic_rpc_handlers((self._no_such,))
 
     async def _close(self) -> None:
         """Once nothing is accepted any more: a late request would find no engine."""
@@ -263,6 +280,5 @@ def _listening(settings: Settings) -> Listening:
         tls_client_ca=settings.tls_client_ca,
         token_file=settings.token_file,
         max_message_bytes=settings.max_message_bytes,
-        max_queued_images=settings.max_queued_images,
         max_connection_age_seconds=settings.max_connection_age_seconds,
     )

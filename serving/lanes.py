@@ -104,7 +104,7 @@ class Lanes:
         try:
             pixels = picture()
         except (ImageError, DeadlineExceeded) as error:
-            return error.with_traceback(None), None  # frames would keep the file in memory
+            return error.without_history(), None
         except (
             Exception
         ):  # a fault of ours, or no memory: not the engine's, and not its neighbours'

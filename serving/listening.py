@@ -11,6 +11,7 @@ from packshot.channel import endpoint, is_loopback
 from packshot.errors import InvalidInput
 from serving.api.bearer import TokenInterceptor
 from serving.api.calls import Calls
+from serving.api.refusing import NoSuchMethod
 from serving.metrics import Metrics
 from serving.tokens import Tokens
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("packshot.listening")
 
-OTHER_CALLS = 64  # health, reflection and model queries beside the classifying ones
+OTHER_CALLS = 64  # health and reflection
 HELLO_MS = 20_000  # from connecting to the end of TLS and to HTTP/2's first words
 NEVER_MS = 2**31 - 1
 SILENCE_MS = 30_000  # then a ping asks whether the client is still there
@@ -29,7 +30,7 @@ PONG_MS = 60_000  # on a slow line the answer queues behind photographs
 class Listening(msgspec.Struct, frozen=True, kw_only=True):
     """Where to listen, to whom, and for how much.
 
-    `max_queued_images`: of each model. `max_connection_age_seconds`: 0 for never.
+    `max_connection_age_seconds`: 0 for never.
     """
 
     host: str
@@ -39,14 +40,13 @@ class Listening(msgspec.Struct, frozen=True, kw_only=True):
     tls_client_ca: Path | None
     token_file: Path | None
     max_message_bytes: int
-    max_queued_images: int
     max_connection_age_seconds: float
 
 
-def new_server(listening: Listening, calls: Calls, *, models: int) -> grpc.aio.Server:
-    """For so many models, each with a queue. Raises InvalidInput for an unusable token file."""
+def new_server(listening: Listening, calls: Calls, no_such: NoSuchMethod) -> grpc.aio.Server:
+    """Raises InvalidInput for an unusable token file."""
     return grpc.aio.server(
-        interceptors=_interceptors(listening, calls),
+        interceptors=_interceptors(listening, calls, no_such),
         options=[
             ("grpc.so_reuseport", 0),  # else two servers would silently share the port
             ("grpc.max_receive_message_length", listening.max_message_bytes),
@@ -63,8 +63,8 @@ def new_server(listening: Listening, calls: Calls, *, models: int) -> grpc.aio.S
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
         ],
-        # A request has one image or more: further ones would only be refused, after being received.
-        maximum_concurrent_rpcs=models * listening.max_queued_images + OTHER_CALLS,
+        # Refused by gRPC, which nothing counts: with room for more than `calls` refuses.
+        maximum_concurrent_rpcs=calls.most + OTHER_CALLS,
     )
 
 
@@ -97,7 +97,9 @@ def _certificates(listening: Listening, metrics: Metrics) -> "Certificates | Non
     return Certificates(files, metrics)
 
 
-def _interceptors(listening: Listening, calls: Calls) -> list[grpc.aio.ServerInterceptor]:
+def _interceptors(
+    listening: Listening, calls: Calls, no_such: NoSuchMethod
+) -> list[grpc.aio.ServerInterceptor]:
     if listening.token_file is None:
         return []
     if listening.tls_cert is None and not is_loopback(listening.host):
@@ -106,4 +108,4 @@ def _interceptors(listening: Listening, calls: Calls) -> list[grpc.aio.ServerInt
             "front of this server, such as a mesh, ends TLS",
             listening.host,
         )
-    return [TokenInterceptor(Tokens(listening.token_file), calls)]
+    return [TokenInterceptor(Tokens(listening.token_file), calls, no_such)]

@@ -75,6 +75,10 @@ class Metrics:
             "Requests without a line in the access log, because there were too many a second.",
         )
 
+        self.short_of_memory = declare.counter(
+            "packshot_short_of_memory_total",
+            "Requests refused, or ended while they were read, because memory was short.",
+        )
         self.log_lines_lost = declare.counter(
             "packshot_log_lines_lost_total",
             "Log lines that were not written, because what reads the log is too slow.",

@@ -87,6 +87,15 @@ class Models:
         return next((reason for reason in reasons if reason), None)
 
     @property
+    def draining(self) -> bool:
+        """A version that was replaced still answers."""
+        return bool(self._draining)
+
+    def idle(self) -> bool:
+        """No image is in progress."""
+        return not any(model.scheduler.images for model in (*self, *self._draining))
+
+    @property
     def left_behind(self) -> bool:
         """An engine hangs in a thread that cannot be ended."""
         return any(model.scheduler.left_behind for model in (*self, *self._draining))

@@ -181,12 +181,12 @@ class Pipeline:
             picture = await self._picture(model, ticket, image)
         except ImageError as error:
             ticket.not_pending()  # it will never reach the queue
-            return error
+            return error.without_history()
         try:
             size = len(image.content) if callable(picture) else 0
             return await model.scheduler.submit(ticket, picture, file_size=size)
         except ImageError as error:  # a lane could not decode it
-            return error
+            return error.without_history()
 
     async def _picture(self, model: Model, ticket: Ticket, image: SentImage) -> Picture:
         """What the queue takes: pixels, or for lanes that decode for themselves, how to get them.

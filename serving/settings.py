@@ -154,6 +154,13 @@ class Settings(BaseSettings):
     max_message_bytes: Annotated[int, LIMITS] = Field(
         64 * 1024 * 1024, ge=LEAST_MESSAGE_BYTES, le=1 << 30, description="per request"
     )
+    max_memory_bytes: Annotated[int | None, LIMITS] = Field(
+        None,
+        ge=1 << 28,
+        le=1 << 50,
+        description="of the server; without it the container's or the machine's; when 0.4 of what "
+        "the models leave is in use, no request is read",
+    )
     default_timeout_ms: Annotated[int, LIMITS] = Field(
         10_000, ge=1, le=3_600_000, description="for requests without a deadline"
     )

@@ -2,6 +2,7 @@
 
 import socket
 import struct
+from collections.abc import Iterator
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, SETTINGS, PING = 0, 1, 4, 6
@@ -37,3 +38,11 @@ def half_a_message(stream: int = 1) -> bytes:
 def connect(target: str) -> socket.socket:
     host, port = target.split(":")
     return socket.create_connection((host, int(port)), timeout=60)
+
+
+def frames(connection: socket.socket) -> Iterator[tuple[int, int]]:
+    """Kind and stream of each that the other side sends."""
+    with connection.makefile("rb") as reader:
+        while header := reader.read(9):
+            reader.read(int.from_bytes(header[:3], "big"))
+            yield header[3], int.from_bytes(header[5:], "big")

@@ -8,10 +8,14 @@ from contextlib import asynccontextmanager
 import numpy as np
 from fakes import Clock, FakeEngine, image_of
 
+from serving.access_log import AccessLog
 from serving.admission import Priority
+from serving.api.calls import Calls
+from serving.api.receiving import Receiving
 from serving.cores import Cores
 from serving.engines import Profile
 from serving.latency import LatencyModel
+from serving.memory import Memory
 from serving.metrics import Metrics
 from serving.scheduler import Scheduler
 
@@ -36,6 +40,11 @@ def scheduler_of(
 def timed(engine: FakeEngine, profile: dict[int, float], clock: Clock) -> Scheduler:
     """A scheduler that reads the test's clock; `profile`: seconds of a run by batch size."""
     return scheduler_of(engine, LatencyModel(Profile(lanes=profile)), clock=clock)
+
+
+def calls_of(metrics: Metrics, memory: Memory = Memory(1 << 50)) -> Calls:
+    receiving = Receiving(memory, metrics)
+    return Calls(metrics, AccessLog(0, metrics), None, receiving, most=100)
 
 
 def seconds_a_run(seconds: float) -> LatencyModel:

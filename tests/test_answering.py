@@ -4,11 +4,10 @@ import asyncio
 
 import grpc
 import pytest
+from schedulers import calls_of
 
 from packshot.errors import Overloaded
-from serving.access_log import AccessLog
 from serving.api.answering import answering
-from serving.api.calls import Calls
 from serving.metrics import Metrics
 
 
@@ -27,6 +26,9 @@ class Context:
     def time_remaining(self) -> None:
         return None
 
+    async def read(self) -> object:
+        return object()
+
     async def abort(self, *_: object) -> None:
         raise self._abort
 
@@ -38,7 +40,7 @@ class Full:
 
     def __init__(self) -> None:
         metrics = Metrics()
-        self.calls = Calls(metrics, AccessLog(0, metrics), None)
+        self.calls = calls_of(metrics)
 
     @answering
     async def Call(self, request: object, call: object) -> None:  # noqa: N802
@@ -56,7 +58,7 @@ def test_a_caller_that_went_before_it_was_refused_is_a_cancelled_call(failure, e
     async def call() -> Full:
         full = Full()
         with pytest.raises(ending):
-            await full.Call(object(), Context(failure))
+            await full.Call(iter(()), Context(failure))
         return full
 
     assert asyncio.run(call()).calls.in_progress == 0

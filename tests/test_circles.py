@@ -8,12 +8,11 @@ from collections.abc import Iterator
 import grpc
 import pytest
 from fakes import FakeEngine
-from schedulers import LATER, instant, run, scheduler_of
+from schedulers import LATER, calls_of, instant, run, scheduler_of
 
 from packshot.errors import ImageError, Overloaded
-from serving.access_log import AccessLog
 from serving.api.answering import answering
-from serving.api.calls import Call, Calls
+from serving.api.calls import Call
 from serving.metrics import Metrics
 
 
@@ -36,7 +35,10 @@ def test_an_image_that_cannot_be_decoded():
         freed = weakref.ref(content)
 
         def damaged(content: Large = content):
-            raise ImageError("damaged", "no image")
+            try:
+                raise OSError("not a picture")
+            except OSError as error:
+                raise ImageError("damaged", "no image") from error
 
         with scheduler.admit(images=1, deadline=LATER, encoded=[1]) as ticket:
             try:
@@ -50,7 +52,15 @@ def test_an_image_that_cannot_be_decoded():
 
 
 class Context:
-    """As gRPC has it: the error of an abort is kept, in a circle with its call."""
+    """As gRPC has it: the error of an abort is kept with its call, beside what was read of it."""
+
+    def __init__(self, request: Large) -> None:
+        self._request: Large | None = request
+
+    async def read(self) -> Large:
+        request, self._request = self._request, None
+        assert request is not None
+        return request
 
     def invocation_metadata(self) -> tuple[()]:
         return ()
@@ -61,29 +71,32 @@ class Context:
     def time_remaining(self) -> float:
         return 1.0
 
-    async def abort(self, *_: object) -> None:
+    def abort(self, *_: object) -> "asyncio.Future[None]":
+        """No frame of Python's is in it."""
         self.error = grpc.aio.AbortError("Locally aborted.")
-        raise self.error
+        aborting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        aborting.set_exception(self.error)
+        return aborting
 
 
 def test_a_request_that_is_refused():
     class Service:
         service = "packshot.v1.Classifier"
-        calls = Calls(Metrics(), AccessLog(0, Metrics()), None)
+        calls = calls_of(Metrics())
 
         @answering
         async def Classify(self, request: Large, call: Call) -> None:  # noqa: N802
             raise Overloaded("not now")
 
     async def test():
-        request, context = Large(), Context()
-        freed = weakref.ref(request)
+        request = Large()
+        context = Context(request)
+        freed = weakref.ref(request), weakref.ref(context)
         try:
-            await Service().Classify(request, context)
+            await Service().Classify(iter(()), context)
         except grpc.aio.AbortError:
-            del request
+            del request, context
         await asyncio.sleep(0)
-        assert freed() is None
-        assert context.error.__traceback__ is not None
+        assert [one() for one in freed] == [None, None]
 
     run(test)

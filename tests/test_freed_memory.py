@@ -37,27 +37,28 @@ def pools(*limit: str) -> int:
 
 TIDY = """
 import asyncio
-from serving import freed_memory
+from serving import tidying
+from serving.memory import Memory, resident_bytes
 
-freed_memory.LOOK_SECONDS = 0.001
+tidying.LOOK_SECONDS = 0.001
 busy = True
 
 async def main():
     global busy
-    tidying = asyncio.create_task(freed_memory.keep_tidy(lambda: not busy))
+    task = asyncio.create_task(tidying.keep_tidy(lambda: not busy, Memory(1 << 50)))
     await asyncio.sleep(0)  # it has seen how much it is now
-    before = freed_memory._resident_bytes()
+    before = resident_bytes()
     blocks = [bytes(5000) for _ in range(60_000)]
     pins = blocks[::500]  # so that nothing is given back by itself
     del blocks
-    after = freed_memory._resident_bytes()
+    after = resident_bytes()
     for _ in range(50):
         await asyncio.sleep(0.001)
-    kept = freed_memory._resident_bytes()
+    kept = resident_bytes()
     busy = False
-    while freed_memory._resident_bytes() > before + 100 * 2**20:
+    while resident_bytes() > before + 100 * 2**20:
         await asyncio.sleep(0.001)
-    print(after - before > 200 * 2**20, kept - before > 200 * 2**20, len(pins), tidying.done())
+    print(after - before > 200 * 2**20, kept - before > 200 * 2**20, len(pins), task.done())
 
 asyncio.run(main())
 """

@@ -289,9 +289,14 @@ def test_half_sent_requests_of_a_client_that_is_gone_do_not_keep_the_others_out(
         gone.sendall(hello() + begun)
         until(lambda: is_full(server))
         until(lambda: not is_full(server))
+        assert server.metric(REFUSED) > 0
         still_right(server)
 
 
+REFUSED = (
+    'grpc_server_handled_total{grpc_code="RESOURCE_EXHAUSTED",grpc_method="GetModel",'
+    'grpc_service="packshot.v1.Classifier",grpc_type="unary"}'
+)
 PROBE_SECONDS = 1.0  # a probe is repeated; one that came as its connection was closed is no answer
 
 

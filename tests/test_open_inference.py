@@ -446,10 +446,16 @@ def test_a_stream_answers_in_order_and_goes_on_after_an_error(stub):
     assert np.array_equal(arrays(replies[2].infer_response)["logits"], expected)
 
 
-def test_other_rpcs_of_the_protocol_are_unimplemented(channel):
+def test_other_rpcs_of_the_protocol_are_unimplemented(server, channel):
+    sample = (
+        'grpc_server_handled_total{grpc_code="UNIMPLEMENTED",grpc_method="unknown",'
+        'grpc_service="unknown",grpc_type="unary"}'
+    )
+    before = server.metric(sample)
     for method in ("RepositoryModelLoad", "ModelStatistics", "SystemSharedMemoryStatus"):
         call = channel.unary_unary(f"/{SERVICE}/{method}")
         refusal(call, b"", CODES.UNIMPLEMENTED)
+    assert server.metric(sample) == before + 3
 
 
 def test_it_is_counted_as_other_calls_are(server, stub):

@@ -11,8 +11,8 @@ import grpc
 
 from packshot.errors import Overloaded
 from packshot.status import status_code
-from serving.api.calls import Call, Calls, Context
-from serving.api.parsing import all_readable, readable
+from serving.api.calls import Call, Calls
+from serving.api.receiving import Context
 from serving.metrics import RpcKind
 
 log = logging.getLogger("packshot.api")
@@ -30,34 +30,39 @@ class Servicer(Protocol):
 
 
 S = TypeVar("S", bound=Servicer)
-Abort = tuple[grpc.StatusCode, str, tuple[Any, ...]]
-"""Status, details and trailers."""
 
 
 class _Ended(Exception):
-    """A call that ends with an error status."""
+    """A call that ends with an error status, of which `telling` tells the client."""
 
-    def __init__(self, code: grpc.StatusCode, details: str, trailers: tuple[Any, ...]) -> None:
-        super().__init__(details)
-        self.abort = (code, details[:MAX_DETAILS], trailers)
+    def __init__(self, telling: Coroutine[Any, Any, None]) -> None:
+        super().__init__()
+        self.telling = telling
 
 
 def answering(
     method: Callable[[S, Request, Call], Awaitable[Reply]],
 ) -> Callable[[S, Request, Context], Coroutine[Any, Any, Reply]]:
-    """Wraps a unary method: counts it by status and lets no error text slip out."""
+    """Wraps a unary method: counts it by status and lets no error text slip out.
+
+    What it makes reads its request itself (`serving.api.parsing.Registrar` tells gRPC so).
+    """
     name = method.__name__
 
+    async def answer(self: S, context: Context) -> Reply:
+        with _calling(self, name, "unary", context) as call:
+            self.calls.check_room()
+            return await method(self, await self.calls.receiving.request(context), call)
+
     @functools.wraps(method)
-    async def unary(self: S, request: Request, context: Context) -> Reply:
+    async def unary(self: S, requests: Request, context: Context) -> Reply:
         try:
-            with _calling(self, name, "unary", context) as call:
-                return await method(self, readable(request), call)
+            return await answer(self, context)
         except _Ended as ended:
-            told = ended.abort
-        # Here, so that gRPC's error has neither ours nor the request: it is freed late.
-        del request
-        await _abort(context, told)
+            telling = ended.telling
+        # A call keeps gRPC's error, and that this frame: in turn it must not keep the call.
+        del requests, context
+        await _tell(telling)
         raise AssertionError("abort raises")
 
     return unary
@@ -69,32 +74,45 @@ def answering_stream(
     """Like `answering`, for a method that reads a stream and writes one."""
     name = method.__name__
 
+    async def answers(self: S, context: Context) -> AsyncGenerator[Reply, None]:
+        with _calling(self, name, "bidi_stream", context) as call:
+            self.calls.check_room()
+            messages = self.calls.receiving.messages(context)
+            # Closed before the call counts as ended, also where the client went away.
+            async with aclosing(method(self, messages, call)) as replies:
+                async for reply in replies:
+                    yield reply
+
     @functools.wraps(method)
     async def stream(
         self: S, requests: AsyncIterator[Request], context: Context
     ) -> AsyncIterator[Reply]:
         try:
-            with _calling(self, name, "bidi_stream", context) as call:
-                # Closed before the call counts as ended, also where the client went away.
-                async with aclosing(method(self, all_readable(requests), call)) as replies:
-                    async for reply in replies:
-                        yield reply
+            async with aclosing(answers(self, context)) as replies:
+                async for reply in replies:
+                    yield reply
             return
         except _Ended as ended:
-            told = ended.abort
-        await _abort(context, told)
+            telling = ended.telling
+        del requests, context
+        await _tell(telling)
 
     return stream
 
 
-async def _abort(context: Context, told: Abort) -> None:
+async def _tell(telling: Coroutine[Any, Any, None]) -> None:
     """Raises AbortError, or CancelledError where the caller had gone before it could be told."""
     try:
-        await context.abort(*told)
+        await telling
     except grpc.aio.AbortError:
         raise
     except Exception as error:  # of no public type; gRPC would log it with three tracebacks
         raise asyncio.CancelledError from error
+
+
+async def _told(error: grpc.aio.AbortError) -> None:
+    """Of a call that was ended from beside it."""
+    raise error.with_traceback(None)
 
 
 @contextmanager
@@ -109,11 +127,15 @@ def _calling(self: Servicer, name: str, kind: RpcKind, context: Context) -> Iter
         if context.time_remaining() == 0:
             code = grpc.StatusCode.DEADLINE_EXCEEDED
         raise
+    except grpc.aio.AbortError as error:
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED
+        raise _Ended(_told(error)) from None
     except Exception as error:
         code = status_code(error)
         internal = code is grpc.StatusCode.INTERNAL
         details = internal_error(call, error) if internal else str(error)
-        raise _Ended(code, details, _pushback(error, call)) from error
+        trailers = _pushback(error, call)
+        raise _Ended(context.abort(code, details[:MAX_DETAILS], trailers)) from error
     finally:
         self.calls.end(call, code)
 

@@ -4,11 +4,14 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 
+from packshot.errors import Overloaded
 from serving.access_log import Access, AccessLog
+from serving.admission import RETRY_AFTER_SECONDS
+from serving.api.receiving import Context, Receiving
 from serving.metrics import Metrics, RpcKind
 from serving.model import Model
 from serving.request_id import request_id
@@ -18,8 +21,6 @@ if TYPE_CHECKING:
     from serving.traces import Traces
 
 STREAM_STAGES = 192  # of 64 images
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(kw_only=True)
@@ -76,8 +77,19 @@ class Calls:
     `draining` is set when streams should end instead of reading on.
     """
 
-    def __init__(self, metrics: Metrics, access: AccessLog, traces: "Traces | None") -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        access: AccessLog,
+        traces: "Traces | None",
+        receiving: Receiving,
+        *,
+        most: int,
+    ) -> None:
+        """`most`: calls in progress; one more is refused."""
+        self.receiving = receiving
         self.in_progress = 0
+        self.most = most
         self.draining = asyncio.Event()
         self._none = asyncio.Event()
         self._none.set()
@@ -88,6 +100,14 @@ class Calls:
     async def none(self) -> None:
         """Until no call is in progress."""
         await self._none.wait()
+
+    def check_room(self) -> None:
+        """Raises Overloaded if what was begun last is one too many."""
+        if self.in_progress > self.most:
+            raise Overloaded(
+                f"{self.most} calls are in progress, and no more are taken: try again later",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
 
     def begin(self, service: str, method: str, kind: RpcKind, context: Context) -> Call:
         self.in_progress += 1

@@ -39,13 +39,17 @@ class Classifier(ClassifierServicer):
 
     @answering
     async def Classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
-        ranking = _ranking(request)
-        model, answers = await self._answer(request, call)
+        ranking, include_logits = _ranking(request), request.include_logits
+        answering = self._answer(request, call)
+        del (
+            request
+        )  # the images have been taken out of it: while they wait it would be as much again
+        model, answers = await answering
         response = pb.ClassifyResponse(
             model=model.name, version=model.version, engine=answers.engine
         )
         for answer in answers.images:
-            self._tell(response.results.add(), model, answer, ranking, request.include_logits)
+            self._tell(response.results.add(), model, answer, ranking, include_logits)
         return response
 
     @answering_stream
@@ -70,12 +74,15 @@ class Classifier(ClassifierServicer):
 
     @answering
     async def Embed(self, request: pb.EmbedRequest, call: Call) -> pb.EmbedResponse:
-        model, answers = await self._answer(request, call)
+        normalize = request.normalize
+        answering = self._answer(request, call)
+        del request
+        model, answers = await answering
         return pb.EmbedResponse(
             model=model.name,
             version=model.version,
             engine=answers.engine,
-            results=[self._embedding(model, one, request.normalize) for one in answers.images],
+            results=[self._embedding(model, one, normalize) for one in answers.images],
         )
 
     @answering
@@ -112,6 +119,7 @@ class Classifier(ClassifierServicer):
         model = self._models.named(request.model)
         images = [_sent_image(image) for image in request.images]
         seconds, priority = call.timeout_seconds, _priority(request.priority)
+        del request
         terms = Terms(timeout_seconds=seconds, call_ends=seconds is not None, priority=priority)
         call.asks(model, len(images))
         answers = await self._pipeline.answer(model, images, terms, call.stages)

@@ -93,7 +93,9 @@ class OpenInference(GRPCInferenceServiceServicer):
 
     @answering
     async def ModelInfer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
-        return await self._infer(request, call, call.timeout_seconds, call.stages)
+        inferring = self._infer(request, call, call.timeout_seconds, call.stages)
+        del request  # its images are taken out: while they wait it would be as much again
+        return await inferring
 
     @answering_stream
     async def ModelStreamInfer(
@@ -125,12 +127,14 @@ class OpenInference(GRPCInferenceServiceServicer):
         model = self._named(request.model_name, request.model_version)
         wanted, allowed = wanted_outputs(request), terms(request.parameters, timeout_seconds)
         images = images_of(request, model.manifest.image, self._pipeline.check_count)
+        request_id = request.id
+        del request
         call.asks(model, len(images))
         answers = await self._pipeline.answer(model, images, allowed, stages, let_in)
         call.engine = answers.engine
         found = tensors(model, answers)
         response = pb.ModelInferResponse(
-            model_name=model.name, model_version=str(model.version), id=request.id
+            model_name=model.name, model_version=str(model.version), id=request_id
         )
         response.parameters["engine"].string_param = answers.engine
         for one in wanted:

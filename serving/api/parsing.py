@@ -4,8 +4,9 @@ gRPC would answer UNKNOWN with the text of Python's exception, and log a traceba
 memory spent on messages of too many parts.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import grpc
 from google.protobuf.descriptor import Descriptor
@@ -13,8 +14,8 @@ from google.protobuf.message import DecodeError
 
 from packshot.errors import InvalidInput
 from serving.api.fields import has_more_fields
+from serving.api.receiving import Receiving
 
-Request = TypeVar("Request")
 Handlers = Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
 
 SMALL_BYTES = 64 * 1024  # parsed, a few megabytes at most: not worth counting
@@ -25,36 +26,26 @@ MAX_PACKED_BYTES = 4 * 1024 * 1024  # a tensor of a million numbers
 class Registrar:
     """What generated code adds a servicer to, instead of the server itself.
 
-    Its methods get an InvalidInput in the place of what is no message of theirs, or one of too many
-    parts, and look with `readable`.
+    Its methods read their requests themselves, unary ones too (`serving.api.receiving`), and get an
+    InvalidInput in the place of what is no message of theirs, or one of too many parts.
     """
 
-    def __init__(self, server: grpc.aio.Server) -> None:
+    def __init__(self, server: grpc.aio.Server, receiving: Receiving) -> None:
         self._server = server
+        self._receiving = receiving
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
         """Nothing: the same handlers come once more, by name, to the method below."""
 
     def add_registered_method_handlers(self, service: str, handlers: Handlers) -> None:
-        forgiving = {name: _forgiving(handler) for name, handler in handlers.items()}
+        forgiving = {
+            name: _forgiving(handler, self._receiving) for name, handler in handlers.items()
+        }
         handler = grpc.method_handlers_generic_handler(service, forgiving)
         self._server.add_generic_rpc_handlers((handler,))
 
 
-def readable(request: Request) -> Request:
-    """Raises what stands in the place of a request."""
-    if isinstance(request, InvalidInput):
-        raise request
-    return request
-
-
-async def all_readable(requests: AsyncIterator[Request]) -> AsyncIterator[Request]:
-    """Like `readable`, for a stream."""
-    async for request in requests:
-        yield readable(request)
-
-
-def _forgiving(handler: Any) -> Any:
+def _forgiving(handler: Any, receiving: Receiving) -> Any:
     parse: Callable[[bytes], Any] = handler.request_deserializer
     kind: Descriptor = handler.request_deserializer.__self__.DESCRIPTOR
 
@@ -73,4 +64,10 @@ def _forgiving(handler: Any) -> Any:
                 "the request cannot be parsed: it is no message of this method's type"
             )
 
-    return handler._replace(request_deserializer=parse_or_refuse)
+    parse_in_memory = partial(receiving.parsed, parse=parse_or_refuse)
+    if handler.request_streaming:
+        return handler._replace(request_deserializer=parse_in_memory)
+    # On the wire there is no difference to a method whose request gRPC reads beforehand.
+    return grpc.stream_unary_rpc_method_handler(
+        handler.unary_unary, parse_in_memory, handler.response_serializer
+    )

@@ -6,7 +6,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio
 
-from serving.api.calls import Context
+from serving.api.receiving import Context
 
 log = logging.getLogger("packshot.api")
 

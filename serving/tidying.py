@@ -1,0 +1,31 @@
+"""Quiet moments: what malloc has kept is given back, and what is in use then is nobody's request."""
+
+import asyncio
+from collections.abc import Callable
+
+from serving.freed_memory import give_back
+from serving.memory import Memory, malloced_bytes, resident_bytes
+
+LOOK_SECONDS = 1.0
+WORTH_BYTES = 64 << 20  # giving back locks the pools for some hundredths of a second
+
+
+async def keep_tidy(quiet: Callable[[], bool], memory: Memory) -> None:
+    """Whenever nothing is in progress, gives back what large requests have left, and settles
+    `memory`; never returns.
+    """
+    level = _not_in_use()
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        if not quiet():
+            continue
+        if _not_in_use() > level + WORTH_BYTES:
+            await asyncio.to_thread(give_back)
+            level = max(level, _not_in_use())  # the rest is in pieces
+        elif not memory.short:  # nor is something large on its way
+            memory.settle()
+
+
+def _not_in_use() -> int:
+    """Resident without being in use: free memory that is kept, and what is not malloc's."""
+    return resident_bytes() - (malloced_bytes() or 0)

@@ -1,0 +1,163 @@
+"""Messages are read while there is memory for them."""
+
+import asyncio
+
+import grpc
+import pytest
+from schedulers import run
+
+from packshot.errors import InvalidInput, Overloaded
+from serving.api.receiving import LARGE_BYTES, LOOK_SECONDS, Receiving
+from serving.memory import Memory
+from serving.metrics import Metrics
+
+MOST = 12345
+
+
+class FakeMemory(Memory):
+    """As short as the test says."""
+
+    short = False
+    most_bytes = MOST
+
+    def __init__(self) -> None:
+        super().__init__(1 << 50)
+
+
+class Context:
+    """A call of which each message comes when the test sends it; what aborts it ends its read."""
+
+    def __init__(self) -> None:
+        self.came: asyncio.Queue[object] = asyncio.Queue()
+        self.aborted: grpc.StatusCode | None = None
+        self.details = ""
+
+    async def read(self) -> object:
+        message = await self.came.get()
+        if isinstance(message, grpc.aio.AbortError):
+            raise message
+        return message
+
+    async def abort(self, code: grpc.StatusCode, details: str) -> None:
+        self.aborted, self.details = code, details
+        error = grpc.aio.AbortError("Locally aborted.")
+        self.came.put_nowait(error)
+        raise error
+
+
+def refusals(metrics: Metrics) -> float:
+    return metrics.registry.get_sample_value("packshot_short_of_memory_total")
+
+
+def test_a_request_and_a_stream_are_read():
+    async def test():
+        receiving, context = Receiving(FakeMemory(), Metrics()), Context()
+        for message in ("one", "two", "three", grpc.aio.EOF):
+            context.came.put_nowait(message)
+        assert await receiving.request(context) == "one"
+        assert [message async for message in receiving.messages(context)] == ["two", "three"]
+
+    run(test)
+
+
+def test_what_never_comes_is_a_cancelled_call():
+    async def test():
+        receiving, context = Receiving(FakeMemory(), Metrics()), Context()
+        context.came.put_nowait(grpc.aio.EOF)
+        with pytest.raises(asyncio.CancelledError):
+            await receiving.request(context)
+
+    run(test)
+
+
+def test_what_stands_in_the_place_of_a_message_is_raised():
+    async def test():
+        receiving, context = Receiving(FakeMemory(), Metrics()), Context()
+        context.came.put_nowait(InvalidInput("no message"))
+        with pytest.raises(InvalidInput, match="no message"):
+            await receiving.request(context)
+
+    run(test)
+
+
+def test_nothing_is_read_while_memory_is_short():
+    async def test():
+        memory, metrics, context = FakeMemory(), Metrics(), Context()
+        receiving = Receiving(memory, metrics)
+        context.came.put_nowait("a request")
+        memory.short = True
+        with pytest.raises(Overloaded, match=f"uses {MOST} bytes of memory or more"):
+            await receiving.request(context)
+        assert refusals(metrics) == 1
+        memory.short = False
+        await asyncio.sleep(2 * LOOK_SECONDS)  # nothing is read: it looks when it is asked
+        assert await receiving.request(context) == "a request"
+
+    run(test)
+
+
+def test_a_stream_waits_until_there_is_memory():
+    async def test():
+        memory, metrics, context = FakeMemory(), Metrics(), Context()
+        stream = Receiving(memory, metrics).messages(context)
+        context.came.put_nowait("one")
+        memory.short = True
+        coming = asyncio.create_task(anext(stream))
+        await asyncio.sleep(2 * LOOK_SECONDS)
+        assert (coming.done(), context.came.qsize()) == (False, 1)
+        memory.short = False
+        assert (await coming, refusals(metrics)) == ("one", 0)
+
+    run(test)
+
+
+def test_the_newest_reads_are_ended_first_and_none_is_cancelled():
+    async def test():
+        memory, metrics = FakeMemory(), Metrics()
+        receiving = Receiving(memory, metrics)
+        contexts = [Context() for _ in range(4)]
+        reads = [asyncio.create_task(receiving.request(context)) for context in contexts]
+        await asyncio.sleep(0)
+        memory.short = True
+        await asyncio.wait(reads[2:])
+        contexts[0].came.put_nowait("the first")
+        assert await reads[0] == "the first"
+        await asyncio.wait(reads)
+        for context, read in list(zip(contexts, reads, strict=True))[1:]:
+            assert isinstance(read.exception(), grpc.aio.AbortError)
+            assert context.aborted is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "try again later" in context.details
+        assert refusals(metrics) == 3
+
+    run(test)
+
+
+def test_a_large_message_is_not_parsed_if_memory_is_short_by_then():
+    async def test():
+        memory, metrics = FakeMemory(), Metrics()
+        receiving = Receiving(memory, metrics)
+        assert receiving.parsed(bytes(LARGE_BYTES + 1), len) == LARGE_BYTES + 1
+        memory.short = True
+        assert receiving.parsed(bytes(LARGE_BYTES), len) == LARGE_BYTES  # not worth a look
+        assert isinstance(receiving.parsed(bytes(LARGE_BYTES + 1), len), Overloaded)
+        assert refusals(metrics) == 1
+
+    run(test)
+
+
+def test_a_call_that_is_gone_when_it_is_to_be_ended_is_no_error():
+    class Gone(Context):
+        async def abort(self, *_: object) -> None:
+            self.came.put_nowait(grpc.aio.EOF)
+            raise RuntimeError("execute_batch failed")
+
+    async def test():
+        memory, context = FakeMemory(), Gone()
+        receiving = Receiving(memory, Metrics())
+        reading = asyncio.create_task(receiving.request(context))
+        await asyncio.sleep(0)
+        memory.short = True
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+
+    run(test)
