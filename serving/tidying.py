@@ -1,4 +1,4 @@
-"""Quiet moments: what malloc has kept is given back, and what is in use then is nobody's request."""
+"""Quiet moments: what malloc has kept is given back, and what is in use is no request's."""
 
 import asyncio
 from collections.abc import Callable
