@@ -13,7 +13,14 @@ from packshot.chart import COLOURS, HEIGHT, WIDTH, even_ticks, log_ticks
 from packshot.load.caution import latency_interval
 from packshot.load.charts import latency_chart, missed_chart, throughput_chart
 from packshot.load.page import page
-from packshot.load.run_charts import histogram_chart, percentile_chart, recorded
+from packshot.load.run_charts import (
+    answers_chart,
+    histogram_chart,
+    outcomes_chart,
+    percentile_chart,
+    recorded,
+    run_charts,
+)
 
 HOSTILE = '<img src=x onerror="a()">'
 SPREAD = [float(ms) for ms in range(1, 401)]
@@ -113,7 +120,8 @@ def test_the_processes_of_a_sweep_are_those_of_its_rates():
 def test_a_run_is_shown_whole():
     html = page(results_of(load_report(SPREAD, refused=100, rate=50.0, errors={"damaged": 1})))
     assert set(charts(html)) == {
-        "latency by percentile, ms", "latencies", "server: ms by stage", "server: batches by size",
+        "images/s over the window", "share of the requests", "latency by percentile, ms",
+        "latencies", "server: ms by stage", "server: batches by size", "CPU, cores",
     }  # fmt: skip
     text = Parsed(html).text
     for part in (
@@ -272,3 +280,45 @@ def test_log_ticks_hold_both_edges(edges):
     assert ticks[0] <= edges[0] <= edges[1] <= ticks[-1]
     assert ticks[0] < ticks[-1]
     assert len(ticks) <= 12
+
+
+def told(chart: ElementTree.Element) -> list[str]:
+    """What the bars say under the mouse."""
+    return [bar.find("title").text for bar in chart.iter("rect")]
+
+
+def test_what_became_of_the_requests_of_a_run():
+    """100 in time, 60 too late, 40 refused and 3 lost, in this order."""
+    run = load_report([100.0] * 100 + [500.0] * 60, refused=40, rate=20.0)
+    run = msgspec.structs.replace(run, sent=203, errors={**run.errors, "UNAVAILABLE": 3})
+    chart = chart_of(outcomes_chart(run))
+    assert told(chart) == ["in time: 100", "too late: 60", "refused: 40", "unavailable: 3"]
+    none, whole = height_of(chart, "0%"), height_of(chart, "100%")
+    heights = [float(bar.get("height")) for bar in chart.iter("rect")]
+    shares = [100 / 203, 60 / 203, 40 / 203, 3 / 203]
+    assert close(heights, [share * (none - whole) for share in shares])
+
+
+def test_answers_are_drawn_when_they_came():
+    run = load_report([100.0] * 100 + [500.0] * 60, refused=40, rate=20.0)
+    chart = chart_of(answers_chart(run))
+    assert len(dots(chart, "answered")) == len(dots(chart, "in time")) == 10
+    none, twenty = height_of(chart, "0"), height_of(chart, "20")
+    by_slice = [y for _, y in dots(chart, "in time")]
+    wanted = [18.0, *[20.0] * 4, 2.0, *[0.0] * 4]
+    assert close(by_slice, [none + rate / 20 * (twenty - none) for rate in wanted])
+    assert "20/s offered" in [text.text for text in chart.iter("text")]
+    closed = chart_of(answers_chart(load_report([100.0] * 100)))
+    assert not [text for text in closed.iter("text") if "offered" in text.text]
+
+
+def test_a_result_of_an_earlier_version_has_no_chart_of_what_it_did_not_keep():
+    run = load_report([100.0] * 100, server=None)
+    bare = msgspec.structs.replace(
+        run,
+        answers=msgspec.structs.replace(run.answers, by_slice=[]),
+        goodput=msgspec.structs.replace(run.goodput, by_slice=[]),
+    )
+    assert "images/s over the window" in charts(run_charts(run))
+    assert "images/s over the window" not in charts(run_charts(bare))
+    assert told(charts(run_charts(bare))["CPU, cores"]) == ["client: 0.05 cores"]

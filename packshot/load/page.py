@@ -141,7 +141,7 @@ def _sweep(sweep: Sweep) -> Iterator[str]:
 
 
 def _run(run: LoadReport) -> Iterator[str]:
-    yield f"<h2>Latency and stages</h2>{run_charts(run)}"
+    yield f"<h2>Answers, latencies and stages</h2>{run_charts(run)}"
     yield percentiles_table(run)
     if run.server is not None:
         yield stages_table(run.server)

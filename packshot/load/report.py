@@ -19,10 +19,14 @@ NEVER_SENT = ("NOT_SENT", "TOO_MANY_IN_FLIGHT")
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
-    """Images a second, with the 95 % interval by batch means over the slices of the window."""
+    """Images a second, with the 95 % interval by batch means over the slices of the window.
+
+    `by_slice`: its equal parts, in order; empty in files of versions that did not keep them.
+    """
 
     mean: float
     interval: Interval
+    by_slice: list[float] = []
 
 
 class Doubt(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,7 +171,7 @@ def _rate(by_slice: list[int], seconds: float, images_per_request: int) -> Rate:
     rates = [images / (seconds / SLICES) for images in by_slice]
     mean, (low, high) = sum(rates) / SLICES, mean_interval(rates)
     one = images_per_request / seconds
-    return Rate(mean=mean, interval=(min(low, mean - one), max(high, mean + one)))
+    return Rate(mean=mean, interval=(min(low, mean - one), max(high, mean + one)), by_slice=rates)
 
 
 def _name(percentile: float) -> str:

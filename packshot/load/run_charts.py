@@ -1,4 +1,4 @@
-"""Charts of one run: how its latencies are distributed, and where the server spent its time."""
+"""Charts of one run: what became of its requests, their latencies, and what the server did."""
 
 import bisect
 import itertools
@@ -10,6 +10,7 @@ from packshot.chart import (
     COLOURS,
     Frame,
     Point,
+    Tick,
     area,
     bar,
     dashed,
@@ -49,12 +50,73 @@ class Latencies(NamedTuple):
 
 def run_charts(report: LoadReport) -> str:
     charts = []
+    if report.answers.by_slice:
+        charts.append(answers_chart(report))
+    if report.sent:
+        charts.append(outcomes_chart(report))
     if report.answered:
         latencies = recorded(report.latency_histogram)
         charts += [percentile_chart(latencies, report), histogram_chart(latencies, report)]
     if report.server is not None:
         charts += [stages_chart(report.server), batches_chart(report.server)]
+    charts.append(cores_chart(report))
     return side_by_side(charts)
+
+
+def answers_chart(report: LoadReport) -> str:
+    """By when they came, in the slices of the window."""
+    seconds = report.stopped_after or report.plan.seconds
+    offered = report.offered_images_per_second if report.plan.rate else 0.0
+    rates = {"answered": report.answers.by_slice, "in time": report.goodput.by_slice}
+    times, ticks = even_ticks(seconds), even_ticks(max(offered, *report.answers.by_slice))
+    frame = Frame(
+        title="images/s over the window",
+        x=(times[0], times[-1]),
+        y=(ticks[0], ticks[-1]),
+        x_label="seconds since it opened",
+        tick="{:g}".format,
+        x_tick="{:g}".format,
+        x_ticks=times,
+        y_ticks=ticks,
+    )
+    marks = []
+    if offered:
+        marks.append(dashed(frame, (seconds, offered), (0, offered), f"{offered:.4g}/s offered"))
+    for (name, by_slice), colour in zip(rates.items(), COLOURS, strict=False):
+        slice_seconds = seconds / len(by_slice)
+        points = [((i + 0.5) * slice_seconds, rate) for i, rate in enumerate(by_slice)]
+        marks.append(polyline(frame, points, colour))
+        marks += [
+            dot(frame, (at, rate), colour, f"{name} around {at:.1f} s: {rate:.1f} images/s")
+            for at, rate in points
+        ]
+    return frame.drawn([*marks, *legend(list(rates), column=62)])
+
+
+def outcomes_chart(report: LoadReport) -> str:
+    """Of all requests that were due: in time, too late, and why there was no answer."""
+    in_words = {"RESOURCE_EXHAUSTED": "refused", "DEADLINE_EXCEEDED": "expired"}
+    counts = {"in time": report.in_time, "too late": report.answered - report.in_time}
+    for code, count in report.errors.items():
+        counts[in_words.get(code, code.lower().replace("_", " "))] = count
+    frame = _categories("share of the requests", list(counts), [1.0], tick="{:.0%}".format)
+    marks = [
+        bar(frame, (i - 0.3, i + 0.3), count / report.sent, COLOURS[i > 0], f"{name}: {count}")
+        for i, (name, count) in enumerate(counts.items())
+    ]
+    return frame.drawn(marks)
+
+
+def cores_chart(report: LoadReport) -> str:
+    cores = {"client": sum(report.client_cores)}
+    if report.server is not None:
+        cores["server"] = report.server.cpu_cores
+    frame = _categories("CPU, cores", list(cores), [1.0, *cores.values()])
+    marks = [
+        bar(frame, (i - 0.3, i + 0.3), used, COLOURS[i], f"{name}: {used:.2f} cores")
+        for i, (name, used) in enumerate(cores.items())
+    ]
+    return frame.drawn(marks)
 
 
 def recorded(histogram: str) -> Latencies:
@@ -174,7 +236,11 @@ def batches_chart(server: ServerWindow) -> str:
 
 
 def _categories(
-    title: str, names: Sequence[str], heights: Sequence[float], label: str = ""
+    title: str,
+    names: Sequence[str],
+    heights: Sequence[float],
+    label: str = "",
+    tick: Tick = "{:g}".format,
 ) -> Frame:
     ticks = even_ticks(max(heights, default=0.0))
     return Frame(
@@ -182,7 +248,7 @@ def _categories(
         x=(-0.5, max(1, len(names)) - 0.5),
         y=(ticks[0], ticks[-1]),
         x_label=label,
-        tick="{:g}".format,
+        tick=tick,
         x_tick=lambda at: names[round(at)] if names else "",
         x_ticks=tuple(float(i) for i in range(len(names))) or (0.0,),
         y_ticks=ticks,
