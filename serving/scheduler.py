@@ -18,6 +18,7 @@ from serving.batching import Batch, Batching
 from serving.bell import Bell
 from serving.cores import Cores
 from serving.engines import Answer, Engine
+from serving.forecast import Forecast
 from serving.lanes import Lanes, Outcome, Picture
 from serving.latency import LatencyModel
 from serving.metrics import ModelMetrics
@@ -78,6 +79,9 @@ class Scheduler:
         self.cores = shared or Cores(engine.lanes, self._clock, one_device=engine.lanes_share)
         self.cores.join(self)
         self._batching = Batching(engine, latency, self._waiting, self.cores, self._metrics)
+        self.forecast = Forecast(
+            engine, latency, self._admission, self._batching, self.cores, of=self
+        )
         self._serving = [asyncio.create_task(self._serve_lane(lanes)) for _ in range(engine.lanes)]
 
     @property
@@ -144,16 +148,14 @@ class Scheduler:
         if self.being_replaced:
             raise Unavailable(f"engine {self.engine.name} failed and is being replaced: try again")
         in_lanes = sum(map(self._latency.decoding.seconds, encoded))
+        urgency = (priority, deadline)
         ticket = Ticket(
             priority=priority, deadline=deadline, images=images, decode_seconds=in_lanes, size=size,
             pending=images, admitted_at=self._clock(), stages=[] if stages is None else stages,
-            predicted_seconds=decode_seconds
-            + self.predict_seconds(images, (priority, deadline), in_lanes),
+            predicted_seconds=decode_seconds + self.forecast.seconds(images, urgency, in_lanes),
         )  # fmt: skip
         self._batching.request_came(priority)
-        elsewhere = self.cores.seconds_ahead(ticket.urgency, of=self)
-        at_best = self.cores.seconds_until_done(elsewhere)
-        at_best += self._latency.at_best_seconds(images, self._parallel_lanes)
+        at_best = self.forecast.at_best_seconds(images, urgency)
         for shed in self._admission.let_in(ticket, at_best_seconds=at_best):
             self._fail_queued(shed)
         try:
@@ -163,27 +165,6 @@ class Scheduler:
             self._changed.set()
             if self._admission.empty:
                 self._work.ring_for_all()  # lanes may be waiting for this to end
-
-    def predict_seconds(self, images: int, urgency: Urgency, decoding: float = 0.0) -> float:
-        """Until `images` of that urgency, which a lane decodes in as many seconds, would be run, if
-        nothing more urgent comes.
-        """
-        latency, cores = self._latency, self.cores
-        if self._admission.empty and not cores.occupied and self._batching.runs_alone(images):
-            return decoding + latency.run_seconds(images, alone=True)
-        lanes = self._parallel_lanes
-        ahead, decoding_ahead = self._admission.ahead(urgency)
-        work = latency.work_seconds(ahead + images) + decoding_ahead + decoding
-        # Its own images share the lanes, if nothing else is in them.
-        most_a_lane = -(-images // lanes)
-        own = latency.work_seconds(most_a_lane) + decoding * most_a_lane / images
-        elsewhere = cores.seconds_ahead(urgency, of=self)
-        return max(cores.seconds_until_done(elsewhere + work), own)
-
-    @property
-    def _parallel_lanes(self) -> int:
-        """How many images get on at the same time."""
-        return 1 if self.engine.lanes_share else self.engine.lanes
 
     @property
     def occupied(self) -> bool:
@@ -198,10 +179,7 @@ class Scheduler:
         return self._waiting.first() if self.lanes.idle and not self.being_replaced else None
 
     def seconds_ahead(self, urgency: Urgency) -> float:
-        if self._stuck:
-            return 0.0
-        images, decoding = self._admission.ahead(urgency)
-        return self._latency.work_seconds(images) + decoding
+        return 0.0 if self._stuck else self.forecast.seconds_ahead(urgency)
 
     def wake(self) -> None:
         self._work.ring_for_one()

@@ -69,7 +69,7 @@ def test_a_request_that_cannot_be_in_time_is_refused_at_once():
         engine, clock = FakeEngine(), Clock()
         engine.gate.clear()
         scheduler = timed(engine, {1: 0.1, 2: 0.15}, clock)
-        assert scheduler.predict_seconds(5, (0, clock.now)) == pytest.approx(0.15 + 0.15 + 0.1)
+        assert scheduler.forecast.seconds(5, (0, clock.now)) == pytest.approx(0.15 + 0.15 + 0.1)
         first = asyncio.create_task(ask(scheduler, 1, clock.now + 1))
         await entered(engine)
         clock.now += 0.04
@@ -82,8 +82,8 @@ def test_a_request_that_cannot_be_in_time_is_refused_at_once():
         second = asyncio.create_task(ask(scheduler, 2, clock.now + 0.17))
         await asyncio.sleep(0)
         # A later deadline goes behind the second request, an earlier one before it.
-        assert scheduler.predict_seconds(1, (0, clock.now + 9)) == pytest.approx(0.06 + 0.15)
-        assert scheduler.predict_seconds(1, (0, clock.now + 0.1)) == pytest.approx(0.06 + 0.1)
+        assert scheduler.forecast.seconds(1, (0, clock.now + 9)) == pytest.approx(0.06 + 0.15)
+        assert scheduler.forecast.seconds(1, (0, clock.now + 0.1)) == pytest.approx(0.06 + 0.1)
         engine.gate.set()
         await asyncio.gather(first, second)
         await scheduler.close()

@@ -56,9 +56,9 @@ def test_a_prediction_for_an_idle_moment_is_that_of_all_cores():
         engine, clock = FakeEngine(lanes=2, largest_alone=1), Clock()
         latency = LatencyModel(Profile(lanes={1: 0.2}, alone={1: 0.1}))
         scheduler = scheduler_of(engine, latency, clock=clock)
-        assert scheduler.predict_seconds(1, (0, clock.now)) == pytest.approx(0.1)
+        assert scheduler.forecast.seconds(1, (0, clock.now)) == pytest.approx(0.1)
         with scheduler.admit(images=1, deadline=clock.now + 9):
-            assert scheduler.predict_seconds(1, (0, clock.now + 9)) == pytest.approx(0.2)
+            assert scheduler.forecast.seconds(1, (0, clock.now + 9)) == pytest.approx(0.2)
         await scheduler.close()
 
     run(test)

@@ -20,14 +20,14 @@ def test_a_prediction_counts_what_runs_and_what_waits_at_other_models():
         clock, one, other = Clock(), FakeEngine(lanes=2), FakeEngine(lanes=2)
         first, second = schedulers = sharing(Cores(2, clock), clock, one, other)
         later = clock.now + 60
-        assert second.predict_seconds(1, (0, later)) == pytest.approx(0.1)
+        assert second.forecast.seconds(1, (0, later)) == pytest.approx(0.1)
         one.gate.clear()
         asked = [asyncio.create_task(ask(first, value, clock.now + 50)) for value in range(6)]
         await entered(one)
         await entered(one)
-        assert second.predict_seconds(1, (0, later)) == pytest.approx((2 + 4 + 1) * 0.1 / 2)
+        assert second.forecast.seconds(1, (0, later)) == pytest.approx((2 + 4 + 1) * 0.1 / 2)
         sooner = (0, clock.now + 9)
-        assert second.predict_seconds(1, sooner) == pytest.approx((2 + 1) * 0.1 / 2)
+        assert second.forecast.seconds(1, sooner) == pytest.approx((2 + 1) * 0.1 / 2)
         with pytest.raises(Overloaded), second.admit(images=1, deadline=clock.now + 0.14):
             pass
         one.gate.set()
@@ -46,7 +46,7 @@ def test_what_waits_at_every_other_model_counts():
         asked = [asyncio.create_task(ask(one, 1, clock.now + 9)) for one in schedulers]
         await entered(engines[0])
         for one in schedulers:
-            assert one.predict_seconds(1, (0, clock.now + 10)) == pytest.approx(0.4)
+            assert one.forecast.seconds(1, (0, clock.now + 10)) == pytest.approx(0.4)
         for engine in engines:
             engine.gate.set()
         await asyncio.gather(*asked)
@@ -64,9 +64,9 @@ def test_a_core_that_is_free_is_not_said_to_be_busy_as_others_are():
         slow.gate.clear()
         running = asyncio.create_task(ask(first, 1, LATER))
         await entered(slow)
-        assert second.predict_seconds(1, (0, clock.now + 1)) == pytest.approx(0.01)
+        assert second.forecast.seconds(1, (0, clock.now + 1)) == pytest.approx(0.01)
         clock.now += 2.5  # longer than predicted: a run that is late has nothing left
-        assert second.predict_seconds(1, (0, clock.now + 1)) == pytest.approx(0.01)
+        assert second.forecast.seconds(1, (0, clock.now + 1)) == pytest.approx(0.01)
         assert (await ask(second, 2, clock.now + 0.1))[0] == 2
         slow.gate.set()
         await running
