@@ -50,6 +50,8 @@ log = logging.getLogger("packshot.app")
 SERVICES = (Classifier.service, OpenInference.service)
 OTHERS = 32  # calls that ask about models, beside the classifying ones
 SENDING_SECONDS = 0.5
+UPLOAD_SECONDS = 5.0  # for requests that are being sent when a drain begins
+NEVER_SECONDS = 3600.0
 HEARING_SECONDS = 0.2  # a GOAWAY is on its way to a client, and a request of his to us
 
 
@@ -87,7 +89,7 @@ class App:
             settings.max_memory_bytes or memory_bytes(),
             loading=lambda: self._loader.opening or self._models.draining,
         )
-        receiving = Receiving(self._memory, metrics)
+        receiving = Receiving(self._memory, metrics, idle=self._models.idle)
         self._calls = Calls(
             metrics,
             access,
@@ -122,7 +124,9 @@ class App:
         self._liveness.start()
         http, port = await self._listen()
         watching = asyncio.create_task(self._health.watch())
-        tidying = asyncio.create_task(keep_tidy(self._models.idle, self._memory))
+        tidying = asyncio.create_task(
+            keep_tidy(self._models.idle, lambda: not self._calls.in_progress, self._memory)
+        )
         try:
             if not await stop.run_until(self._reloader.load_all()):
                 log.info("stopped while loading")
@@ -214,7 +218,9 @@ class App:
         """
         self._calls.draining.set()
         timeout = self._settings.drain_timeout_seconds
-        stopping = asyncio.create_task(self._server.stop(timeout + SENDING_SECONDS))
+        # It never ends by its own grace: gRPC crashes if two end at once.
+        stopping = asyncio.create_task(self._server.stop(timeout + NEVER_SECONDS))
+        unsent = asyncio.create_task(self._end_uploads())
         answered = asyncio.create_task(self._until_quiet())
         hurried = asyncio.create_task(stop.wait_for_second())
         ends = {stopping, answered, hurried}
@@ -224,8 +230,13 @@ class App:
         # A shorter grace takes the place of the longer one; replies still have to be sent.
         await self._server.stop(0 if stop.hurried else SENDING_SECONDS)
         await stopping
-        answered.cancel()
-        hurried.cancel()
+        for waiting in (answered, hurried, unsent):
+            waiting.cancel()
+
+    async def _end_uploads(self) -> None:
+        """A client that sends no more would hold up every drain."""
+        await asyncio.sleep(UPLOAD_SECONDS)
+        self._calls.receiving.close()
 
     async def _until_quiet(self) -> None:
         """All is answered, also what clients sent before they heard that this server stops."""

@@ -67,7 +67,7 @@ class DecodeTimes:
             return
         if self._of_class:
             nearest, ratio = self._nearest(size)
-            seconds = min(seconds, OUTLIER * nearest.value * ratio)
+            seconds = min(seconds, nearest.value * ratio)
         self._of_class[size.bit_length()] = Average(seconds)
 
     def _nearest(self, size: int) -> tuple[Average, float]:

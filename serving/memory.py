@@ -68,17 +68,25 @@ class Memory:
     def __init__(self, total_bytes: int, *, loading: Callable[[], bool] = lambda: False) -> None:
         self._total_bytes = total_bytes
         self._loading = loading
+        self._loaded = False  # since what is not the requests' was last settled
         self._idle_resident = 0
         self._idle_in_use = 0
 
     def settle(self) -> None:
-        """To be told when no request is in progress: what is in use now is not theirs."""
+        """What is in use now is not the requests'. To be told when none is in progress."""
+        self._loaded = False
         self._idle_resident, self._idle_in_use = resident_bytes(), _in_use()
+
+    def settle_loaded(self) -> None:
+        """The same once loading has ended, requests or not: it may have taken some for good."""
+        if self._loaded and not self._loading():
+            self.settle()
 
     @property
     def most_bytes(self) -> int:
         """In use, with what no request has asked for."""
-        share = SHARE_LOADING if self._loading() else SHARE
+        self._loaded |= self._loading()
+        share = SHARE_LOADING if self._loaded else SHARE
         left = int(share * (self._total_bytes - self._idle_resident))
         return self._idle_in_use + max(LEAST_BYTES, left)
 

@@ -88,8 +88,8 @@ class Models:
 
     @property
     def draining(self) -> bool:
-        """A version that was replaced still answers."""
-        return bool(self._draining)
+        """A version that was replaced still answers, and does not hang."""
+        return any(not model.scheduler.left_behind for model in self._draining)
 
     def idle(self) -> bool:
         """No image is in progress."""

@@ -10,20 +10,20 @@ LOOK_SECONDS = 1.0
 WORTH_BYTES = 64 << 20  # giving back locks the pools for some hundredths of a second
 
 
-async def keep_tidy(quiet: Callable[[], bool], memory: Memory) -> None:
-    """Whenever nothing is in progress, gives back what large requests have left, and settles
-    `memory`; never returns.
+async def keep_tidy(idle: Callable[[], bool], silent: Callable[[], bool], memory: Memory) -> None:
+    """Gives back what large requests have left while `idle`, as no image is in progress, and tells
+    `memory` what is in use while `silent`, as no call is: else an upload might be. Never returns.
     """
     level = _not_in_use()
     while True:
         await asyncio.sleep(LOOK_SECONDS)
-        if not quiet():
-            continue
-        if _not_in_use() > level + WORTH_BYTES:
+        if idle() and _not_in_use() > level + WORTH_BYTES:
             await asyncio.to_thread(give_back)
             level = max(level, _not_in_use())  # the rest is in pieces
-        elif not memory.short:  # nor is something large on its way
+        if silent():
             memory.settle()
+        else:
+            memory.settle_loaded()
 
 
 def _not_in_use() -> int:

@@ -3,7 +3,7 @@
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from http2 import connect, half_a_message, hello, request_headers
+from http2 import HEADERS, connect, frames, half_a_message, hello, request_headers
 from processes import FAKE_SERVING, TIMEOUT, serving, until
 from tiny import PURE, big_image, jpeg, tiny_bundle
 
@@ -76,18 +76,15 @@ def test_a_second_signal_cuts_the_drain_short(held):
         assert all(call.exception(TIMEOUT) is not None for call in calls)
 
 
-def test_a_request_that_is_still_being_sent_is_waited_for(held):
-    """Until somebody is in a hurry, here: its other half never comes."""
-    server, _ = held
-    with connect(server.target) as slow:
+def test_a_request_that_is_still_being_sent_is_waited_for_but_not_for_ever(store):
+    with serving("--models", store) as server, connect(server.target) as slow:
         slow.sendall(hello() + request_headers("/packshot.v1.Classifier/Classify"))
         slow.sendall(half_a_message())
         until(lambda: server.metric(STARTED) == 1)
-        server.process.terminate()
-        until(lambda: server.metric("packshot_ready") == 0)
-        server.process.terminate()
-        until(lambda: "1 requests were cut off" in server.log)
-        assert server.end() == 0
+        assert server.stop() == 0
+        assert (HEADERS, 1) in frames(slow)  # its end
+        assert "cut off" not in server.log
+        assert '"code":"UNAVAILABLE"' in server.log
 
 
 def test_a_draining_server_says_it_is_not_ready_but_still_answers(store):

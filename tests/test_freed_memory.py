@@ -45,7 +45,8 @@ busy = True
 
 async def main():
     global busy
-    task = asyncio.create_task(tidying.keep_tidy(lambda: not busy, Memory(1 << 50)))
+    quiet = lambda: not busy
+    task = asyncio.create_task(tidying.keep_tidy(quiet, quiet, Memory(1 << 50)))
     await asyncio.sleep(0)  # it has seen how much it is now
     before = resident_bytes()
     blocks = [bytes(5000) for _ in range(60_000)]

@@ -13,7 +13,18 @@ from contextlib import ExitStack, suppress
 import grpc
 import numpy as np
 import pytest
-from http2 import PREFACE, connect, frame, half_a_message, hello, request_headers
+from http2 import (
+    DATA,
+    END_STREAM,
+    HEADERS,
+    PREFACE,
+    connect,
+    frame,
+    frames,
+    half_a_message,
+    hello,
+    request_headers,
+)
 from PIL import Image
 from processes import FAKE_SERVING, TIMEOUT, Server, serving, until
 from tiny import PURE, encoded, jpeg, tiny_bundle
@@ -291,6 +302,18 @@ def test_half_sent_requests_of_a_client_that_is_gone_do_not_keep_the_others_out(
         until(lambda: not is_full(server))
         assert server.metric(REFUSED) > 0
         still_right(server)
+
+
+def test_calls_without_a_message_are_answered_and_keep_nobody_out(fuzzed):
+    begun = b"".join(
+        request_headers(SERVICE + "Classify", n) + frame(DATA, b"", flags=END_STREAM, stream=n)
+        for n in range(1, 801, 2)
+    )
+    with connect(fuzzed.target) as empty:
+        empty.sendall(hello() + begun)
+        ended = (stream for kind, stream in frames(empty) if kind == HEADERS)
+        assert {next(ended) for _ in range(400)} == set(range(1, 801, 2))
+        still_right(fuzzed)
 
 
 REFUSED = (

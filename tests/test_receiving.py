@@ -6,7 +6,7 @@ import grpc
 import pytest
 from schedulers import run
 
-from packshot.errors import InvalidInput, Overloaded
+from packshot.errors import InvalidInput, Overloaded, Unavailable
 from serving.api.receiving import LARGE_BYTES, LOOK_SECONDS, Receiving
 from serving.memory import Memory
 from serving.metrics import Metrics
@@ -45,6 +45,18 @@ class Context:
         raise error
 
 
+class Large(Context):
+    """Its message is parsed in its reader's task, as gRPC does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.came.put_nowait(None)
+
+    async def read(self) -> object:
+        await super().read()
+        return self.parse()
+
+
 def refusals(metrics: Metrics) -> float:
     return metrics.registry.get_sample_value("packshot_short_of_memory_total")
 
@@ -60,11 +72,11 @@ def test_a_request_and_a_stream_are_read():
     run(test)
 
 
-def test_what_never_comes_is_a_cancelled_call():
+def test_a_call_that_ends_without_a_message_is_told():
     async def test():
         receiving, context = Receiving(FakeMemory(), Metrics()), Context()
         context.came.put_nowait(grpc.aio.EOF)
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(InvalidInput, match="without its message"):
             await receiving.request(context)
 
     run(test)
@@ -132,14 +144,69 @@ def test_the_newest_reads_are_ended_first_and_none_is_cancelled():
     run(test)
 
 
+def test_streams_are_ended_last_and_only_if_uploads_alone_hold_memory():
+    async def test():
+        memory, metrics, idle = FakeMemory(), Metrics(), False
+        receiving = Receiving(memory, metrics, idle=lambda: idle)
+        streams, upload = [Context(), Context()], Context()
+        reads = [asyncio.create_task(anext(receiving.messages(one))) for one in streams]
+        reads.append(asyncio.create_task(receiving.request(upload)))
+        await asyncio.sleep(0)
+        memory.short = True
+        await asyncio.wait(reads[2:])
+        await asyncio.sleep(3 * LOOK_SECONDS)
+        assert [one.aborted for one in streams] == [None, None]
+        idle = True
+        await asyncio.wait(reads)
+        assert {one.aborted for one in streams} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert refusals(metrics) == 3
+
+    run(test)
+
+
+def test_once_closed_no_request_is_read_and_none_that_was_begun():
+    async def test():
+        receiving = Receiving(FakeMemory(), Metrics())
+        upload, stream = Context(), Context()
+        reading = asyncio.create_task(receiving.request(upload))
+        streaming = asyncio.create_task(anext(receiving.messages(stream)))
+        await asyncio.sleep(0)
+        receiving.close()
+        await asyncio.wait({reading})
+        assert upload.aborted is grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(Unavailable):
+            await receiving.request(Context())
+        stream.came.put_nowait("one")  # streams end by themselves
+        assert await streaming == "one"
+
+    run(test)
+
+
+def test_a_large_message_of_a_stream_is_parsed_as_it_is_the_only_one():
+    async def test():
+        memory = FakeMemory()
+        receiving = Receiving(memory, Metrics(), idle=lambda: False)
+        memory.short = True
+        assert receiving.parsed(bytes(LARGE_BYTES + 1), len) == LARGE_BYTES + 1
+
+    run(test)
+
+
 def test_a_large_message_is_not_parsed_if_memory_is_short_by_then():
     async def test():
-        memory, metrics = FakeMemory(), Metrics()
+        memory, metrics, large, small = FakeMemory(), Metrics(), Large(), Large()
         receiving = Receiving(memory, metrics)
-        assert receiving.parsed(bytes(LARGE_BYTES + 1), len) == LARGE_BYTES + 1
+        large.parse = lambda: receiving.parsed(bytes(LARGE_BYTES + 1), len)
+        small.parse = lambda: receiving.parsed(bytes(LARGE_BYTES), len)  # not worth a look
+        assert await receiving.request(large) == LARGE_BYTES + 1
+        reads = [asyncio.create_task(receiving.request(one)) for one in (small, large)]
+        await asyncio.sleep(0)  # both have been let in
         memory.short = True
-        assert receiving.parsed(bytes(LARGE_BYTES), len) == LARGE_BYTES  # not worth a look
-        assert isinstance(receiving.parsed(bytes(LARGE_BYTES + 1), len), Overloaded)
+        large.came.put_nowait(None)
+        small.came.put_nowait(None)
+        assert await reads[0] == LARGE_BYTES
+        with pytest.raises(Overloaded):
+            await reads[1]
         assert refusals(metrics) == 1
 
     run(test)
@@ -157,7 +224,7 @@ def test_a_call_that_is_gone_when_it_is_to_be_ended_is_no_error():
         reading = asyncio.create_task(receiving.request(context))
         await asyncio.sleep(0)
         memory.short = True
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(InvalidInput):
             await reading
 
     run(test)

@@ -52,7 +52,8 @@ def answering(
     async def answer(self: S, context: Context) -> Reply:
         with _calling(self, name, "unary", context) as call:
             self.calls.check_room()
-            return await method(self, await self.calls.receiving.request(context), call)
+            receiving = self.calls.receiving
+            return await method(self, call.received(await receiving.request(context)), call)
 
     @functools.wraps(method)
     async def unary(self: S, requests: Request, context: Context) -> Reply:
@@ -77,6 +78,8 @@ def answering_stream(
     async def answers(self: S, context: Context) -> AsyncGenerator[Reply, None]:
         with _calling(self, name, "bidi_stream", context) as call:
             self.calls.check_room()
+            # Else gRPC would send it again to end a call of which the first answer is on its way.
+            await context.send_initial_metadata(())
             messages = self.calls.receiving.messages(context)
             # Closed before the call counts as ended, also where the client went away.
             async with aclosing(method(self, messages, call)) as replies:
@@ -128,7 +131,7 @@ def _calling(self: Servicer, name: str, kind: RpcKind, context: Context) -> Iter
             code = grpc.StatusCode.DEADLINE_EXCEEDED
         raise
     except grpc.aio.AbortError as error:
-        code = grpc.StatusCode.RESOURCE_EXHAUSTED
+        code = context.code() or grpc.StatusCode.CANCELLED
         raise _Ended(_told(error)) from None
     except Exception as error:
         code = status_code(error)

@@ -4,7 +4,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
@@ -19,6 +19,8 @@ from serving.stages import Stage
 
 if TYPE_CHECKING:
     from serving.traces import Traces
+
+Request = TypeVar("Request")
 
 STREAM_STAGES = 192  # of 64 images
 
@@ -53,6 +55,11 @@ class Call:
         """What is left of the client's deadline; None if it gave none."""
         seconds: float | None = self.context.time_remaining()
         return seconds
+
+    def received(self, request: Request) -> Request:
+        """Its time is ours from now on; until then it was the client's and the line's."""
+        self.started = time.monotonic()
+        return request
 
     def asks(self, model: Model, images: int) -> None:
         self.model, self.version = model.name, model.version

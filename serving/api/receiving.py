@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from packshot.errors import Overloaded, PackshotError
+from packshot.errors import InvalidInput, Overloaded, PackshotError, Unavailable
 from packshot.status import status_code
 from serving.memory import Memory
 from serving.metrics import Metrics
@@ -24,54 +24,74 @@ Reader: TypeAlias = "asyncio.Task[Any] | None"
 LOOK_SECONDS = 0.01  # gRPC reads some ten megabytes meanwhile
 LARGE_BYTES = 1 << 20
 RETRY_AFTER_SECONDS = 0.5
+GONE_SECONDS = 0.1
 
 
 class Receiving:
     """Lives on the event loop. While memory is short nothing more is read, and reads are ended."""
 
-    def __init__(self, memory: Memory, metrics: Metrics) -> None:
+    def __init__(
+        self, memory: Memory, metrics: Metrics, *, idle: Callable[[], bool] = lambda: True
+    ) -> None:
+        """`idle`: no image is in progress, whose memory will be free in time."""
         self._memory = memory
         self._metrics = metrics
+        self._idle = idle
+        self._closed = False
         self._enough = asyncio.Event()  # memory is not short
-        self._reading: dict[Reader, Context] = {}  # in the order in which they began
+        # In the order in which they began.
+        self._requests: dict[Reader, Context] = {}
+        self._streams: dict[Reader, Context] = {}
         self._next_look: asyncio.TimerHandle | None = None
         self._endings: set[asyncio.Task[None]] = set()
 
     async def request(self, context: Context) -> Any:
         """The only message of a call.
 
-        Raises InvalidInput for what cannot be parsed, Overloaded while memory is short, AbortError
-        where the call was ended for that, CancelledError where it never came.
+        Raises InvalidInput for what cannot be parsed or never came, Overloaded while memory is
+        short, Unavailable once closed, AbortError where the call was ended for one of the two
+        meanwhile, CancelledError if its client went, or gRPC told it that it is too large.
         """
-        message = await self.read(context)
-        if message is grpc.aio.EOF:  # its client went, or was told by gRPC that it is too large
-            raise asyncio.CancelledError
+        if self._closed:
+            raise _closed()
+        if self._is_short():
+            raise self._refusal()
+        message = await self._read(context, self._requests)
+        if message is grpc.aio.EOF:
+            await asyncio.sleep(GONE_SECONDS)  # gRPC cancels this soon, if that is why
+            raise InvalidInput("the call ended without its message: send one")
         return message
 
     def messages(self, context: Context) -> AsyncIterator[Any]:
-        """All of a call. While memory is short the next waits. Raises the same, but Overloaded."""
+        """All of a call. While memory is short the next waits.
+
+        Raises InvalidInput, and AbortError where the call was ended, as uploads hold all memory.
+        """
         return _Messages(self, context)
 
-    async def room(self) -> None:
-        """Until memory is not short."""
+    async def next_of_stream(self, context: Context) -> Any:
+        """EOF if there is none."""
         while self._is_short():
             await self._enough.wait()
+        return await self._read(context, self._streams)
+
+    def close(self) -> None:
+        """Ends all requests that are being read, and reads no more of them."""
+        self._closed = True
+        self._end_all(list(self._requests), self._requests, _closed)
 
     def _is_short(self) -> bool:
         if self._next_look is None:
             self._look()
         return not self._enough.is_set()
 
-    async def read(self, context: Context) -> Any:
-        """The next message of a call, EOF if there is none. Raises as `request` does."""
-        if self._is_short():
-            raise self._refusal()
+    async def _read(self, context: Context, among: dict[Reader, Context]) -> Any:
         reader = asyncio.current_task()
-        self._reading[reader] = context
+        among[reader] = context
         try:
             message = await context.read()
         finally:
-            self._reading.pop(reader, None)
+            among.pop(reader, None)
         if isinstance(message, PackshotError):
             raise message
         return message
@@ -81,10 +101,11 @@ class Receiving:
 
         Several large messages may be there before there was time for a look.
         """
+        # It has been read, and is not to be ended for that beside what is said here.
+        request = self._requests.pop(asyncio.current_task(), None)
         if len(raw) > LARGE_BYTES:
-            self._reading.pop(asyncio.current_task(), None)  # it has been read
             self._look()
-            if not self._enough.is_set():
+            if request is not None and not self._enough.is_set():
                 return self._refusal()
         return parse(raw)
 
@@ -97,28 +118,28 @@ class Receiving:
             return
         self._enough.clear()
         # The newest half: the others may be nearly done, and were there first.
-        for reader in list(self._reading)[len(self._reading) // 2 :]:
-            ending = asyncio.create_task(self._end(reader))
-            self._endings.add(ending)
-            ending.add_done_callback(self._endings.discard)
+        if self._requests:
+            newest = list(self._requests)[len(self._requests) // 2 :]
+            self._end_all(newest, self._requests, self._refusal)
+        elif self._idle():  # else a stream may wait for its own images
+            newest = list(self._streams)[len(self._streams) // 2 :]
+            self._end_all(newest, self._streams, self._refusal)
 
     def _look_again(self) -> None:
         self._next_look = None
-        if self._reading or not self._enough.is_set():
+        if self._requests or self._streams or not self._enough.is_set():
             self._look()
 
-    async def _end(self, reader: Reader) -> None:
-        """From beside it: a read that is cancelled leaves its bytes in gRPC for ever."""
-        context = self._reading.pop(reader, None)
-        if context is None:  # it was read, or ended, meanwhile
-            return
-        error = self._refusal()
-        try:
-            await context.abort(status_code(error), str(error))
-        except grpc.aio.AbortError:
-            pass  # as it should
-        except Exception as gone:
-            log.debug("a call was gone before it could be ended", exc_info=gone)
+    def _end_all(
+        self,
+        readers: list[Reader],
+        among: dict[Reader, Context],
+        error: Callable[[], PackshotError],
+    ) -> None:
+        for reader in readers:
+            ending = asyncio.create_task(_end(reader, among, error))
+            self._endings.add(ending)
+            ending.add_done_callback(self._endings.discard)
 
     def _refusal(self) -> Overloaded:
         self._metrics.short_of_memory.inc()
@@ -127,6 +148,26 @@ class Receiving:
             "meanwhile: try again later, or send less at a time",
             retry_after_seconds=RETRY_AFTER_SECONDS,
         )
+
+
+async def _end(
+    reader: Reader, among: dict[Reader, Context], error: Callable[[], PackshotError]
+) -> None:
+    """From beside it: a read that is cancelled leaves its bytes in gRPC for ever."""
+    context = among.pop(reader, None)
+    if context is None:  # it was read, or ended, meanwhile
+        return
+    told = error()
+    try:
+        await context.abort(status_code(told), str(told))
+    except grpc.aio.AbortError:
+        pass  # as it should
+    except Exception as gone:
+        log.debug("a call was gone before it could be ended", exc_info=gone)
+
+
+def _closed() -> Unavailable:
+    return Unavailable("the server is draining: send the request to another")
 
 
 class _Messages:
@@ -140,8 +181,7 @@ class _Messages:
         return self
 
     async def __anext__(self) -> Any:
-        await self._receiving.room()
-        message = await self._receiving.read(self._context)
+        message = await self._receiving.next_of_stream(self._context)
         if message is grpc.aio.EOF:
             raise StopAsyncIteration
         return message
