@@ -42,6 +42,7 @@ def test_more_than_there_is_memory_for_is_refused_and_leaves_nothing(tmp_path):
         while not refused_now(calls, stub, server):
             pass
         assert server.memory_bytes < MOST
+        assert stub.GetModel(pb.GetModelRequest(), timeout=TIMEOUT).model == "colours"  # as ever
         assert (HEADERS, 1) in frames(slow)  # its end, though not all of it was sent
         waiting, refused = sorted_out(calls, server)
         (tmp_path / "hang").unlink()

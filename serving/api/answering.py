@@ -41,11 +41,12 @@ class _Ended(Exception):
 
 
 def answering(
-    method: Callable[[S, Request, Call], Awaitable[Reply]],
+    method: Callable[[S, Request, Call], Awaitable[Reply]], *, small: bool = False
 ) -> Callable[[S, Request, Context], Coroutine[Any, Any, Reply]]:
     """Wraps a unary method: counts it by status and lets no error text slip out.
 
     What it makes reads its request itself (`serving.api.parsing.Registrar` tells gRPC so).
+    `small`: requests have no images, and are read while memory is short, too, as probes are.
     """
     name = method.__name__
 
@@ -53,7 +54,9 @@ def answering(
         with _calling(self, name, "unary", context) as call:
             self.calls.check_room()
             receiving = self.calls.receiving
-            return await method(self, call.received(await receiving.request(context)), call)
+            return await method(
+                self, call.received(await receiving.request(context, small=small)), call
+            )
 
     @functools.wraps(method)
     async def unary(self: S, requests: Request, context: Context) -> Reply:
@@ -67,6 +70,13 @@ def answering(
         raise AssertionError("abort raises")
 
     return unary
+
+
+def answering_small(
+    method: Callable[[S, Request, Call], Awaitable[Reply]],
+) -> Callable[[S, Request, Context], Coroutine[Any, Any, Reply]]:
+    """`answering` for methods whose requests are small."""
+    return answering(method, small=True)
 
 
 def answering_stream(

@@ -8,7 +8,12 @@ from packshot.services import CLASSIFIER
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierServicer
 from serving.admission import Priority
-from serving.api.answering import answering, answering_stream, internal_error
+from serving.api.answering import (
+    answering,
+    answering_small,
+    answering_stream,
+    internal_error,
+)
 from serving.api.calls import Call, Calls
 from serving.api.streaming import Turn, Window, in_turns
 from serving.engines import Answer
@@ -85,7 +90,7 @@ class Classifier(ClassifierServicer):
             results=[self._embedding(model, one, normalize) for one in answers.images],
         )
 
-    @answering
+    @answering_small
     async def GetModel(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:
         model = self._models.named(request.model)
         manifest = model.manifest

@@ -10,7 +10,12 @@ from packshot.oip import open_inference_pb2 as pb
 from packshot.oip.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from packshot.services import OPEN_INFERENCE
 from packshot.status import status_code
-from serving.api.answering import answering, answering_stream, internal_error
+from serving.api.answering import (
+    answering,
+    answering_small,
+    answering_stream,
+    internal_error,
+)
 from serving.api.calls import Call, Calls
 from serving.api.metadata import model_config, model_metadata, repository_index, server_metadata
 from serving.api.outputs import add_output, wanted_outputs
@@ -44,34 +49,34 @@ class OpenInference(GRPCInferenceServiceServicer):
         self._pipeline = pipeline
         self._health = health
 
-    @answering
+    @answering_small
     async def ServerLive(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=self._health.live())
 
-    @answering
+    @answering_small
     async def ServerReady(
         self, request: pb.ServerReadyRequest, call: Call
     ) -> pb.ServerReadyResponse:
         return pb.ServerReadyResponse(ready=self._health.ready())
 
-    @answering
+    @answering_small
     async def ModelReady(self, request: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
         ready = self._health.model_ready(lambda: self._named(request.name, request.version))
         return pb.ModelReadyResponse(ready=ready)
 
-    @answering
+    @answering_small
     async def ServerMetadata(
         self, request: pb.ServerMetadataRequest, call: Call
     ) -> pb.ServerMetadataResponse:
         return server_metadata()
 
-    @answering
+    @answering_small
     async def ModelMetadata(
         self, request: pb.ModelMetadataRequest, call: Call
     ) -> pb.ModelMetadataResponse:
         return model_metadata(self._named(request.name, request.version))
 
-    @answering
+    @answering_small
     async def ModelConfig(
         self, request: pb.ModelConfigRequest, call: Call
     ) -> pb.ModelConfigResponse:
@@ -79,7 +84,7 @@ class OpenInference(GRPCInferenceServiceServicer):
         limit = self._pipeline.max_images_per_request
         return pb.ModelConfigResponse(config=model_config(model, limit))
 
-    @answering
+    @answering_small
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, call: Call
     ) -> pb.RepositoryIndexResponse:

@@ -45,8 +45,8 @@ class Receiving:
         self._next_look: asyncio.TimerHandle | None = None
         self._endings: set[asyncio.Task[None]] = set()
 
-    async def request(self, context: Context) -> Any:
-        """The only message of a call.
+    async def request(self, context: Context, *, small: bool = False) -> Any:
+        """The only message of a call; `small`: of a kind that is read while memory is short, too.
 
         Raises InvalidInput for what cannot be parsed or never came, Overloaded while memory is
         short, Unavailable once closed, AbortError where the call was ended for one of the two
@@ -54,7 +54,7 @@ class Receiving:
         """
         if self._closed:
             raise _closed()
-        if self._is_short():
+        if self._is_short() and not small:
             raise self._refusal()
         message = await self._read(context, self._requests)
         if message is grpc.aio.EOF:
