@@ -83,20 +83,11 @@ class App:
             default_timeout_seconds=settings.default_timeout_ms / 1000,
         )
         self._traces = _traces(settings)
-        access = AccessLog(settings.access_log_per_second, metrics)
-        models = self._loader.count(settings.model)
         self._memory = Memory(
             settings.max_memory_bytes or memory_bytes(),
             loading=lambda: self._loader.opening or self._models.draining,
         )
-        receiving = Receiving(self._memory, metrics, idle=self._models.idle)
-        self._calls = Calls(
-            metrics,
-            access,
-            self._traces,
-            receiving,
-            most=models * settings.max_queued_images + OTHERS,
-        )
+        self._calls = self._new_calls(settings)
         hang_seconds = settings.hang_seconds
         self._liveness = Liveness(
             partial(self._models.trouble, hang_seconds), hang_seconds=hang_seconds
@@ -117,6 +108,17 @@ class App:
         metrics.saturation.set_function(health.saturation)
         metrics.live.set_function(health.live)
         metrics.ready.set_function(health.ready)
+
+    def _new_calls(self, settings: Settings) -> Calls:
+        # A request has one image or more: further ones would only be refused, after being received.
+        images = self._loader.count(settings.model) * settings.max_queued_images
+        return Calls(
+            self._metrics,
+            AccessLog(settings.access_log_per_second, self._metrics),
+            self._traces,
+            Receiving(self._memory, self._metrics, idle=self._models.idle),
+            most=images + OTHERS,
+        )
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT, then drains. Raises PackshotError if it cannot start."""
