@@ -156,10 +156,16 @@ def shop():
         thread.join(TIMEOUT)
 
 
-def owner(port: int) -> int:
-    """The process that has this port of the loopback as its end of a connection."""
+def owner(port: int, other: int) -> int:
+    """The process that has this port of the loopback as its end of a connection to the other.
+
+    The port alone may be an end of several, to different places.
+    """
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    (inode,) = [line[9] for line in lines if line[1].endswith(f":{port:04X}")]
+    ends = (f":{port:04X}", f":{other:04X}")
+    (inode,) = [
+        line[9] for line in lines if line[1].endswith(ends[0]) and line[2].endswith(ends[1])
+    ]
     for fds in Path("/proc").glob("[0-9]*/fd/*"):
         try:
             if str(fds.readlink()) == f"socket:[{inode}]":
@@ -222,7 +228,7 @@ def test_a_killed_job_is_resumed_and_a_killed_worker_does_its_work_again(
 
     def kill_a_worker(number, port) -> None:
         if number == 10:
-            killed.append(owner(port))
+            killed.append(owner(port, shop.server_address[1]))
             os.kill(killed[0], signal.SIGKILL)
 
     shop.before = kill_a_worker
