@@ -144,8 +144,8 @@ class Receiving:
     def _refusal(self) -> Overloaded:
         self._metrics.short_of_memory.inc()
         return Overloaded(
-            f"the server uses {self._memory.most_bytes} bytes of memory or more, and reads nothing "
-            "meanwhile: try again later, or send less at a time",
+            f"the server uses {self._memory.most_bytes} bytes of memory or more, and reads no "
+            "images meanwhile: try again later, or send less at a time",
             retry_after_seconds=RETRY_AFTER_SECONDS,
         )
 
