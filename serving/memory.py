@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
+STATM = Path("/proc/self/statm")
 SHARE = 0.4  # of what the models leave: what is on its way when that is used comes on top
 SHARE_LOADING = 0.8
 LEAST_BYTES = 64 << 20
@@ -26,8 +27,8 @@ class _MallocUsage(ctypes.Structure):
 
 def resident_bytes() -> int:
     """Of this process; 0 where the system does not say."""
-    with suppress(OSError):
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    with suppress(OSError), STATM.open("rb", buffering=0) as file:  # it is asked often
+        pages = int(file.read(64).split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
     return 0
 

@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, cast
-from urllib.parse import urlsplit
 
-from annotated_types import Ge, Le
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -18,7 +16,9 @@ from pydantic_settings import (
 from packshot.compiled_folder import DEFAULT_FOLDER
 from packshot.errors import InvalidInput
 from packshot.limits import LEAST_MESSAGE_BYTES
-from serving.sources import PREFIX, ConfigFile, Environment, Origins, is_missing
+from serving.agreement import check_agreement
+from serving.sources import ConfigFile, Environment, Origins
+from serving.wording import flag, reason, spelled
 
 ENGINE_NAMES = ("tensorrt", "cuda", "openvino-int8", "openvino-bf16", "int8", "fp32")
 
@@ -48,6 +48,17 @@ def _names(given: object) -> object:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+
+
+def _known(names: tuple[str, ...]) -> tuple[str, ...]:
+    if unknown := [name for name in names if name not in ENGINE_NAMES]:
+        raise ValueError(
+            f"names {', '.join(unknown)}, which packshot has not: it has {', '.join(ENGINE_NAMES)}"
+        )
+    return names
+
+
+Engines = Annotated[Names, AfterValidator(_known)]
 
 
 def _without_brackets(given: object) -> object:
@@ -87,7 +98,7 @@ class Settings(BaseSettings):
     default_model: Annotated[str | None, SERVED] = Field(
         None, description="model that answers requests that name none"
     )
-    engines: Annotated[Names, SERVED] = Field(
+    engines: Annotated[Engines, SERVED] = Field(
         ENGINE_NAMES,
         min_length=1,
         description="engines to try, in order, with commas",
@@ -244,15 +255,11 @@ class Settings(BaseSettings):
         try:
             return validated(given)
         except ValidationError as error:
-            raise InvalidInput("; ".join(_reason(one, given) for one in error.errors())) from None
+            raise InvalidInput(_reasons(error, given)) from None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        """Each value alone is right; together they must make sense too."""
-        self._check_files()
-        self._check_security()
-        self._check_choices()
-        self._check_limits()
+        check_agreement(self)
         return self
 
     def effective(self) -> list[Effective]:
@@ -262,65 +269,6 @@ class Settings(BaseSettings):
             for name, option in options().items()
             if option.group != COMMAND
         ]
-
-    def _check_files(self) -> None:
-        for name in ("tls_cert", "tls_key", "tls_client_ca", "token_file"):
-            path = getattr(self, name)
-            if path is not None and is_missing(path):
-                raise InvalidInput(f"{self._spelled(name)} {path}: there is no such file")
-
-    def _check_security(self) -> None:
-        for name, other in (
-            ("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert"),
-        ):  # fmt: skip
-            if getattr(self, name) is not None and getattr(self, other) is None:
-                raise InvalidInput(
-                    f"{self._spelled(name)} is given without {_flag(other)}: give both"
-                )
-
-        if self.otlp_endpoint is not None and "@" in urlsplit(self.otlp_endpoint).netloc:
-            raise InvalidInput(
-                f"{self._spelled('otlp_endpoint')} has a user or a password in it, which the log "
-                "would show: give what the collector wants in OTEL_EXPORTER_OTLP_HEADERS"
-            )
-
-    def _check_choices(self) -> None:
-        if self.model and self.default_model not in (None, *self.model):
-            raise InvalidInput(
-                f"{self._spelled('default_model')} is {self.default_model!r}, which is not among "
-                f"{self._spelled('model')} {','.join(self.model)}: add it there"
-            )
-        if unknown := [name for name in self.engines if name not in ENGINE_NAMES]:
-            raise InvalidInput(
-                f"{self._spelled('engines')} names {', '.join(unknown)}, which packshot has not: "
-                f"it has {', '.join(ENGINE_NAMES)}"
-            )
-        if self.require not in (None, *self.engines):
-            raise InvalidInput(
-                f"{self._spelled('require')} is {self.require!r}, which is not among "
-                f"{self._spelled('engines')} {','.join(self.engines)}: add it there"
-            )
-        if self.port == self.http_port != 0:
-            raise InvalidInput(
-                f"{self._spelled('port')} and {self._spelled('http_port')} are both {self.port}: "
-                "give each a port of its own"
-            )
-
-    def _check_limits(self) -> None:
-        for part, whole, why in (
-            ("max_images_per_request", "max_queued_images", "such a request"),
-            ("max_image_bytes", "max_message_bytes", "such an image"),
-            ("max_image_bytes", "max_queued_bytes", "such an image"),
-        ):
-            if getattr(self, part) > getattr(self, whole):
-                raise InvalidInput(
-                    f"{self._spelled(part)} is {getattr(self, part)}, above {self._spelled(whole)} "
-                    f"{getattr(self, whole)}: {why} could never be taken; lower the first or raise "
-                    "the second"
-                )
-
-    def _spelled(self, name: str) -> str:
-        return _spelled(name, self.origins, self.config)
 
 
 class Option(NamedTuple):
@@ -336,42 +284,15 @@ def options() -> dict[str, Option]:
     found = {}
     for name, field in Settings.model_fields.items():
         for group in (one for one in field.metadata if isinstance(one, Group)):
-            found[name] = Option(_flag(name), group, field)
+            found[name] = Option(flag(name), group, field)
     return found
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _spelled(name: str, origins: dict[str, str], config: object) -> str:
-    """The name as its giver wrote it."""
-    match origins.get(name):
-        case "environment":
-            return f"{PREFIX}{name.upper()}"
-        case "file":
-            return f"{name} in {config}"
-    return _flag(name)
-
-
-def _reason(error: Any, given: dict[str, Any]) -> str:
-    """One of pydantic's errors in our words."""
-    name = str(error["loc"][0])
-    spelled = _spelled(name, given.get("origins", {}), given.get("config"))
-    if error["type"] == "missing":
-        return f"{spelled} is missing: {Settings.model_fields[name].description}"
-    if error["type"] == "too_short":
-        return f"{spelled} is empty; it must name one or more"
-    if error["type"] == "literal_error":
-        return f"{spelled} is {given[name]}; it must be {error['ctx']['expected']}"
-    span = _range(Settings.model_fields[name])
-    return (
-        f"{spelled} is {given[name]}; it must be {span}" if span else f"{spelled}: {error['msg']}"
-    )
-
-
-def _range(field: FieldInfo) -> str:
-    """ "from 1 to 256", or nothing."""
-    low = [rule.ge for rule in field.metadata if isinstance(rule, Ge)]
-    high = [rule.le for rule in field.metadata if isinstance(rule, Le)]
-    return f"from {low[0]} to {high[0]}" if low and high else ""
+def _reasons(error: ValidationError, given: dict[str, Any]) -> str:
+    """All of them, each with the name as its giver wrote it."""
+    found = []
+    for one in error.errors():
+        name = str(one["loc"][0])
+        how = spelled(name, given.get("origins", {}), given.get("config"))
+        found.append(reason(one, how, given.get(name), Settings.model_fields[name]))
+    return "; ".join(found)
