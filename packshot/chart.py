@@ -38,7 +38,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     """A chart's plotted area; `x` and `y`: the values from edge to edge.
 
     Along a scale, such as math.log10, values lie as far apart as what it makes of them. Ticks are
-    at the values given, or at the quarters.
+    at the values given, or at the quarters; one of x may have two lines where it has no `x_label`.
     """
 
     title: str
@@ -94,8 +94,10 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
 
     def _x_tick(self, value: float, tick: Tick) -> str:
         x, bottom = self.place(value, self.y[0])
-        text = escape(tick(value))
-        return f'<text x="{x:.1f}" y="{bottom + 14}" class="middle">{text}</text>'
+        return "".join(
+            f'<text x="{x:.1f}" y="{bottom + down}" class="middle">{escape(line)}</text>'
+            for down, line in zip((14, 26), tick(value).split("\n"), strict=False)
+        )
 
 
 def _share(scale: Scale, edges: tuple[float, float], value: float) -> float:

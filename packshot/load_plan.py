@@ -24,7 +24,7 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     `arrivals` of an open loop: poisson, as of many users who know nothing of each other, or
     constant, evenly spaced. `warmup_seconds` are loaded like the `seconds` after them, but not
     counted. `timeout_seconds` is the deadline of each request, from the moment when it was due.
-    An answer counts as goodput if it came within `slo_ms`, or without that within the deadline.
+    An answer counts as goodput if it came within the deadline and, if given, `slo_ms`.
     `pixels`: the images are raw pixels, not encoded files. `processes` 0: half the cores, at most
     8. Raises InvalidInput.
     """
@@ -69,6 +69,11 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
         """At most one a request in flight."""
         wanted = self.processes or min(MOST_PROCESSES, max(1, available_cores() // 2))
         return wanted if self.rate else min(wanted, self.concurrency)
+
+    @property
+    def in_time_seconds(self) -> float:
+        """Within which an answer counts as goodput."""
+        return min((self.slo_ms or math.inf) / 1000, self.timeout_seconds)
 
     @property
     def mode(self) -> str:

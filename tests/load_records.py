@@ -73,7 +73,7 @@ def plan_at(**changes: object) -> LoadPlan:
 
 def tally_of(latencies: list[float], *, failed: int = 0, slo_seconds: float = 0.1) -> Tally:
     """Requests evenly due over ten seconds, each answered so many seconds later."""
-    recorder = Recorder(Window(0.0, 10.0), slo_seconds=slo_seconds)
+    recorder = Recorder(Window(0.0, 10.0), in_time_seconds=slo_seconds)
     for number, latency in enumerate(latencies):
         due = number * 10.0 / len(latencies)
         recorder.sent(due)

@@ -10,7 +10,7 @@ from itertools import islice
 
 import pytest
 from load_programs import LOAD, RED, interruptible, waiting_signals
-from processes import ROOT, TIMEOUT, until
+from processes import FAKE_SERVING, ROOT, TIMEOUT, serving, until
 
 from packshot.load.results import read_results
 
@@ -94,6 +94,26 @@ def test_a_run_whose_terminal_goes_away_writes_what_it_counted(server, tmp_path)
     os.close(terminal)
     loading.wait(TIMEOUT)
     assert read_results(tmp_path).run.answered > 20
+
+
+def test_a_second_signal_gives_up_what_is_not_answered(store, tmp_path):
+    (tmp_path / "red.jpg").write_bytes(RED)
+    hung = ("--models", store, "--control", tmp_path, "--lanes", 1, "--hang-seconds", 600)
+    with serving(*hung, program=FAKE_SERVING) as server:
+        (tmp_path / "hang").touch()
+        loading = interruptible(
+            server, "--rate", 20, "--warmup", 0, "--seconds", 600, "--timeout", 600,
+            "--out", tmp_path, tmp_path / "red.jpg",
+        )  # fmt: skip
+        until(lambda: server.metric("packshot_images_in_progress") > 4)
+        for sent in (signal.SIGINT, signal.SIGTERM):  # two of a kind at once may count as one
+            os.killpg(loading.pid, sent)
+        shown, rest = loading.communicate(timeout=TIMEOUT)
+        (tmp_path / "hang").unlink()
+    assert (loading.returncode, "Traceback" in rest) == (130, False)
+    run = read_results(tmp_path).run
+    assert (run.answered, run.errors) == (0, {"GIVEN_UP": run.sent})
+    assert f"{run.sent} requests were given up before their deadline" in " ".join(shown.split())
 
 
 def test_what_nohup_asks_for_is_done(server, tmp_path):

@@ -121,7 +121,7 @@ def test_a_run_is_shown_whole():
     html = page(results_of(load_report(SPREAD, refused=100, rate=50.0, errors={"damaged": 1})))
     assert set(charts(html)) == {
         "images/s over the window", "share of the requests", "latency by percentile, ms",
-        "latencies", "server: ms by stage", "server: batches by size", "CPU, cores",
+        "answers by latency", "server: ms by stage", "server: batches by size", "CPU, cores",
     }  # fmt: skip
     text = Parsed(html).text
     for part in (
@@ -217,7 +217,7 @@ def test_the_histogram_has_every_answer_and_marks_late_ones():
 @pytest.mark.parametrize("answers", [[], [7.0]])
 def test_a_run_of_no_answer_or_one_is_shown(answers):
     html = page(results_of(load_report(answers, refused=20)))
-    assert ("latencies" in charts(html)) is bool(answers)
+    assert ("answers by latency" in charts(html)) is bool(answers)
     assert ("no answer" in Parsed(html).text) is (not answers)
 
 

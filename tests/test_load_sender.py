@@ -1,6 +1,7 @@
 """One client process of the load tester: what it sends when, and how it counts."""
 
 import asyncio
+import math
 import time
 from itertools import pairwise
 
@@ -42,7 +43,7 @@ def test_poisson_arrivals_of_several_senders_have_the_rate_and_are_seeded():
 
 
 def test_only_the_window_counts_and_by_when_each_was_due():
-    recorder = Recorder(Window(10.0, 20.0), slo_seconds=1.0)
+    recorder = Recorder(Window(10.0, 20.0), in_time_seconds=1.0)
     for due, answered in ((9.0, 10.5), (10.0, 10.5), (19.5, 21.0), (20.0, 20.1)):
         recorder.sent(due)
         recorder.answered(due, answered, images=2, image_errors={"damaged": 1})
@@ -113,7 +114,7 @@ def test_several_processes_add_up_to_one():
 
 
 def test_a_client_that_is_the_bottleneck_is_told():
-    recorder = Recorder(Window(0.0, 10.0), slo_seconds=1.0)
+    recorder = Recorder(Window(0.0, 10.0), in_time_seconds=1.0)
     for due in range(10):
         recorder.sent(due)
         recorder.late(due, 0.2)
@@ -126,6 +127,14 @@ def test_a_client_that_is_the_bottleneck_is_told():
     ]  # fmt: skip
     assert "95%" in busy.doubts[0].text
     assert "200 ms" in busy.doubts[1].text
+    for due in range(1990):
+        recorder.sent(due / 199)
+        recorder.late(due / 199, 0.0)
+        recorder.answered(due / 199, due / 199 + 0.3, images=1, image_errors={})
+    tail = report_of(plan_at(), recorder.tally(cpu_seconds=1.0), None).doubts[0]
+    assert (tail.kind, "one request in a thousand was sent 200 ms" in tail.text) == (
+        "tail_late", True,
+    )  # fmt: skip
     assert report_of(plan_at(), tally_of([0.01] * 100), None).doubts == ()
 
 
@@ -239,6 +248,28 @@ def test_a_run_that_is_told_to_stop_counts_what_was_sent_until_then(rate):
     assert sum(tally.images_by_slice) == 0, "all came after the window"
 
 
+@pytest.mark.parametrize("rate", [None, 0.1])
+def test_what_is_given_up_counts_as_that(rate):
+    begin = time.monotonic()
+    plan = plan_at(rate=rate, concurrency=3, warmup_seconds=0.0, seconds=60.0, arrivals="constant")
+    expected = 1 if rate else 3
+    waiting = Held(expected)
+    run = Run(waiting, Order(plan=plan, number=0, senders=1, begin=begin))
+
+    async def given_up() -> Tally:
+        running = asyncio.create_task(run.tally(lambda _: None))
+        await waiting.sent.wait()
+        run.stop(begin - 1.0)
+        run.give_up()
+        return await running
+
+    tally = asyncio.run(given_up())
+    assert (tally.sent, tally.answered, tally.errors) == (expected, 0, {"GIVEN_UP": expected})
+    report = report_of(plan, tally, None, stopped_after=1.0)
+    assert (report.was_stopped, report.faults) == (True, {})
+    assert f"{expected} requests were given up" in report.doubts[-1].text
+
+
 class Held(AtOnce):
     """Answers once it is let go; tells when so many were sent."""
 
@@ -261,20 +292,26 @@ def test_answers_as_even_as_can_be_still_have_an_interval():
     low, high = report.answers.interval
     assert (low, high) == pytest.approx((report.answers.mean - 0.1, report.answers.mean + 0.1))
     for name, (fastest, slowest) in report.latency_intervals_ms.items():
-        assert fastest < slowest, name
-        assert fastest <= report.latency_ms[name] <= slowest
+        highest = math.inf if slowest is None else slowest
+        assert fastest < highest, name
+        assert fastest <= report.latency_ms[name] <= highest
+    ends = {name: slowest for name, (_, slowest) in report.latency_intervals_ms.items()}
+    assert (ends["p50"] is None, ends["p99.9"]) == (False, None), "200 know no 99.9 %"
 
 
 def test_stage_times_are_those_of_the_server_in_milliseconds():
-    def reading(taken: float, count: int, seconds: float) -> Reading:
+    def reading(taken: float, count: int, seconds: float, started: float = 1.0) -> Reading:
         of = (("model", "colours"), ("stage", "decode"))
         name = "packshot_stage_seconds"
         buckets = {(f"{name}_bucket", (("le", "0.01"), *of)): count / 2}
         buckets |= {(f"{name}_bucket", (("le", bound), *of)): count for bound in ("0.02", "+Inf")}
         whole = {(f"{name}_count", of): count, (f"{name}_sum", of): seconds}
-        return Reading(taken, {("packshot_ready", ()): 1.0, **whole, **buckets})
+        process = {("packshot_ready", ()): 1.0, ("process_start_time_seconds", ()): started}
+        return Reading(taken, {**process, **whole, **buckets})
 
     window = between(reading(5.0, 10, 0.3), reading(7.0, 110, 1.5), "colours")
+    with pytest.raises(InvalidInput, match="restarted"):
+        between(reading(5.0, 10, 0.3), reading(7.0, 110, 1.5, started=6.0), "colours")
     times = window.stages["decode"]
     assert (window.seconds, times.count) == (2.0, 100)
     assert (times.mean_ms, times.p50_ms, times.p99_ms) == pytest.approx((12.0, 10.0, 19.8))

@@ -168,7 +168,7 @@ def test_unusable_images_are_no_reason_to_end_a_climb_but_a_busy_client_is():
 
 
 def test_only_what_the_server_refused_for_overload_is_no_fault():
-    recorder = Recorder(Window(0.0, 10.0), slo_seconds=1.0)
+    recorder = Recorder(Window(0.0, 10.0), in_time_seconds=1.0)
     for status in ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "NOT_SENT", "TOO_MANY_IN_FLIGHT"):
         recorder.not_answered(1.0, status, "all is well")
     overloaded = report_of(plan_at(), recorder.tally(cpu_seconds=1.0), None)

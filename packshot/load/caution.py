@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from packshot.intervals import Interval, quantile_interval
+from packshot.intervals import Interval
 from packshot.load.report import LoadReport
 from packshot.load.sweep import FEWEST_REQUESTS, Sweep
 
@@ -53,17 +53,12 @@ def _in(some: Sequence[LoadReport], runs: Sequence[LoadReport]) -> str:
 
 
 def latency_interval(report: LoadReport, name: str) -> Interval | None:
-    """Of a percentile such as "p99", in ms.
-
-    Without an upper end (infinity) where its rank would lie beyond the slowest answer, as all
-    answers may then be faster than the true percentile; and so from 0, beyond the fastest.
-    """
+    """Of a percentile such as "p99", in ms; to infinity where it has no upper end."""
     found = report.latency_intervals_ms.get(name)
     if found is None:
         return None
     low, high = found
-    lowest_rank, highest_rank = quantile_interval(float(name[1:]) / 100, report.answered)
-    return (low if lowest_rank else 0.0, high if highest_rank < 1 else math.inf)
+    return (low, math.inf if high is None else high)
 
 
 def latency_text(report: LoadReport, name: str) -> tuple[str, str] | None:

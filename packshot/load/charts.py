@@ -121,13 +121,11 @@ def batches_chart(points: Sequence[LoadReport]) -> str:
 
 
 def cores_chart(points: Sequence[LoadReport]) -> str:
-    lines = [
-        _line("client", points, lambda one: sum(one.client_cores)),
-        _line("server", points, _of_server(lambda server: server.cpu_cores)),
-    ]
-    return _from_zero(
-        "CPU, cores", points, [line for line in lines if line.points], "cores", least=1.0
-    )
+    client = _line("client", points, lambda one: sum(one.client_cores))
+    server = _line("server", points, _of_server(lambda server: server.cpu_cores))
+    if not server.points:
+        return _from_zero("client: CPU, cores", points, [client], "cores", least=1.0)
+    return _from_zero("CPU, cores", points, [client, server], "cores", least=1.0)
 
 
 def memory_chart(points: Sequence[LoadReport]) -> str:

@@ -134,7 +134,7 @@ def _run(
     report = run_load(
         plan, images, tls=connection.tls, token=connection.token, source=source, watch=live.watch
     )
-    return Found(run=report, ended=None if report.stopped_after is None else KeyboardInterrupt())
+    return Found(run=report, ended=KeyboardInterrupt() if report.was_stopped else None)
 
 
 def _sweep(
@@ -277,6 +277,11 @@ def _say(text: str) -> None:
 
 def _line(report: LoadReport) -> str:
     return (
-        f"{report.plan.mode}: {report.goodput.mean:.1f} images/s in time, p99 "
-        f"{report.latency_ms.get('p99', 0):.0f} ms, {report.failed} of {report.sent} not answered"
+        f"{report.plan.mode}: {report.goodput.mean:.1f} images/s in time, p99 {_p99(report)}, "
+        f"{report.failed} of {report.sent} not answered"
     )
+
+
+def _p99(report: LoadReport) -> str:
+    ms = report.latency_ms.get("p99")
+    return "-" if ms is None else f"{ms:.0f} ms"

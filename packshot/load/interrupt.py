@@ -1,9 +1,10 @@
-"""Ctrl-C while a run counts ends that run early; at any other time it ends the command.
+"""Ctrl-C once a run counts ends it early; at any other time it ends the command.
 
 So do SIGTERM and SIGHUP, once the command has asked for it.
 """
 
 import asyncio
+import itertools
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from types import FrameType
 from packshot.load.senders import Senders
 
 ENDS = (signal.SIGTERM, signal.SIGHUP)
+MOST_STOPS = 2  # of one run
 
 
 def interrupt_on_termination() -> None:
@@ -38,7 +40,8 @@ def _hear_no_more() -> None:
 
 @contextmanager
 def stopped_by_interrupt(clients: Senders) -> Iterator[None]:
-    """In a loop that `asyncio.run` runs. A second Ctrl-C does what it always did.
+    """In a loop that `asyncio.run` runs. The first closes the window, and the next gives up what
+    is not answered; one more does what it always did.
 
     In another thread than the main one, which alone hears signals, nothing is changed.
     """
@@ -48,9 +51,11 @@ def stopped_by_interrupt(clients: Senders) -> Iterator[None]:
         yield
         return
 
+    stops = itertools.count(1)
+
     def interrupted(number: int, frame: FrameType | None) -> None:
-        go_back()
-        if not clients.counting:
+        if not clients.counting or next(stops) > MOST_STOPS:
+            go_back()
             before[signal.Signals(number)](number, frame)
             return
         if number in ENDS:

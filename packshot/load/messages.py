@@ -37,6 +37,10 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     at: float
 
 
+class GiveUp(msgspec.Struct, frozen=True, tag=True):
+    """Wait for no answer any more."""
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """Set up."""
 
@@ -55,7 +59,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     tally: Tally
 
 
-Message = Setup | Order | Stop | Ready | Progress | Done
+Message = Setup | Order | Stop | GiveUp | Ready | Progress | Done
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 

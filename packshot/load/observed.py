@@ -24,6 +24,11 @@ class Reading(NamedTuple):
     taken: float
     samples: Mapping[tuple[str, Labels], float]
 
+    @property
+    def started(self) -> float | None:
+        """When the process began, in Unix seconds; None where the system does not say."""
+        return self.samples.get(("process_start_time_seconds", ()))
+
     def labelled(self, name: str, wanted: Mapping[str, str]) -> dict[Labels, float]:
         return {
             labels: value
@@ -81,6 +86,8 @@ def read_metrics(url: str) -> Reading:
 
 def between(before: Reading, after: Reading, model: str) -> ServerWindow:
     """Of one model, but for CPU, memory and saturation. Raises InvalidInput if it was restarted."""
+    if before.started != after.started:  # counters may have overtaken those of before
+        raise InvalidInput("the server was restarted meanwhile: its counters began anew")
     grown = _Grown(before, after, model)
     seconds = after.taken - before.taken
     cpu = grown.total("process_cpu_seconds_total", of_model=False)
@@ -118,7 +125,7 @@ class _Grown:
             for key, value in self._after.labelled(name, labels).items()
         }
         if any(value < 0 for value in grown.values()):
-            raise InvalidInput("the server was restarted meanwhile: its counters began anew")
+            raise InvalidInput("its counters shrank: check that --metrics-url is of one server")
         return grown
 
     def total(self, name: str, *, of_model: bool = True, stage: str | None = None) -> float:

@@ -14,8 +14,10 @@ PERCENTILES = (50.0, 90.0, 99.0, 99.9, 100.0)
 BUSY_CORES = 0.85  # of the one core that a client process can use
 LATE_MS = 5.0
 LATE_SHARE = 0.1  # of the median answer
+LATE_SHARE_OF_TAIL = 0.5  # of the slowest answer in a thousand
 OVERLOAD = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
 NEVER_SENT = ("NOT_SENT", "TOO_MANY_IN_FLIGHT")
+GIVEN_UP = "GIVEN_UP"  # no answer yet when somebody would wait no longer
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,8 +35,8 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True):
     """Why something else than the server may be what was measured."""
 
     kind: Literal[
-        "client_busy", "sent_late", "not_sent", "too_many", "failed", "unusable", "server_unseen",
-        "stopped",
+        "client_busy", "sent_late", "tail_late", "not_sent", "too_many", "failed", "unusable",
+        "server_unseen", "stopped", "given_up",
     ]  # fmt: skip
     text: str
     size: float = 0.0
@@ -52,11 +54,14 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
 
     `images_in_all`: answered from the first request on, warm-up included; else the window counts.
     `answers`: images a second that were answered and could be used; `goodput`: those in time, which
-    is within the plan's SLO or, without one, the deadline; `in_time`: requests of which that holds.
+    is within the deadline and the plan's SLO; `in_time`: requests of which that holds, whatever
+    became of their images.
     Times in milliseconds: `latency_ms` of answered requests, from the moment when each was due;
     `refusal_ms` from being sent to being refused for overload; `lag_ms` the load tester's own
     delay: from due to sent or, in a closed loop, how late it was to wake.
-    `latency_intervals_ms`: 95 %, by rank. `latency_histogram`: HDR, in microseconds.
+    `latency_intervals_ms`: 95 %, by rank; from 0 where that lies before the fastest answer, without
+    an upper end beyond the slowest, as the true percentile may be above them all.
+    `latency_histogram`: HDR, in microseconds.
     `client_cores`: CPU seconds a second of each client process. `errors` counts requests by status,
     `image_errors` images in answered requests by reason; `error_details`: what the server said, the
     first time, of each status. `stopped_after`: seconds of the window that a run had when it was
@@ -74,7 +79,7 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     answers: Rate
     goodput: Rate
     latency_ms: dict[str, float]
-    latency_intervals_ms: dict[str, Interval]
+    latency_intervals_ms: dict[str, tuple[float, float | None]]
     refusal_ms: dict[str, float]
     lag_ms: dict[str, float]
     latency_histogram: str
@@ -109,6 +114,11 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     def failed(self) -> int:
         """Requests that were not answered."""
         return sum(self.errors.values())
+
+    @property
+    def was_stopped(self) -> bool:
+        """It ended before its time, or without the answers that were still out."""
+        return self.stopped_after is not None or GIVEN_UP in self.errors
 
     @property
     def faults(self) -> dict[str, int]:
@@ -148,14 +158,14 @@ def report_of(
             *_doubts_of_client(plan, client_cores, latency_ms, lag_ms, tally),
             *_doubts_of_answers(tally),
             *([server] if isinstance(server, Doubt) else []),
-            *_stopped(plan, stopped_after),
+            *_stopped(plan, stopped_after, tally),
         ),
         stopped_after=stopped_after,
     )
 
 
 def _faults(errors: Mapping[str, int]) -> dict[str, int]:
-    return {k: v for k, v in errors.items() if k not in (*OVERLOAD, *NEVER_SENT)}
+    return {k: v for k, v in errors.items() if k not in (*OVERLOAD, *NEVER_SENT, GIVEN_UP)}
 
 
 def with_details(counted: Mapping[str, int], details: Mapping[str, str]) -> str:
@@ -186,7 +196,7 @@ def _percentiles(text: str) -> dict[str, float]:
     return {_name(p): histogram.get_value_at_percentile(p) / 1000 for p in PERCENTILES}
 
 
-def _intervals(text: str) -> dict[str, Interval]:
+def _intervals(text: str) -> dict[str, tuple[float, float | None]]:
     histogram = decoded(text)
     count = histogram.get_total_count()
     found = {}
@@ -194,8 +204,8 @@ def _intervals(text: str) -> dict[str, Interval]:
         low, high = quantile_interval(percentile / 100, count)
         lowest, highest = (histogram.get_value_at_percentile(rank * 100) for rank in (low, high))
         found[_name(percentile)] = (  # as wide as the histogram's own steps at least
-            histogram.get_lowest_equivalent_value(lowest) / 1000,
-            histogram.get_highest_equivalent_value(highest) / 1000,
+            histogram.get_lowest_equivalent_value(lowest) / 1000 if low else 0.0,
+            histogram.get_highest_equivalent_value(highest) / 1000 if high < 1 else None,
         )
     return found
 
@@ -214,13 +224,20 @@ def _doubts_of_client(
             text=f"a client process was busy for {max(client_cores):.0%} of the time: the client "
             "is the bottleneck; raise --processes, or send from more machines",
         )
-    late = lag_ms.get("p99", 0.0)
+    late, latest = lag_ms.get("p99", 0.0), lag_ms.get("p99.9", 0.0)
     if late > max(LATE_MS, LATE_SHARE * latency_ms.get("p50", 0.0)):
         yield Doubt(
             kind="sent_late",
             size=late,
-            text=f"{_lateness(plan, late)}: this machine is too busy to keep time; latencies "
-            "include that delay",
+            text=f"{_lateness(plan, late, 'a hundred')}: this machine is too busy to keep time; "
+            "latencies include that delay",
+        )
+    elif latest > max(LATE_MS, LATE_SHARE_OF_TAIL * latency_ms.get("p99.9", 0.0)):
+        yield Doubt(
+            kind="tail_late",
+            size=latest,
+            text=f"{_lateness(plan, latest, 'a thousand')}: the slowest answers tell of this "
+            "machine, not of the server",
         )
     if not_sent := tally.errors.get("NOT_SENT"):
         yield Doubt(
@@ -244,7 +261,7 @@ def _doubts_of_answers(tally: Tally) -> Iterator[Doubt]:
             kind="failed",
             size=sum(faults.values()),
             text=f"{sum(faults.values())} requests failed, which is no overload: "
-            f"{with_details(faults, tally.error_details)}",
+            f"{with_details(faults, tally.error_details)}{_explained(faults)}",
         )
     if unusable := sum(tally.image_errors.values()):
         reasons = ", ".join(tally.image_errors)
@@ -256,13 +273,27 @@ def _doubts_of_answers(tally: Tally) -> Iterator[Doubt]:
         )
 
 
-def _lateness(plan: LoadPlan, ms: float) -> str:
+def _explained(faults: Mapping[str, int]) -> str:
+    """The load tester itself cancels nothing."""
+    if "CANCELLED" not in faults:
+        return ""
+    return "; CANCELLED may be: gRPC ends calls so while a thousand wait for a server to take them"
+
+
+def _lateness(plan: LoadPlan, ms: float, of: str) -> str:
     if plan.rate:
-        return f"one request in a hundred was sent {ms:.0f} ms or more after it was due"
-    return f"at one moment in a hundred the client was {ms:.0f} ms or more late to go on"
+        return f"one request in {of} was sent {ms:.0f} ms or more after it was due"
+    return f"at one moment in {of} the client was {ms:.0f} ms or more late to go on"
 
 
-def _stopped(plan: LoadPlan, after: float | None) -> Iterator[Doubt]:
+def _stopped(plan: LoadPlan, after: float | None, tally: Tally) -> Iterator[Doubt]:
     if after is not None:
         text = f"it was stopped after {after:.1f} s of {plan.seconds:g} s"
         yield Doubt(kind="stopped", text=text)
+    if given_up := tally.errors.get(GIVEN_UP):
+        yield Doubt(
+            kind="given_up",
+            size=given_up,
+            text=f"{given_up} requests were given up before their deadline, as it was interrupted: "
+            "latencies leave them out, which may have been the slowest",
+        )

@@ -3,6 +3,7 @@
 import bisect
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,12 +24,17 @@ from packshot.chart import (
 )
 from packshot.intervals import quantile_interval
 from packshot.load.observed import ServerWindow
-from packshot.load.report import LoadReport
+from packshot.load.report import NEVER_SENT, LoadReport
 from packshot.load.tally import decoded
 
 BINS = 40
 STEPS_A_NINE = 40  # points of the curve between 90 and 99 %
 MOST_NINES = 5
+IN_WORDS = {
+    "RESOURCE_EXHAUSTED": "refused",
+    "DEADLINE_EXCEEDED": "expired",
+    **dict.fromkeys(NEVER_SENT, "never sent"),
+}
 
 
 class Latencies(NamedTuple):
@@ -95,11 +101,11 @@ def answers_chart(report: LoadReport) -> str:
 
 def outcomes_chart(report: LoadReport) -> str:
     """Of all requests that were due: in time, too late, and why there was no answer."""
-    in_words = {"RESOURCE_EXHAUSTED": "refused", "DEADLINE_EXCEEDED": "expired"}
-    counts = {"in time": report.in_time, "too late": report.answered - report.in_time}
+    counts = Counter({"in time": report.in_time, "too late": report.answered - report.in_time})
     for code, count in report.errors.items():
-        counts[in_words.get(code, code.lower().replace("_", " "))] = count
-    frame = _categories("share of the requests", list(counts), [1.0], tick="{:.0%}".format)
+        counts[IN_WORDS.get(code, code.lower().replace("_", " "))] += count
+    names = [name.replace(" ", "\n", 1) for name in counts]
+    frame = _categories("share of the requests", names, [1.0], tick="{:.0%}".format)
     marks = [
         bar(frame, (i - 0.3, i + 0.3), count / report.sent, COLOURS[i > 0], f"{name}: {count}")
         for i, (name, count) in enumerate(counts.items())
@@ -182,7 +188,7 @@ def histogram_chart(latencies: Latencies, report: LoadReport) -> str:
         counts[min(BINS - 1, max(0, bisect.bisect_right(edges, ms) - 1))] += count
     heights = even_ticks(max(counts))
     frame = Frame(
-        title="latencies",
+        title="answers by latency",
         x=(ticks[0], ticks[-1]),
         y=(heights[0], heights[-1]),
         x_label="ms",

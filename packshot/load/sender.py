@@ -17,6 +17,7 @@ from packshot.client import MAX_MESSAGE_BYTES
 from packshot.load.arrivals import due_times
 from packshot.load.messages import (
     Done,
+    GiveUp,
     Message,
     Order,
     Progress,
@@ -74,11 +75,12 @@ class Run:
     def __init__(self, sender: Sender, order: Order) -> None:
         opens = order.begin + order.plan.warmup_seconds
         window = Window(opens, opens + order.plan.seconds)
-        self._recorder = Recorder(window, (order.plan.slo_ms or float("inf")) / 1000)
+        self._recorder = Recorder(window, order.plan.in_time_seconds)
         self._sender = sender
         self._order = order
         self._most_in_flight = -(-MOST_IN_FLIGHT // order.senders)
-        self._in_flight = 0
+        self._waiting: set[asyncio.Task[Any] | None] = set()  # each for an answer
+        self._given_up = False
 
     async def tally(self, tell: Callable[[Message], None]) -> Tally:
         """Of the whole run; tells how it goes, and stops where nobody hears it any more."""
@@ -100,6 +102,13 @@ class Run:
         window = self._recorder.window
         closes = min(max(at, time.monotonic()), window.closes)
         self._recorder.window = window._replace(closes=closes)
+
+    def give_up(self) -> None:
+        """What is not answered yet counts as that."""
+        self._given_up = True
+        for task in self._waiting:
+            assert task is not None
+            task.cancel()
 
     async def _send_all(self) -> None:
         order, end = self._order, self._recorder.window.closes
@@ -138,9 +147,9 @@ class Run:
         return moment < self._recorder.window.closes
 
     def _is_over(self) -> bool:
-        """Whether the deadline of all that was due has passed."""
+        """Whether the deadline of all that was due has passed, or nobody waits for it."""
         closes = self._recorder.window.closes
-        return time.monotonic() >= closes + self._order.plan.timeout_seconds
+        return self._given_up or time.monotonic() >= closes + self._order.plan.timeout_seconds
 
     async def _send_late(self, due: float) -> None:
         self._recorder.late(due, time.monotonic() - due)
@@ -151,13 +160,13 @@ class Run:
         sent = time.monotonic()
         self._recorder.sent(due)
         left = due + self._order.plan.timeout_seconds - sent
-        if left <= 0:
+        if left <= 0 or self._given_up:
             self._recorder.not_answered(due, "NOT_SENT")
             return False
-        if self._in_flight >= self._most_in_flight:
+        if len(self._waiting) >= self._most_in_flight:
             self._recorder.not_answered(due, "TOO_MANY_IN_FLIGHT")
             return False
-        self._in_flight += 1
+        self._waiting.add(task := asyncio.current_task())
         try:
             reply = await self._sender.exchange(left)
         except grpc.aio.AioRpcError as error:
@@ -168,8 +177,14 @@ class Run:
                 self._recorder.refused(due, time.monotonic() - sent)
             self._recorder.not_answered(due, status, details)
             return False
+        except asyncio.CancelledError:
+            if not self._given_up or task is None:
+                raise
+            task.uncancel()
+            self._recorder.not_answered(due, "GIVEN_UP")
+            return False
         finally:
-            self._in_flight -= 1
+            self._waiting.discard(task)
         answered, errors = time.monotonic(), self._sender.image_errors(reply)
         self._recorder.answered(due, answered, self._sender.images_per_request, errors)
         return True
@@ -178,7 +193,7 @@ class Run:
         while True:
             await asyncio.sleep(TELL_SECONDS)
             images, failed = self._recorder.answered_images, self._recorder.failed
-            tell(Progress(images=images, failed=failed, in_flight=self._in_flight))
+            tell(Progress(images=images, failed=failed, in_flight=len(self._waiting)))
 
     async def _pulse(self) -> None:
         """A closed loop has no requests that can be late: whether this process is shows here."""
@@ -217,14 +232,17 @@ def main() -> None:
 
 
 async def _obeyed(sender: Sender, order: Order) -> Tally:
-    """Until it is done, or told to stop."""
+    """Until it is done. Meanwhile it may be told to send no more, and then to wait no more."""
     run, loop = Run(sender, order), asyncio.get_running_loop()
 
     def hear() -> None:
-        loop.remove_reader(sys.stdin)
         match read(sys.stdin.buffer):
             case Stop() as stop:
                 run.stop(stop.at)
+            case GiveUp():
+                run.give_up()
+            case _:  # whoever gave the order is gone, which shows when something is told
+                loop.remove_reader(sys.stdin)
 
     loop.add_reader(sys.stdin, hear)
     try:

@@ -16,6 +16,7 @@ from packshot.errors import InvalidInput, ServiceFailed
 from packshot.load.messages import (
     LENGTH,
     Done,
+    GiveUp,
     Message,
     Order,
     Progress,
@@ -66,6 +67,7 @@ class Course:
     window: Window
     stopped_at: float | None = None
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
+    given_up: bool = False
 
 
 class Senders:
@@ -114,21 +116,32 @@ class Senders:
 
     @property
     def counting(self) -> bool:
-        """Whether a run's window is open: `stop` then leaves something to report."""
-        return self._course is not None and self._course.window.holds(time.monotonic())
+        """Whether a run's window has opened: `stop` then leaves something to report."""
+        course = self._course
+        if course is None or course.given_up:
+            return False
+        return time.monotonic() >= course.window.opens
 
     def stop(self) -> None:
-        """Closes the window of the run, which then ends with the answers that are still out."""
-        course = self._course
-        if course is None or course.stopped.is_set():
+        """Closes the window of the run, which then ends with the answers that are still out; if it
+        is closed, these are given up, and count as not answered.
+        """
+        course, now = self._course, time.monotonic()
+        if course is None:
+            return
+        if course.stopped.is_set() or not course.window.holds(now):
+            course.given_up = True
+            self._tell_all(GiveUp())
             return
         # A moment ahead, so that all clients can hear of it before.
-        soon = time.monotonic() + HEAD_START_SECONDS
-        course.stopped_at = min(soon, course.window.closes)
+        course.stopped_at = min(now + HEAD_START_SECONDS, course.window.closes)
         course.stopped.set()
+        self._tell_all(Stop(at=course.stopped_at))
+
+    def _tell_all(self, message: Message) -> None:
         for process in self._processes:
             assert process.stdin is not None
-            process.stdin.write(encoded(Stop(at=course.stopped_at)))
+            process.stdin.write(encoded(message))
 
     async def _observe(self, course: Course) -> ServerWindow | Doubt | None:
         """A server too busy to answer, or gone, must not cost what the clients have counted."""

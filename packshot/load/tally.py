@@ -36,8 +36,7 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
 
     The rate of answers is counted by when they came, as work in progress when the window opens and
     closes is then balanced; all else by when a request was due, so that slow ones are not lost.
-    `sent`: all that were due. `in_time`: requests answered within the SLO, or without one within
-    their deadline.
+    `sent`: all that were due. `in_time`: requests answered within their deadline and the SLO.
     `images_in_all`: answered from the first request on, warm-up included.
     `errors`: requests by status, `error_details` what was first said of each; `image_errors`:
     images in answered requests, by reason. `latency` from due to answered, `refusal` from sent to
@@ -64,12 +63,12 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
 class Recorder:
     """Fills a tally."""
 
-    def __init__(self, window: Window, slo_seconds: float) -> None:
+    def __init__(self, window: Window, in_time_seconds: float) -> None:
         self.window = window
         """May be made shorter meanwhile, as long as nothing is recorded that was due after it."""
         self.answered_images = 0
         self.failed = 0
-        self._slo_seconds = slo_seconds
+        self._in_time_seconds = in_time_seconds
         self._sent = self._answered = self._in_time = 0
         self._errors: Counter[str] = Counter()
         self._image_errors: Counter[str] = Counter()
@@ -91,7 +90,7 @@ class Recorder:
         self, due: float, now: float, images: int, image_errors: Mapping[str, int]
     ) -> None:
         good = images - sum(image_errors.values())
-        in_time = bool(now - due <= self._slo_seconds)
+        in_time = bool(now - due <= self._in_time_seconds)
         self.answered_images += good
         if self.window.holds(due):
             self._answered += 1
