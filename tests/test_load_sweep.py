@@ -101,6 +101,16 @@ def test_the_bisection_goes_on_whatever_chance_draws(seed):
     assert all(one != before for before, one in pairwise(rates))
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_what_failed_is_told_above_what_passed_whatever_chance_draws(seed):
+    plan = plan_at(rate=None, slo_ms=100, seconds=10, seed=seed)
+    found = asyncio.run(sweep(Drawn(), plan, lambda _: None))
+    assert found.within_slo < found.beyond_slo
+    assert found.kept_up_with < found.not_kept_up_with
+    tried = {run.plan.rate for run in found.points}
+    assert {found.within_slo, found.beyond_slo, found.kept_up_with} <= tried
+
+
 def test_every_run_of_a_sweep_draws_with_a_seed_of_its_own_and_so_again():
     def seeds(seed: int) -> list[int]:
         queue = Queue()
@@ -221,4 +231,4 @@ def test_a_rate_is_held_between_what_passed_and_what_failed():
     low, high = found.saturation_interval
     assert low < found.saturation < high
     slow, _ = swept(slo_ms=10)
-    assert slow.beyond_slo == min(run.offered_images_per_second for run in slow.points)
+    assert slow.beyond_slo == min(run.plan.rate for run in slow.points)

@@ -277,6 +277,6 @@ def _say(text: str) -> None:
 
 def _line(report: LoadReport) -> str:
     return (
-        f"{report.plan.mode}: {report.goodput.mean:.1f} images/s in time, p99 "
+        f"{report.offered}: {report.goodput.mean:.1f} images/s in time, p99 "
         f"{report.latency_ms.get('p99', 0):.0f} ms, {report.failed} of {report.sent} not answered"
     )

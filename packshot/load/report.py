@@ -89,10 +89,9 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def offered(self) -> str:
-        """For a reader: what was due or, in a closed loop, what was kept in flight."""
-        if self.plan.rate is None:
-            return f"{self.plan.concurrency} in flight"
-        return f"{self.offered_images_per_second:.1f}/s"
+        """For a reader: the images of its rate or, in a closed loop, what was kept in flight."""
+        rate = self.plan.images_per_second
+        return f"{self.plan.concurrency} in flight" if rate is None else f"{rate:.1f}/s"
 
     @property
     def offered_images_per_second(self) -> float:

@@ -25,8 +25,10 @@ FEWEST_REQUESTS = 100  # of fewer, a single one that is late would decide
 
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     """`alone`: one request in flight; `closed`: the plan's concurrency; `points`: open loops, by
-    rate. All rates in images a second, of what was due. Each of the points has drawn its arrivals
-    with a seed of its own, which is in its plan. `cut_short`: why some are missing, if so.
+    rate. All rates in images a second, as they were asked for: what arrivals at random make of
+    them, a little more or less, would tell a rate that failed below one that passed. Each of the
+    points has drawn its arrivals with a seed of its own, which is in its plan. `cut_short`: why
+    some are missing, if so.
     """
 
     alone: LoadReport
@@ -61,7 +63,7 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     def not_kept_up_with(self) -> float:
         """The lowest rate above that; infinity if there is none."""
         kept = self.kept_up_with or 0.0
-        return _lowest(one for one in self.points if _offered(one) > kept)
+        return _lowest(one for one in self.points if images_asked_for(one) > kept)
 
     @property
     def within_slo(self) -> float | None:
@@ -156,6 +158,13 @@ def sweep_of(told: Sequence[LoadReport], cut_short: str | None = None) -> Sweep:
     )
 
 
+def images_asked_for(point: LoadReport) -> float:
+    """A second, of an open loop."""
+    rate = point.plan.images_per_second
+    assert rate is not None
+    return rate
+
+
 def doubtful(points: Sequence[LoadReport]) -> list[LoadReport]:
     """Rates that failed though a higher one met the SLO: they fail only if they do so twice."""
     passing = max((_rate(one) for one in points if _met(one)), default=0.0)
@@ -196,6 +205,7 @@ def _enough(rate: float, plan: LoadPlan) -> bool:
 
 
 def _kept_up(report: LoadReport) -> bool:
+    """With what was really due."""
     usable = report.offered_images_per_second * report.usable_share
     return report.answers.mean >= KEPT_UP_SHARE * usable > 0
 
@@ -205,18 +215,14 @@ def _client_ended(report: LoadReport) -> bool:
 
 
 def _highest(points: Iterable[LoadReport]) -> float | None:
-    return max(map(_offered, points), default=None)
+    return max(map(images_asked_for, points), default=None)
 
 
 def _lowest(points: Iterable[LoadReport]) -> float:
-    return min(map(_offered, points), default=math.inf)
-
-
-def _offered(report: LoadReport) -> float:
-    """Images a second."""
-    return report.offered_images_per_second
+    return min(map(images_asked_for, points), default=math.inf)
 
 
 def _rate(report: LoadReport) -> float:
+    """Requests a second."""
     assert report.plan.rate is not None
     return report.plan.rate
