@@ -111,6 +111,29 @@ def test_what_failed_is_told_above_what_passed_whatever_chance_draws(seed):
     assert {found.within_slo, found.beyond_slo, found.kept_up_with} <= tried
 
 
+class InTurn(Queue):
+    """Refuses nothing: what comes faster than it answers waits, and all that come after it."""
+
+    CAPACITY = 60.0
+
+    async def run(self, plan: LoadPlan) -> LoadReport:
+        if plan.rate is None:
+            return await super().run(plan)
+        latencies, free = [], 0.0
+        for number in range(round(plan.rate * plan.seconds)):
+            due = number / plan.rate
+            free = max(free, due) + 1 / self.CAPACITY
+            latencies.append(free - due)
+        assert plan.slo_ms is not None
+        return report_of(plan, tally_of(latencies, slo_seconds=plan.slo_ms / 1000), None)
+
+
+def test_a_backlog_that_grows_for_less_than_the_slo_does_not_meet_it():
+    found = asyncio.run(sweep(InTurn(), plan_at(rate=None, slo_ms=5000), lambda _: None))
+    assert found.points[-1].in_time < found.points[-1].sent, "after 5 s of it the SLO is missed"
+    assert found.within_slo == pytest.approx(60, rel=0.06)
+
+
 def test_every_run_of_a_sweep_draws_with_a_seed_of_its_own_and_so_again():
     def seeds(seed: int) -> list[int]:
         queue = Queue()
@@ -146,8 +169,24 @@ def test_a_sweep_over_some_files_that_are_no_images_knows_what_the_server_keeps_
             errors = {"not_an_image": report.answered // 2}
             return msgspec.structs.replace(report, answers=half, image_errors=errors)
 
-    found = asyncio.run(sweep(Half(), plan_at(rate=None), lambda _: None))
+    found = asyncio.run(sweep(Half(), plan_at(rate=None, slo_ms=100), lambda _: None))
     assert found.kept_up_with == pytest.approx(80, rel=0.06)
+    assert found.within_slo == pytest.approx(80, rel=0.05)
+
+
+def test_rates_at_which_no_image_could_be_used_may_meet_the_slo():
+    class Unlucky(Queue):
+        async def run(self, plan: LoadPlan) -> LoadReport:
+            report = await super().run(plan)
+            if plan.rate is None:
+                return report
+            none = msgspec.structs.replace(report.answers, mean=0.0)
+            errors = {"not_an_image": report.answered}
+            return msgspec.structs.replace(report, answers=none, image_errors=errors)
+
+    found = asyncio.run(sweep(Unlucky(), plan_at(rate=None, slo_ms=100), lambda _: None))
+    assert found.kept_up_with is None
+    assert found.within_slo == pytest.approx(80, rel=0.05)
 
 
 def test_a_sweep_that_never_meets_its_slo_ends_where_it_could_not_tell_any_more():
