@@ -216,6 +216,54 @@ def test_unusable_images_are_no_reason_to_end_a_climb_but_a_busy_client_is():
     assert highest("client_busy") == pytest.approx(2 * 16 / 0.3, rel=0.05)
 
 
+def all_expired(plan: LoadPlan) -> LoadReport:
+    sent = round((plan.rate or 1) * plan.seconds)
+    tally = msgspec.structs.replace(tally_of([], failed=sent), errors={"DEADLINE_EXCEEDED": sent})
+    return report_of(plan, tally, None)
+
+
+def test_a_server_that_hangs_at_a_rate_which_it_had_answered_ends_the_sweep():
+    class Hanging(Queue):
+        async def run(self, plan: LoadPlan) -> LoadReport:
+            report = await super().run(plan)
+            return report if len(self.plans) < 5 else all_expired(plan)
+
+    found = asyncio.run(sweep(Hanging(), plan_at(rate=None, slo_ms=100), lambda _: None))
+    assert [run.answered > 0 for run in found.points] == [True, True, False]
+    assert found.cut_short == (
+        f"at {found.points[-1].plan.mode}, no more than was answered before, no request was "
+        f"answered: {found.points[-1].sent} DEADLINE_EXCEEDED; the server hangs, or is busy with "
+        "what expired at higher rates: then give it a longer --timeout"
+    )
+
+
+def test_that_all_come_too_late_at_a_rate_above_all_others_is_overload():
+    class Late(Queue):
+        async def run(self, plan: LoadPlan) -> LoadReport:
+            report = await super().run(plan)
+            return report if (plan.rate or 0) <= 81 else all_expired(plan)
+
+    found = asyncio.run(sweep(Late(), plan_at(rate=None, slo_ms=100), lambda _: None))
+    assert found.cut_short is None
+    assert found.within_slo == pytest.approx(80, rel=0.05)
+
+
+def test_a_run_of_which_nothing_is_answered_in_time_or_refused_has_a_doubt():
+    for plan in (plan_at(timeout_seconds=0.5), plan_at(timeout_seconds=0.5, rate=None)):
+        (doubt,) = all_expired(plan).doubts
+        assert (doubt.kind, doubt.of_client) == ("silent", False)
+        assert "no request was answered within its deadline of 0.5 s" in doubt.text
+
+
+def test_a_server_that_answers_or_refuses_some_does_not_hang():
+    answering, refusing = (Recorder(Window(0.0, 10.0), slo_seconds=1.0) for _ in range(2))
+    answering.answered(1.0, 1.1, images=1, image_errors={})
+    refusing.not_answered(1.0, "RESOURCE_EXHAUSTED")
+    for recorder in (answering, refusing):
+        recorder.not_answered(2.0, "DEADLINE_EXCEEDED")
+        assert report_of(plan_at(), recorder.tally(cpu_seconds=1.0), None).doubts == ()
+
+
 def test_only_what_the_server_refused_for_overload_is_no_fault():
     recorder = Recorder(Window(0.0, 10.0), slo_seconds=1.0)
     for status in ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "NOT_SENT", "TOO_MANY_IN_FLIGHT"):

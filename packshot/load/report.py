@@ -33,8 +33,8 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True):
     """Why something else than the server may be what was measured."""
 
     kind: Literal[
-        "client_busy", "sent_late", "not_sent", "too_many", "failed", "unusable", "server_unseen",
-        "stopped",
+        "client_busy", "sent_late", "not_sent", "too_many", "failed", "silent", "unusable",
+        "server_unseen", "stopped",
     ]  # fmt: skip
     text: str
     size: float = 0.0
@@ -145,7 +145,7 @@ def report_of(
         server=None if isinstance(server, Doubt) else server,
         doubts=(
             *_doubts_of_client(plan, client_cores, latency_ms, lag_ms, tally),
-            *_doubts_of_answers(tally),
+            *_doubts_of_answers(plan, tally),
             *([server] if isinstance(server, Doubt) else []),
             *_stopped(plan, stopped_after),
         ),
@@ -237,13 +237,21 @@ def _doubts_of_client(
         )
 
 
-def _doubts_of_answers(tally: Tally) -> Iterator[Doubt]:
+def _doubts_of_answers(plan: LoadPlan, tally: Tally) -> Iterator[Doubt]:
     if faults := _faults(tally.errors):
         yield Doubt(
             kind="failed",
             size=sum(faults.values()),
             text=f"{sum(faults.values())} requests failed, which is no overload: "
             f"{with_details(faults, tally.error_details)}",
+        )
+    expired = tally.errors.get("DEADLINE_EXCEEDED", 0)
+    if expired and not tally.answered and "RESOURCE_EXHAUSTED" not in tally.errors:
+        yield Doubt(
+            kind="silent",
+            size=expired,
+            text=f"no request was answered within its deadline of {plan.timeout_seconds:g} s, and "
+            "none was refused: the server hangs, or takes longer than that for so much",
         )
     if unusable := sum(tally.image_errors.values()):
         reasons = ", ".join(tally.image_errors)

@@ -92,7 +92,7 @@ async def sweep(senders: Senders, plan: LoadPlan, tell: Callable[[LoadReport], N
         report = await senders.run(msgspec.structs.replace(plan, seed=seed, **changes))
         told.append(report)
         tell(report)
-        if len(told) > 1 and (why := _in_vain(report)):
+        if len(told) > 1 and (why := _in_vain(report, told[:-1])):
             raise _CutShort(why)
         return report
 
@@ -130,17 +130,30 @@ async def _all_runs(plan: LoadPlan, run: Callable[..., Awaitable[LoadReport]]) -
             points.append(await run(rate=rate))
 
 
-def _in_vain(report: LoadReport) -> str | None:
+def _in_vain(report: LoadReport, before: Sequence[LoadReport]) -> str | None:
     """Why it tells nothing of the server; None if it does. Rates may be too high: all refused."""
     closed = report.plan.rate is None
+    told = f"no request was answered: {with_details(report.errors, report.error_details)}"
     if not report.answered and (report.faults or (closed and report.errors)):
-        told = with_details(report.errors, report.error_details)
-        return f"at {report.plan.mode} no request was answered: {told}"
+        return f"at {report.plan.mode} {told}"  # of every loop that is silent too
+    if _fell_silent(report, before):
+        return (
+            f"at {report.plan.mode}, no more than was answered before, {told}; the server hangs, "
+            "or is busy with what expired at higher rates: then give it a longer --timeout"
+        )
     if closed and not report.usable_share:
         return f"no image that was sent can be used: {', '.join(report.image_errors)}"
     if closed and not report.answers.mean:
         return "no answer came while the window was open: give it more --seconds"
     return None
+
+
+def _fell_silent(report: LoadReport, before: Sequence[LoadReport]) -> bool:
+    """At a rate that the server has answered before. A higher one may be overload, where nothing
+    else is wrong: of a server that refuses none and answers in turn, all come too late then.
+    """
+    silent = any(doubt.kind == "silent" for doubt in report.doubts)
+    return silent and images_asked_for(report) <= max(one.answers.mean for one in before)
 
 
 def sweep_of(told: Sequence[LoadReport], cut_short: str | None = None) -> Sweep:
