@@ -76,6 +76,12 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
         return min((self.slo_ms or math.inf) / 1000, self.timeout_seconds)
 
     @property
+    def images_per_second(self) -> float | None:
+        """That are asked for: of a rate as it was set, not as arrivals are drawn. None in a closed
+        loop."""
+        return None if self.rate is None else self.rate * self.images_per_request
+
+    @property
     def mode(self) -> str:
         """For a reader."""
         if self.rate:

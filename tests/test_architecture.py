@@ -35,7 +35,13 @@ ALLOWED = {
 ONLY = {
     # Its interceptor stands before every call, and ends those without a token as calls end.
     "serving.api": {"serving.app", "serving.listening"},
-    "serving.settings": {"serving.__main__", "serving.app", "serving.command_line"},
+    # The last is its own second half, which settings calls.
+    "serving.settings": {
+        "serving.__main__",
+        "serving.app",
+        "serving.command_line",
+        "serving.agreement",
+    },
 }
 """Of `serving`: who imports it, of those outside. All others get the values that they need."""
 

@@ -21,6 +21,7 @@ from load_programs import (
     interruptible,
     load_command,
 )
+from load_records import load_report
 from PIL import Image
 from processes import FAKE_SERVING, ROOT, TIMEOUT, serving, until
 from tiny import encoded, tiny_bundle
@@ -89,6 +90,12 @@ def test_a_terminal_shows_how_it_goes(monkeypatch):
         shown = sys.stderr.getvalue()
     assert " 50% |" in shown
     assert "50 requests/s (poisson): 40.0 images/s, 7 in flight, 3 not answered" in shown
+
+
+def test_elsewhere_a_rate_of_a_sweep_has_a_line_in_images_as_it_was_asked_for(capsys):
+    with Live() as live:
+        live.tell(load_report([40.0] * 130, rate=10.0, images_per_request=4))
+    assert capsys.readouterr().err.startswith("40.0/s: 52.0 images/s in time, p99 40 ms, 0 of 130")
 
 
 def test_what_the_server_refuses_is_counted_by_status(server):

@@ -21,6 +21,7 @@ from packshot.load.run_charts import (
     recorded,
     run_charts,
 )
+from packshot.load.text import results_text
 
 HOSTILE = '<img src=x onerror="a()">'
 SPREAD = [float(ms) for ms in range(1, 401)]
@@ -110,6 +111,23 @@ def test_a_sweep_is_shown_whole():
         "Student's t",
     ):
         assert part in text, part
+
+
+def test_rates_are_told_as_they_were_asked_for_not_as_chance_drew_them():
+    """Of 10 and 11 requests a second 13 and 10.5 were due."""
+    points = [
+        load_report([ms] * due, rate=rate, images_per_request=4)
+        for rate, due, ms in ((10.0, 130, 40.0), (11.0, 105, 500.0))
+    ]
+    results = results_of(sweep_of(*points, images_per_request=4))
+    sweep = results.sweep
+    assert (sweep.within_slo, sweep.beyond_slo) == (40.0, 44.0)
+    assert (sweep.kept_up_with, sweep.not_kept_up_with) == (44.0, math.inf)
+    html = page(results)
+    assert "44.0/s42.0 due" in Parsed(html).text
+    assert "up to 40.0 images/s" in results_text(results)
+    chart = charts(html)["latency, ms"]
+    assert close(dots(chart, "p50")[0][0], across_of(chart, "40"))
 
 
 def test_the_processes_of_a_sweep_are_those_of_its_rates():

@@ -101,6 +101,39 @@ def test_the_bisection_goes_on_whatever_chance_draws(seed):
     assert all(one != before for before, one in pairwise(rates))
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_what_failed_is_told_above_what_passed_whatever_chance_draws(seed):
+    plan = plan_at(rate=None, slo_ms=100, seconds=10, seed=seed)
+    found = asyncio.run(sweep(Drawn(), plan, lambda _: None))
+    assert found.within_slo < found.beyond_slo
+    assert found.kept_up_with < found.not_kept_up_with
+    tried = {run.plan.rate for run in found.points}
+    assert {found.within_slo, found.beyond_slo, found.kept_up_with} <= tried
+
+
+class InTurn(Queue):
+    """Refuses nothing: what comes faster than it answers waits, and all that come after it."""
+
+    CAPACITY = 60.0
+
+    async def run(self, plan: LoadPlan) -> LoadReport:
+        if plan.rate is None:
+            return await super().run(plan)
+        latencies, free = [], 0.0
+        for number in range(round(plan.rate * plan.seconds)):
+            due = number / plan.rate
+            free = max(free, due) + 1 / self.CAPACITY
+            latencies.append(free - due)
+        assert plan.slo_ms is not None
+        return report_of(plan, tally_of(latencies, slo_seconds=plan.slo_ms / 1000), None)
+
+
+def test_a_backlog_that_grows_for_less_than_the_slo_does_not_meet_it():
+    found = asyncio.run(sweep(InTurn(), plan_at(rate=None, slo_ms=5000), lambda _: None))
+    assert found.points[-1].in_time < found.points[-1].sent, "after 5 s of it the SLO is missed"
+    assert found.within_slo == pytest.approx(60, rel=0.06)
+
+
 def test_every_run_of_a_sweep_draws_with_a_seed_of_its_own_and_so_again():
     def seeds(seed: int) -> list[int]:
         queue = Queue()
@@ -136,8 +169,24 @@ def test_a_sweep_over_some_files_that_are_no_images_knows_what_the_server_keeps_
             errors = {"not_an_image": report.answered // 2}
             return msgspec.structs.replace(report, answers=half, image_errors=errors)
 
-    found = asyncio.run(sweep(Half(), plan_at(rate=None), lambda _: None))
+    found = asyncio.run(sweep(Half(), plan_at(rate=None, slo_ms=100), lambda _: None))
     assert found.kept_up_with == pytest.approx(80, rel=0.06)
+    assert found.within_slo == pytest.approx(80, rel=0.05)
+
+
+def test_rates_at_which_no_image_could_be_used_may_meet_the_slo():
+    class Unlucky(Queue):
+        async def run(self, plan: LoadPlan) -> LoadReport:
+            report = await super().run(plan)
+            if plan.rate is None:
+                return report
+            none = msgspec.structs.replace(report.answers, mean=0.0)
+            errors = {"not_an_image": report.answered}
+            return msgspec.structs.replace(report, answers=none, image_errors=errors)
+
+    found = asyncio.run(sweep(Unlucky(), plan_at(rate=None, slo_ms=100), lambda _: None))
+    assert found.kept_up_with is None
+    assert found.within_slo == pytest.approx(80, rel=0.05)
 
 
 def test_a_sweep_that_never_meets_its_slo_ends_where_it_could_not_tell_any_more():
@@ -165,6 +214,54 @@ def test_unusable_images_are_no_reason_to_end_a_climb_but_a_busy_client_is():
 
     assert highest("unusable") == highest("server_unseen") > 400
     assert highest("client_busy") == pytest.approx(2 * 16 / 0.3, rel=0.05)
+
+
+def all_expired(plan: LoadPlan) -> LoadReport:
+    sent = round((plan.rate or 1) * plan.seconds)
+    tally = msgspec.structs.replace(tally_of([], failed=sent), errors={"DEADLINE_EXCEEDED": sent})
+    return report_of(plan, tally, None)
+
+
+def test_a_server_that_hangs_at_a_rate_which_it_had_answered_ends_the_sweep():
+    class Hanging(Queue):
+        async def run(self, plan: LoadPlan) -> LoadReport:
+            report = await super().run(plan)
+            return report if len(self.plans) < 5 else all_expired(plan)
+
+    found = asyncio.run(sweep(Hanging(), plan_at(rate=None, slo_ms=100), lambda _: None))
+    assert [run.answered > 0 for run in found.points] == [True, True, False]
+    assert found.cut_short == (
+        f"at {found.points[-1].plan.mode}, no more than was answered before, no request was "
+        f"answered: {found.points[-1].sent} DEADLINE_EXCEEDED; the server hangs, or is busy with "
+        "what expired at higher rates: then give it a longer --timeout"
+    )
+
+
+def test_that_all_come_too_late_at_a_rate_above_all_others_is_overload():
+    class Late(Queue):
+        async def run(self, plan: LoadPlan) -> LoadReport:
+            report = await super().run(plan)
+            return report if (plan.rate or 0) <= 81 else all_expired(plan)
+
+    found = asyncio.run(sweep(Late(), plan_at(rate=None, slo_ms=100), lambda _: None))
+    assert found.cut_short is None
+    assert found.within_slo == pytest.approx(80, rel=0.05)
+
+
+def test_a_run_of_which_nothing_is_answered_in_time_or_refused_has_a_doubt():
+    for plan in (plan_at(timeout_seconds=0.5), plan_at(timeout_seconds=0.5, rate=None)):
+        (doubt,) = all_expired(plan).doubts
+        assert (doubt.kind, doubt.of_client) == ("silent", False)
+        assert "no request was answered within its deadline of 0.5 s" in doubt.text
+
+
+def test_a_server_that_answers_or_refuses_some_does_not_hang():
+    answering, refusing = (Recorder(Window(0.0, 10.0), in_time_seconds=1.0) for _ in range(2))
+    answering.answered(1.0, 1.1, images=1, image_errors={})
+    refusing.not_answered(1.0, "RESOURCE_EXHAUSTED")
+    for recorder in (answering, refusing):
+        recorder.not_answered(2.0, "DEADLINE_EXCEEDED")
+        assert report_of(plan_at(), recorder.tally(cpu_seconds=1.0), None).doubts == ()
 
 
 def test_only_what_the_server_refused_for_overload_is_no_fault():
@@ -221,4 +318,4 @@ def test_a_rate_is_held_between_what_passed_and_what_failed():
     low, high = found.saturation_interval
     assert low < found.saturation < high
     slow, _ = swept(slo_ms=10)
-    assert slow.beyond_slo == min(run.offered_images_per_second for run in slow.points)
+    assert slow.beyond_slo == min(run.plan.rate for run in slow.points)

@@ -23,7 +23,7 @@ from packshot.intervals import Interval
 from packshot.load.caution import latency_interval
 from packshot.load.observed import STAGES, ServerWindow
 from packshot.load.report import LATE_MS, LoadReport
-from packshot.load.sweep import Sweep
+from packshot.load.sweep import Sweep, images_asked_for
 
 PERCENTILES = ("p50", "p99", "p99.9")
 WITH_INTERVAL = ("p50", "p99")  # that of p99.9 would cover the picture
@@ -42,7 +42,7 @@ class Line(NamedTuple):
 
 
 def sweep_charts(sweep: Sweep) -> str:
-    points = sorted(sweep.points, key=_offered)
+    points = sorted(sweep.points, key=images_asked_for)
     if not points:
         return "<p>Nothing came of the first loops: there was no rate to try.</p>"
     slo_ms = sweep.closed.plan.slo_ms
@@ -66,7 +66,7 @@ def latency_chart(
     for name in PERCENTILES:
         times = _line(name, points, _latency(name))
         shown = points if name in WITH_INTERVAL else ()
-        found = [(_offered(one), latency_interval(one, name)) for one in shown]
+        found = [(images_asked_for(one), latency_interval(one, name)) for one in shown]
         lines.append(times._replace(intervals=[(x, it) for x, it in found if it is not None]))
     values = [y for line in lines for _, y in line.points] + ([slo_ms] if slo_ms else [])
     ticks = log_ticks(min(values, default=1.0), max(values, default=10.0))
@@ -85,11 +85,11 @@ def latency_chart(
 def throughput_chart(points: Sequence[LoadReport]) -> str:
     answered = _line("answered", points, lambda one: one.answers.mean)
     answered = answered._replace(
-        intervals=[(_offered(one), one.answers.interval) for one in points]
+        intervals=[(images_asked_for(one), one.answers.interval) for one in points]
     )
     lines = [answered, _line("in time", points, lambda one: one.goodput.mean)]
     highest = max(one.answers.interval[1] for one in points)
-    frame = _frame("images/s", points, even_ticks(max(highest, _offered(points[-1]))))
+    frame = _frame("images/s", points, even_ticks(max(highest, images_asked_for(points[-1]))))
     all_of = min(frame.x[1], frame.y[1])
     marks = [dashed(frame, (0, 0), (all_of, all_of), "all that was offered")]
     return _drawn(frame, lines, marks, "images/s")
@@ -139,10 +139,6 @@ def lag_chart(points: Sequence[LoadReport]) -> str:
     return _from_zero("client: late by, ms", points, lines, "ms", least=LATE_MS)
 
 
-def _offered(report: LoadReport) -> float:
-    return report.offered_images_per_second
-
-
 def _latency(name: str) -> Value:
     return lambda one: one.latency_ms.get(name)
 
@@ -160,7 +156,7 @@ def _mean_ms(stage: str) -> Callable[[ServerWindow], float | None]:
 
 
 def _line(name: str, points: Sequence[LoadReport], value: Value) -> Line:
-    found = [(_offered(one), value(one)) for one in points]
+    found = [(images_asked_for(one), value(one)) for one in points]
     return Line(name, [(x, y) for x, y in found if y is not None])
 
 
@@ -171,7 +167,7 @@ def _frame(
     tick: Callable[[float], str] = "{:g}".format,
     scale: Scale = linear,
 ) -> Frame:
-    rates = even_ticks(_offered(points[-1]))
+    rates = even_ticks(images_asked_for(points[-1]))
     return Frame(
         title=title,
         x=(rates[0], rates[-1]),

@@ -277,7 +277,7 @@ def _say(text: str) -> None:
 
 def _line(report: LoadReport) -> str:
     return (
-        f"{report.plan.mode}: {report.goodput.mean:.1f} images/s in time, p99 {_p99(report)}, "
+        f"{report.offered}: {report.goodput.mean:.1f} images/s in time, p99 {_p99(report)}, "
         f"{report.failed} of {report.sent} not answered"
     )
 

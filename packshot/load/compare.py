@@ -1,6 +1,6 @@
 """Two results side by side: what differs between the tests, and what in what they found."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -12,6 +12,7 @@ from packshot.load.observed import ServerWindow
 from packshot.load.report import LoadReport
 from packshot.load.results import Results
 from packshot.load.sweep import Sweep
+from packshot.load_plan import LoadPlan
 from packshot.tables import table
 
 MISSING = "-"
@@ -19,11 +20,14 @@ HEAD = ("", "BEFORE", "AFTER", "CHANGE", "")
 PERCENTILES = ("p50", "p90", "p99", "p99.9")
 FOOT = (
     "Latencies are those of answered requests. Intervals hold 95 % and know the noise within a "
-    "test, not that between two: repeat both before a small difference is believed."
+    "test, not that between two: repeat both before a small difference is believed. Answers and "
+    "goodput at another rate, or of another number in flight, are others because that was asked "
+    "for: they have no verdict."
 )
 SWEEP_FOOT = (
-    "Rates of a sweep that were kept up with, or within the SLO, are held between the highest rate "
-    "that passed and the lowest that failed."
+    "Rates that were kept up with, or within the SLO, lie between the highest that passed and the "
+    "lowest that failed, which is no 95 % interval, as chance has a part in each step of that "
+    "search: they have no verdict; repeat both sweeps, or compare runs at one rate."
 )
 SERVER_ROWS: dict[str, Callable[[ServerWindow], float | None]] = {
     "server CPU, ms an image": lambda server: server.cpu_ms_an_image,
@@ -32,6 +36,8 @@ SERVER_ROWS: dict[str, Callable[[ServerWindow], float | None]] = {
 }
 
 Good = Literal["more", "less"]
+Row = tuple[str, Good | None, "Measured | None"]
+"""What it is, whether more or less of it is good (None: no verdict), and how much it is."""
 
 
 class Measured(NamedTuple):
@@ -44,11 +50,12 @@ class Measured(NamedTuple):
 def comparison_text(before: Results, after: Results) -> str:
     """For a terminal. Raises InvalidInput where a run is held against a sweep.
 
-    "better" and "worse" are said only where the two 95 % intervals do not overlap. That is a
-    cautious rule: of two equally noisy results it asks for 2.8 standard errors of the difference
-    (which chance alone reaches once in 180 times), not the 2 of a test at 5 %. The caution is
-    meant: each table asks many questions at once, answers that queued behind each other tell less
-    than as many independent ones, and no interval knows the noise from one run to the next.
+    "better" and "worse" are said only where there are two 95 % intervals, and these do not
+    overlap. That is a cautious rule: of two equally noisy results it asks for 2.8 standard errors
+    of the difference (which chance alone reaches once in 180 times), not the 2 of a test at 5 %.
+    The caution is meant: each table asks many questions at once, answers that queued behind each
+    other tell less than as many independent ones, and no interval knows the noise from one run to
+    the next. What a search ended between is no such interval, and has no verdict.
     """
     pairs = _pairs(before, after)
     parts = [
@@ -59,7 +66,7 @@ def comparison_text(before: Results, after: Results) -> str:
         *(f"WARNING after, {text}" for text in _doubts(after)),
     ]
     if before.sweep is not None and after.sweep is not None:
-        parts += ["", _sweep_table(before.sweep, after.sweep), SWEEP_FOOT]
+        parts += ["", _side_by_side(_rates(before.sweep), _rates(after.sweep)), SWEEP_FOOT]
     for pair in pairs:
         parts += ["", _modes(*pair), _run_table(*pair)]
     return "\n".join([*parts, "", FOOT])
@@ -125,18 +132,18 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _sweep_table(before: Sweep, after: Sweep) -> str:
+def _side_by_side(before: Iterable[Row], after: Iterable[Row]) -> str:
     rows = [
-        _row(f"{name}, images/s", first, second, "more")
-        for (name, first), (_, second) in zip(_rates(before), _rates(after), strict=True)
+        [name, _cell(first), _cell(second), _change(first, second), verdict(first, second, good)]
+        for (name, good, first), (_, _, second) in zip(before, after, strict=True)
     ]
     return table([HEAD, *rows])
 
 
-def _rates(sweep: Sweep) -> Iterator[tuple[str, Measured | None]]:
-    yield "saturation", Measured(sweep.saturation, sweep.saturation_interval)
-    yield "kept up with", _between(sweep.kept_up_with, sweep.not_kept_up_with)
-    yield "within the SLO", _between(sweep.within_slo, sweep.beyond_slo)
+def _rates(sweep: Sweep) -> Iterator[Row]:
+    yield "saturation, images/s", "more", Measured(sweep.saturation, sweep.saturation_interval)
+    yield "kept up with, images/s", None, _between(sweep.kept_up_with, sweep.not_kept_up_with)
+    yield "within the SLO, images/s", None, _between(sweep.within_slo, sweep.beyond_slo)
 
 
 def _between(passed: float | None, failed: float) -> Measured | None:
@@ -144,19 +151,20 @@ def _between(passed: float | None, failed: float) -> Measured | None:
 
 
 def _run_table(before: LoadReport, after: LoadReport) -> str:
-    rows = [
-        _row(name, first, second, good)
-        for (name, good, first), (_, _, second) in zip(
-            _measured(before), _measured(after), strict=True
-        )
-    ]
-    return table([HEAD, *rows])
+    # A server that was asked for more answers more: that makes it no better.
+    good: Good | None = "more" if _asked_for(before.plan) == _asked_for(after.plan) else None
+    return _side_by_side(_measured(before, good), _measured(after, good))
 
 
-def _measured(run: LoadReport) -> Iterator[tuple[str, Good, Measured | None]]:
-    """What it is, whether more or less of it is good, and how much it is."""
-    yield "answers, images/s", "more", Measured(run.answers.mean, run.answers.interval)
-    yield "goodput, images/s", "more", Measured(run.goodput.mean, run.goodput.interval)
+def _asked_for(plan: LoadPlan) -> tuple[float | None, int | None]:
+    """Images a second or, in a closed loop, requests in flight."""
+    return plan.images_per_second, plan.concurrency if plan.rate is None else None
+
+
+def _measured(run: LoadReport, good: Good | None) -> Iterator[Row]:
+    """`good`: of answers and goodput."""
+    yield "answers, images/s", good, Measured(run.answers.mean, run.answers.interval)
+    yield "goodput, images/s", good, Measured(run.goodput.mean, run.goodput.interval)
     for name in PERCENTILES:
         ms = run.latency_ms.get(name)
         found = None if ms is None else Measured(ms, latency_interval(run, name))
@@ -168,10 +176,6 @@ def _measured(run: LoadReport) -> Iterator[tuple[str, Good, Measured | None]]:
 
 def _plain(value: float | None) -> Measured | None:
     return None if value is None else Measured(value)
-
-
-def _row(name: str, before: Measured | None, after: Measured | None, good: Good) -> list[str]:
-    return [name, _cell(before), _cell(after), _change(before, after), verdict(before, after, good)]
 
 
 def _cell(measured: Measured | None) -> str:
@@ -187,9 +191,11 @@ def _change(before: Measured | None, after: Measured | None) -> str:
     return f"{after.value / before.value - 1:+.1%}"
 
 
-def verdict(before: Measured | None, after: Measured | None, good: Good) -> str:
-    """Nothing where an interval is missing."""
+def verdict(before: Measured | None, after: Measured | None, good: Good | None) -> str:
+    """Nothing where an interval is missing, or what is good."""
     if before is None or after is None or before.interval is None or after.interval is None:
+        return ""
+    if good is None:
         return ""
     (low, high), (new_low, new_high) = before.interval, after.interval
     if new_low > high:

@@ -35,8 +35,8 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True):
     """Why something else than the server may be what was measured."""
 
     kind: Literal[
-        "client_busy", "sent_late", "tail_late", "not_sent", "too_many", "failed", "unusable",
-        "server_unseen", "stopped", "given_up",
+        "client_busy", "sent_late", "tail_late", "not_sent", "too_many", "failed", "silent",
+        "unusable", "server_unseen", "stopped", "given_up",
     ]  # fmt: skip
     text: str
     size: float = 0.0
@@ -94,10 +94,9 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def offered(self) -> str:
-        """For a reader: what was due or, in a closed loop, what was kept in flight."""
-        if self.plan.rate is None:
-            return f"{self.plan.concurrency} in flight"
-        return f"{self.offered_images_per_second:.1f}/s"
+        """For a reader: the images of its rate or, in a closed loop, what was kept in flight."""
+        rate = self.plan.images_per_second
+        return f"{self.plan.concurrency} in flight" if rate is None else f"{rate:.1f}/s"
 
     @property
     def offered_images_per_second(self) -> float:
@@ -156,7 +155,7 @@ def report_of(
         server=None if isinstance(server, Doubt) else server,
         doubts=(
             *_doubts_of_client(plan, client_cores, latency_ms, lag_ms, tally),
-            *_doubts_of_answers(tally),
+            *_doubts_of_answers(plan, tally),
             *([server] if isinstance(server, Doubt) else []),
             *_stopped(plan, stopped_after, tally),
         ),
@@ -255,13 +254,21 @@ def _doubts_of_client(
         )
 
 
-def _doubts_of_answers(tally: Tally) -> Iterator[Doubt]:
+def _doubts_of_answers(plan: LoadPlan, tally: Tally) -> Iterator[Doubt]:
     if faults := _faults(tally.errors):
         yield Doubt(
             kind="failed",
             size=sum(faults.values()),
             text=f"{sum(faults.values())} requests failed, which is no overload: "
             f"{with_details(faults, tally.error_details)}{_explained(faults)}",
+        )
+    expired = tally.errors.get("DEADLINE_EXCEEDED", 0)
+    if expired and not tally.answered and "RESOURCE_EXHAUSTED" not in tally.errors:
+        yield Doubt(
+            kind="silent",
+            size=expired,
+            text=f"no request was answered within its deadline of {plan.timeout_seconds:g} s, and "
+            "none was refused: the server hangs, or takes longer than that for so much",
         )
     if unusable := sum(tally.image_errors.values()):
         reasons = ", ".join(tally.image_errors)

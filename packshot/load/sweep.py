@@ -25,8 +25,10 @@ FEWEST_REQUESTS = 100  # of fewer, a single one that is late would decide
 
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     """`alone`: one request in flight; `closed`: the plan's concurrency; `points`: open loops, by
-    rate. All rates in images a second, of what was due. Each of the points has drawn its arrivals
-    with a seed of its own, which is in its plan. `cut_short`: why some are missing, if so.
+    rate. All rates in images a second, as they were asked for: what arrivals at random make of
+    them, a little more or less, would tell a rate that failed below one that passed. Each of the
+    points has drawn its arrivals with a seed of its own, which is in its plan. `cut_short`: why
+    some are missing, if so.
     """
 
     alone: LoadReport
@@ -61,12 +63,12 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     def not_kept_up_with(self) -> float:
         """The lowest rate above that; infinity if there is none."""
         kept = self.kept_up_with or 0.0
-        return _lowest(one for one in self.points if _offered(one) > kept)
+        return _lowest(one for one in self.points if images_asked_for(one) > kept)
 
     @property
     def within_slo(self) -> float | None:
-        """The highest rate at which 99 % of the requests were answered within the SLO, below all
-        at which that failed; None if there is none, or no SLO."""
+        """The highest rate that was kept up with, and of which 99 % of the requests were answered
+        within the SLO, below all at which that failed; None if there is none, or no SLO."""
         if self.closed.plan.slo_ms is None:
             return None
         return _highest(_passing(self.points))
@@ -90,7 +92,7 @@ async def sweep(senders: Senders, plan: LoadPlan, tell: Callable[[LoadReport], N
         report = await senders.run(msgspec.structs.replace(plan, seed=seed, **changes))
         told.append(report)
         tell(report)
-        if len(told) > 1 and (why := _in_vain(report)):
+        if len(told) > 1 and (why := _in_vain(report, told[:-1])):
             raise _CutShort(why)
         return report
 
@@ -128,17 +130,30 @@ async def _all_runs(plan: LoadPlan, run: Callable[..., Awaitable[LoadReport]]) -
             points.append(await run(rate=rate))
 
 
-def _in_vain(report: LoadReport) -> str | None:
+def _in_vain(report: LoadReport, before: Sequence[LoadReport]) -> str | None:
     """Why it tells nothing of the server; None if it does. Rates may be too high: all refused."""
     closed = report.plan.rate is None
+    told = f"no request was answered: {with_details(report.errors, report.error_details)}"
     if not report.answered and (report.faults or (closed and report.errors)):
-        told = with_details(report.errors, report.error_details)
-        return f"at {report.plan.mode} no request was answered: {told}"
+        return f"at {report.plan.mode} {told}"  # of every loop that is silent too
+    if _fell_silent(report, before):
+        return (
+            f"at {report.plan.mode}, no more than was answered before, {told}; the server hangs, "
+            "or is busy with what expired at higher rates: then give it a longer --timeout"
+        )
     if closed and not report.usable_share:
         return f"no image that was sent can be used: {', '.join(report.image_errors)}"
     if closed and not report.answers.mean:
         return "no answer came while the window was open: give it more --seconds"
     return None
+
+
+def _fell_silent(report: LoadReport, before: Sequence[LoadReport]) -> bool:
+    """At a rate that the server has answered before. A higher one may be overload, where nothing
+    else is wrong: of a server that refuses none and answers in turn, all come too late then.
+    """
+    silent = any(doubt.kind == "silent" for doubt in report.doubts)
+    return silent and images_asked_for(report) <= max(one.answers.mean for one in before)
 
 
 def sweep_of(told: Sequence[LoadReport], cut_short: str | None = None) -> Sweep:
@@ -154,6 +169,13 @@ def sweep_of(told: Sequence[LoadReport], cut_short: str | None = None) -> Sweep:
         points=tuple(by_rate[rate] for rate in sorted(by_rate)),
         cut_short=cut_short,
     )
+
+
+def images_asked_for(point: LoadReport) -> float:
+    """A second, of an open loop."""
+    rate = point.plan.images_per_second
+    assert rate is not None
+    return rate
 
 
 def doubtful(points: Sequence[LoadReport]) -> list[LoadReport]:
@@ -183,7 +205,9 @@ def _passing(points: Sequence[LoadReport]) -> Iterator[LoadReport]:
 
 
 def _met(report: LoadReport) -> bool:
-    return report.in_time >= IN_TIME_SHARE * report.sent > 0
+    """Nothing late is not enough: what waits may be more and more, though less than the SLO yet."""
+    in_time = report.in_time >= IN_TIME_SHARE * report.sent > 0
+    return in_time and (_kept_up(report) or not report.usable_share)  # unknown of no usable image
 
 
 def _failed(report: LoadReport) -> bool:
@@ -196,6 +220,7 @@ def _enough(rate: float, plan: LoadPlan) -> bool:
 
 
 def _kept_up(report: LoadReport) -> bool:
+    """With what was really due."""
     usable = report.offered_images_per_second * report.usable_share
     return report.answers.mean >= KEPT_UP_SHARE * usable > 0
 
@@ -205,18 +230,14 @@ def _client_ended(report: LoadReport) -> bool:
 
 
 def _highest(points: Iterable[LoadReport]) -> float | None:
-    return max(map(_offered, points), default=None)
+    return max(map(images_asked_for, points), default=None)
 
 
 def _lowest(points: Iterable[LoadReport]) -> float:
-    return min(map(_offered, points), default=math.inf)
-
-
-def _offered(report: LoadReport) -> float:
-    """Images a second."""
-    return report.offered_images_per_second
+    return min(map(images_asked_for, points), default=math.inf)
 
 
 def _rate(report: LoadReport) -> float:
+    """Requests a second."""
     assert report.plan.rate is not None
     return report.plan.rate
