@@ -5,7 +5,9 @@ import struct
 from collections.abc import Iterator
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, SETTINGS, PING = 0, 1, 4, 6
+DATA, HEADERS, RESET, SETTINGS, PING = 0, 1, 3, 4, 6
+INITIAL_WINDOW_SIZE = 4
+CANCEL = 8
 END_STREAM, END_HEADERS = 1, 4
 
 
@@ -13,21 +15,34 @@ def frame(kind: int, payload: bytes, *, flags: int = 0, stream: int = 0) -> byte
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
-def hello() -> bytes:
-    return PREFACE + frame(SETTINGS, b"")
+def hello(*, window: int | None = None) -> bytes:
+    """`window`: bytes that it takes of each answer."""
+    given = b"" if window is None else struct.pack(">HI", INITIAL_WINDOW_SIZE, window)
+    return PREFACE + frame(SETTINGS, given)
 
 
-def request_headers(method: str, stream: int = 1) -> bytes:
-    """A gRPC call's headers, as literals that no table remembers."""
+def request_headers(method: str, stream: int = 1, *, end: bool = False, **more: str) -> bytes:
+    """A gRPC call's headers, as literals that no table remembers; `end`: nothing else comes."""
     fields = {
         ":method": "POST", ":scheme": "http", ":path": method, ":authority": "localhost",
         "content-type": "application/grpc", "te": "trailers",
+        **{name.replace("_", "-"): value for name, value in more.items()},
     }  # fmt: skip
     block = b"".join(
         b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
         for name, value in fields.items()
     )
-    return frame(HEADERS, block, flags=END_HEADERS, stream=stream)
+    flags = END_HEADERS | (END_STREAM if end else 0)
+    return frame(HEADERS, block, flags=flags, stream=stream)
+
+
+def message(body: bytes, stream: int = 1) -> bytes:
+    """One of at most 16 kB."""
+    return frame(DATA, struct.pack(">BI", 0, len(body)) + body, stream=stream)
+
+
+def reset(stream: int = 1) -> bytes:
+    return frame(RESET, struct.pack(">I", CANCEL), stream=stream)
 
 
 def half_a_message(stream: int = 1) -> bytes:

@@ -81,11 +81,15 @@ def answering_small(
 
 def answering_stream(
     method: Callable[[S, AsyncIterator[Request], Call], AsyncGenerator[Reply, None]],
-) -> Callable[[S, AsyncIterator[Request], Context], AsyncIterator[Reply]]:
-    """Like `answering`, for a method that reads a stream and writes one."""
+) -> Callable[[S, AsyncIterator[Request], Context], Coroutine[Any, Any, None]]:
+    """Like `answering`, for a method that reads a stream and writes one.
+
+    What it makes writes its answers itself: a generator of which gRPC could not write the last is
+    ended some time later, when the call that it asks for has been freed.
+    """
     name = method.__name__
 
-    async def answers(self: S, context: Context) -> AsyncGenerator[Reply, None]:
+    async def answer(self: S, context: Context) -> None:
         with _calling(self, name, "bidi_stream", context) as call:
             self.calls.check_room()
             # Else gRPC would send it again to end a call of which the first answer is on its way.
@@ -94,16 +98,12 @@ def answering_stream(
             # Closed before the call counts as ended, also where the client went away.
             async with aclosing(method(self, messages, call)) as replies:
                 async for reply in replies:
-                    yield reply
+                    await _write(context, reply)
 
     @functools.wraps(method)
-    async def stream(
-        self: S, requests: AsyncIterator[Request], context: Context
-    ) -> AsyncIterator[Reply]:
+    async def stream(self: S, requests: AsyncIterator[Request], context: Context) -> None:
         try:
-            async with aclosing(answers(self, context)) as replies:
-                async for reply in replies:
-                    yield reply
+            await answer(self, context)
             return
         except _Ended as ended:
             telling = ended.telling
@@ -111,6 +111,16 @@ def answering_stream(
         await _tell(telling)
 
     return stream
+
+
+async def _write(context: Context, reply: object) -> None:
+    """Raises CancelledError where the caller had gone, or this server."""
+    try:
+        await context.write(reply)
+    except (grpc.aio.AbortError, grpc.aio.UsageError):
+        raise
+    except grpc.aio.BaseError as gone:
+        raise asyncio.CancelledError from gone
 
 
 async def _tell(telling: Coroutine[Any, Any, None]) -> None:
