@@ -3,10 +3,10 @@
 import asyncio
 import logging
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from packshot.channel import endpoint
 from packshot.compiled_folder import home_expanded
@@ -21,6 +21,7 @@ from serving.api.open_inference import OpenInference
 from serving.api.parsing import Registrar
 from serving.api.probes import Probes
 from serving.api.receiving import Receiving
+from serving.api.reflection import SERVICE_NAME, Reflection
 from serving.api.refusing import NoSuchMethod
 from serving.cache import Cache
 from serving.check import table
@@ -92,7 +93,7 @@ class App:
         self._liveness = Liveness(
             partial(self._models.trouble, hang_seconds), hang_seconds=hang_seconds
         )
-        self._servicer = Probes()
+        self._servicer = Probes(self._calls.receiving)
         self._health = health = Health(
             self._models,
             self._decoders,
@@ -126,9 +127,7 @@ class App:
         self._liveness.start()
         http, port = await self._listen()
         watching = asyncio.create_task(self._health.watch())
-        tidying = asyncio.create_task(
-            keep_tidy(self._models.idle, lambda: not self._calls.in_progress, self._memory)
-        )
+        tidying = asyncio.create_task(keep_tidy(self._models.idle, self._is_silent, self._memory))
         try:
             if not await stop.run_until(self._reloader.load_all()):
                 log.info("stopped while loading")
@@ -174,6 +173,10 @@ class App:
         """A thread loads what nobody waits for any more, and cannot be ended."""
         return self._loader.opening
 
+    def _is_silent(self) -> bool:
+        """Health's calls and reflection's are not in progress; what they read is memory, too."""
+        return not (self._calls.in_progress or self._calls.receiving.reading)
+
     async def _listen(self) -> tuple[HttpPort, int]:
         """Takes the ports first: a taken one is found before seconds of loading."""
         host, settings = self._settings.host, self._settings
@@ -191,15 +194,19 @@ class App:
         return http, port
 
     def _add_services(self) -> None:
-        registrar = Registrar(self._server, self._calls.receiving)
+        # Generated code takes more than servers, which not all of its annotations know.
+        registrar: Any = Registrar(self._server, self._calls.receiving)
         parts = (self._models, self._pipeline, self._calls)
         classifier = Classifier(*parts, max_message_bytes=self._settings.max_message_bytes)
         add_ClassifierServicer_to_server(classifier, registrar)
         oip = OpenInference(*parts, self._health)
         add_GRPCInferenceServiceServicer_to_server(oip, registrar)
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, self._server)
-        names = (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, registrar)
+        names = (*SERVICES, "grpc.health.v1.Health", SERVICE_NAME)
+        reflection = Reflection(names, self._calls.receiving)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
+            reflection, registrar
+        )
         self._server.add_generic_rpc_handlers((self._no_such,))
 
     async def _close(self) -> None:

@@ -304,9 +304,12 @@ def test_half_sent_requests_of_a_client_that_is_gone_do_not_keep_the_others_out(
         still_right(server)
 
 
-def test_calls_without_a_message_are_answered_and_keep_nobody_out(fuzzed):
+@pytest.mark.parametrize(
+    "method", [SERVICE + "Classify", "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"]
+)
+def test_calls_without_a_message_are_answered_and_keep_nobody_out(fuzzed, method):
     begun = b"".join(
-        request_headers(SERVICE + "Classify", n) + frame(DATA, b"", flags=END_STREAM, stream=n)
+        request_headers(method, n) + frame(DATA, b"", flags=END_STREAM, stream=n)
         for n in range(1, 801, 2)
     )
     with connect(fuzzed.target) as empty:

@@ -21,9 +21,11 @@ def test_ready_alive_and_neither(server):
     assert (ready.returncode, ready.stdout) == (0, f"{server.target}: {READY} is SERVING\n")
     alive = probe(server.target, "--service", "")
     assert (alive.returncode, alive.stdout) == (0, f"{server.target}: the server is SERVING\n")
-    unknown = probe(server.target, "--service", "x" * 300)  # whose length takes two bytes
+    unknown = probe(server.target, "--service", "x" * 256)  # whose length takes two bytes
     assert unknown.returncode == 1
     assert "did not tell" in unknown.stderr
+    long = probe(server.target, "--service", "x" * 257)
+    assert "the service's name has 257 characters; at most 256 are taken" in long.stderr
 
 
 def test_a_draining_server_is_alive_and_not_ready(store):

@@ -82,6 +82,20 @@ def test_a_call_that_ends_without_a_message_is_told():
     run(test)
 
 
+def test_a_message_that_does_not_come_is_waited_for_so_long_only():
+    async def test():
+        receiving, context = Receiving(FakeMemory(), Metrics()), Context()
+        reading = asyncio.create_task(receiving.request(context, small=True, seconds=0.01))
+        await asyncio.sleep(0)
+        assert receiving.reading
+        with pytest.raises(grpc.aio.AbortError):
+            await reading
+        assert (context.aborted, receiving.reading) == (grpc.StatusCode.INVALID_ARGUMENT, False)
+        assert "no message came within 0.01 s" in context.details
+
+    run(test)
+
+
 def test_what_stands_in_the_place_of_a_message_is_raised():
     async def test():
         receiving, context = Receiving(FakeMemory(), Metrics()), Context()

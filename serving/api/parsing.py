@@ -68,6 +68,10 @@ def _forgiving(handler: Any, receiving: Receiving) -> Any:
     if handler.request_streaming:
         return handler._replace(request_deserializer=parse_in_memory)
     # On the wire there is no difference to a method whose request gRPC reads beforehand.
+    if handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler(
+            handler.unary_stream, parse_in_memory, handler.response_serializer
+        )
     return grpc.stream_unary_rpc_method_handler(
         handler.unary_unary, parse_in_memory, handler.response_serializer
     )

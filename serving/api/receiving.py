@@ -45,18 +45,31 @@ class Receiving:
         self._next_look: asyncio.TimerHandle | None = None
         self._endings: set[asyncio.Task[None]] = set()
 
-    async def request(self, context: Context, *, small: bool = False) -> Any:
-        """The only message of a call; `small`: of a kind that is read while memory is short, too.
+    @property
+    def reading(self) -> bool:
+        """A message is on its way."""
+        return bool(self._requests or self._streams)
+
+    async def request(
+        self, context: Context, *, small: bool = False, seconds: float | None = None
+    ) -> Any:
+        """The only message of a call; `small`: of a kind that is read while memory is short, too;
+        `seconds`: for how long it may be on its way.
 
         Raises InvalidInput for what cannot be parsed or never came, Overloaded while memory is
-        short, Unavailable once closed, AbortError where the call was ended for one of the two
+        short, Unavailable once closed, AbortError where the call was ended for one of these
         meanwhile, CancelledError if its client went, or gRPC told it that it is too large.
         """
         if self._closed:
             raise _closed()
         if self._is_short() and not small:
             raise self._refusal()
-        message = await self._read(context, self._requests)
+        late = None if seconds is None else self._ended_after(seconds)
+        try:
+            message = await self._read(context, self._requests)
+        finally:
+            if late is not None:
+                late.cancel()
         if message is grpc.aio.EOF:
             await asyncio.sleep(GONE_SECONDS)  # gRPC cancels this soon, if that is why
             raise InvalidInput("the call ended without its message: send one")
@@ -79,6 +92,16 @@ class Receiving:
         """Ends all requests that are being read, and reads no more of them."""
         self._closed = True
         self._end_all(list(self._requests), self._requests, _closed)
+
+    def _ended_after(self, seconds: float) -> asyncio.TimerHandle:
+        """The read that this task begins now."""
+        reader = asyncio.current_task()
+
+        def too_late() -> InvalidInput:
+            return InvalidInput(f"no message came within {seconds:g} s: send it with the call")
+
+        loop = asyncio.get_running_loop()
+        return loop.call_later(seconds, self._end_all, [reader], self._requests, too_late)
 
     def _is_short(self) -> bool:
         if self._next_look is None:
