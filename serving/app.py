@@ -76,9 +76,10 @@ class App:
             default=settings.default_model,
             seconds=settings.reload_seconds,
         )
+        cache = Cache(settings.cache_bytes, metrics)
         self._pipeline = Pipeline(
             self._decoders,
-            Cache(settings.cache_bytes, metrics),
+            cache,
             limits,
             max_images_per_request=settings.max_images_per_request,
             default_timeout_seconds=settings.default_timeout_ms / 1000,
@@ -87,6 +88,7 @@ class App:
         self._memory = Memory(
             settings.max_memory_bytes or memory_bytes(),
             loading=lambda: self._loader.opening or self._models.draining,
+            kept=lambda: cache.held_bytes,
         )
         self._calls = self._new_calls(settings)
         hang_seconds = settings.hang_seconds

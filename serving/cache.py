@@ -22,7 +22,7 @@ class Cache:
         self._max_bytes = max_bytes
         self._metrics = metrics
         self._answers: OrderedDict[Key, Answer] = OrderedDict()
-        self._bytes = 0
+        self.held_bytes = 0
 
     def key(self, model: int, engine: str, content: bytes, *, is_pixels: bool) -> Key:
         """`model`: the number of the `Model`. The same bytes as a file mean something else."""
@@ -45,10 +45,10 @@ class Cache:
         if _size(kept) > self._max_bytes or key in self._answers:
             return
         self._answers[key] = kept
-        self._bytes += _size(kept)
-        while self._bytes > self._max_bytes:
-            self._bytes -= _size(self._answers.popitem(last=False)[1])
-        self._metrics.cache_bytes.set(self._bytes)
+        self.held_bytes += _size(kept)
+        while self.held_bytes > self._max_bytes:
+            self.held_bytes -= _size(self._answers.popitem(last=False)[1])
+        self._metrics.cache_bytes.set(self.held_bytes)
 
 
 def _size(answer: Answer) -> int:

@@ -63,20 +63,30 @@ class Memory:
     """Of this process: how much of it is for requests, and whether they use more.
 
     `total_bytes`: for all that it does. `loading`: whether a version of a model comes or goes,
-    which takes some for a while.
+    which takes some for a while. `kept`: bytes that are no request's, and grow while some are in
+    progress.
     """
 
-    def __init__(self, total_bytes: int, *, loading: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        total_bytes: int,
+        *,
+        loading: Callable[[], bool] = lambda: False,
+        kept: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._total_bytes = total_bytes
         self._loading = loading
+        self._kept = kept
         self._loaded = False  # since what is not the requests' was last settled
         self._idle_resident = 0
         self._idle_in_use = 0
+        self._idle_kept = 0
 
     def settle(self) -> None:
         """What is in use now is not the requests'. To be told when none is in progress."""
         self._loaded = False
         self._idle_resident, self._idle_in_use = resident_bytes(), _in_use()
+        self._idle_kept = self._kept()
 
     def settle_loaded(self) -> None:
         """The same once loading has ended, requests or not: it may have taken some for good."""
@@ -88,8 +98,9 @@ class Memory:
         """In use, with what no request has asked for."""
         self._loaded |= self._loading()
         share = SHARE_LOADING if self._loaded else SHARE
-        left = int(share * (self._total_bytes - self._idle_resident))
-        return self._idle_in_use + max(LEAST_BYTES, left)
+        grown = self._kept() - self._idle_kept
+        left = int(share * (self._total_bytes - self._idle_resident - grown))
+        return self._idle_in_use + grown + max(LEAST_BYTES, left)
 
     @property
     def short(self) -> bool:

@@ -76,6 +76,28 @@ print(*found, memory.short)
 """
 
 
+CACHED = """
+from serving.memory import Memory, resident_bytes
+
+cached = 0
+memory = Memory(resident_bytes() + 250 * 2**20, kept=lambda: cached)
+memory.settle()
+block, cached = b"x" * (150 * 2**20), 150 * 2**20
+found = [memory.short]
+request = b"x" * (80 * 2**20)  # 0.4 of the rest is less: then it is 64 MiB
+found.append(memory.short)
+del block
+cached = 0
+print(*found, memory.short)
+"""
+
+
+def test_what_is_kept_for_all_requests_is_none_of_theirs():
+    command = [sys.executable, "-c", CACHED]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "False"]
+
+
 def test_what_a_version_takes_that_comes_or_goes_is_not_the_requests():
     command = [sys.executable, "-c", HELD]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
