@@ -17,11 +17,12 @@ def hello() -> bytes:
     return PREFACE + frame(SETTINGS, b"")
 
 
-def request_headers(method: str, stream: int = 1) -> bytes:
-    """A gRPC call's headers, as literals that no table remembers."""
+def request_headers(method: str, stream: int = 1, *, timeout: str = "1H") -> bytes:
+    """A gRPC call's headers, as literals that no table remembers; `timeout` as gRPC writes it."""
     fields = {
         ":method": "POST", ":scheme": "http", ":path": method, ":authority": "localhost",
         "content-type": "application/grpc", "te": "trailers",
+        "grpc-timeout": timeout,
     }  # fmt: skip
     block = b"".join(
         b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
@@ -33,6 +34,12 @@ def request_headers(method: str, stream: int = 1) -> bytes:
 def half_a_message(stream: int = 1) -> bytes:
     """The first half of a message of 1000 bytes."""
     return frame(DATA, struct.pack(">BI", 0, 1000) + bytes(500), stream=stream)
+
+
+def whole_message(message: bytes, stream: int = 1) -> bytes:
+    """A request of one frame."""
+    prefixed = struct.pack(">BI", 0, len(message)) + message
+    return frame(DATA, prefixed, flags=END_STREAM, stream=stream)
 
 
 def connect(target: str) -> socket.socket:
