@@ -4,29 +4,35 @@ import math
 import os
 from pathlib import Path
 
-CGROUP = Path("/sys/fs/cgroup")
+from packshot.control_group import CGROUP, MEMBERSHIP, limiting_folders
 
 
-def available_cores(cgroup: Path = CGROUP) -> int:
+def available_cores(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> int:
     """Cores of the affinity mask, or as many as the control group's quota fills, if fewer.
 
     A quota of one and a half cores counts as two, as Go and the JVM count it: it can then be used
-    up. `cgroup` is where the control group that the process sees as its root is mounted.
+    up. The parameters are those of `limiting_folders`.
     """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    quota = cpu_quota(cgroup)
+    quota = cpu_quota(cgroup, membership)
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
-def cpu_quota(cgroup: Path = CGROUP) -> float | None:
-    """Cores of the control group's quota (cgroup v2 `cpu.max`, or v1), None without one."""
+def cpu_quota(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> float | None:
+    """Cores of the least quota of the control group and those above it, None without one."""
+    quotas = [_quota(folder) for folder in limiting_folders("cpu", cgroup, membership)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota(folder: Path) -> float | None:
+    """Of one group: cgroup v2's `cpu.max`, or the two files of v1."""
     try:
-        allowed, period = (cgroup / "cpu.max").read_text().split()
+        allowed, period = (folder / "cpu.max").read_text().split()
     except (OSError, ValueError):
-        allowed, period = _first_version(cgroup / "cpu")
+        allowed, period = _first_version(folder)
     if not allowed.isdecimal() or not period.isdecimal() or int(period) == 0:
         return None  # "max", or -1 in the first version: no limit
     return int(allowed) / int(period)

@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import uvloop
 
@@ -13,8 +15,11 @@ from serving.command_line import parse_settings, to_toml
 from serving.freed_memory import limit_pools
 from serving.logs import close_logs, configure_logging
 from serving.settings import Settings
+from serving.signals import ignore_signals
 
 log = logging.getLogger("packshot.app")
+
+T = TypeVar("T")
 
 
 def main() -> int:
@@ -35,19 +40,31 @@ def _run(settings: Settings) -> int:
         print(to_toml(settings.effective()))
         return 0
     if settings.check:
-        told, sound = uvloop.run(_check(settings))
+        told, sound = _on_loop(_check(settings))
         print(told)
         return 0 if sound else 1
     limit_pools(available_cores())
     configure_logging(settings.log_format, settings.log_level, in_thread=True)
     log.info("settings: %s", " ".join(map(str, settings.effective())))
-    app = uvloop.run(_serve(settings))
+    app = _on_loop(_serve(settings))
     written = close_logs()
     if app.left_behind or app.still_loading or not written:
         # A thread that hangs, in an engine or over the log, would hold up the exit for ever, and
         # one that loads for as long as that takes.
         os._exit(int(app.left_behind))
     return 0
+
+
+def _on_loop(work: Coroutine[Any, Any, T]) -> T:
+    """What comes after it takes tenths of a second: then signals are too late to ask for a stop."""
+
+    async def run() -> T:
+        try:
+            return await work
+        finally:
+            ignore_signals()  # before the loop is closed, on which they are heard
+
+    return uvloop.run(run())
 
 
 async def _check(settings: Settings) -> tuple[str, bool]:

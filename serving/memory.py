@@ -6,7 +6,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-CGROUP = Path("/sys/fs/cgroup")
+from packshot.control_group import CGROUP, MEMBERSHIP, limiting_folders
+
+# Of cgroup v2, whose kernel stalls what goes beyond `memory.high`, and of v1.
+LIMIT_FILES = ("memory.max", "memory.high", "memory.limit_in_bytes")
 STATM = Path("/proc/self/statm")
 SHARE = 0.4  # of what the models leave: what is on its way when that is used comes on top
 SHARE_LOADING = 0.8
@@ -47,16 +50,16 @@ def malloced_bytes() -> int | None:
     return given_out
 
 
-def memory_bytes(cgroup: Path = CGROUP) -> int:
-    """What this process may use: its control group's limit, or the machine's memory, if less.
-
-    `cgroup` is where the control group that the process sees as its root is mounted.
+def memory_bytes(cgroup: Path = CGROUP, membership: Path = MEMBERSHIP) -> int:
+    """What this process may use: the least limit of its control group and those above it, or the
+    machine's memory, if less. The parameters are those of `limiting_folders`.
     """
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for file in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):  # "max": no limit
-            return min(machine, int(file.read_text()))
-    return machine
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for folder in limiting_folders("memory", cgroup, membership):
+        for name in LIMIT_FILES:
+            with suppress(OSError, ValueError):  # "max": no limit
+                limits.append(int((folder / name).read_text()))
+    return min(limits)
 
 
 class Memory:

@@ -16,6 +16,7 @@ from packshot.errors import NotFound, PackshotError
 from serving.loading import Loader
 from serving.metrics import Metrics
 from serving.models import Content, Models, Rejected
+from serving.signals import on_signal
 
 log = logging.getLogger("packshot.reload")
 
@@ -56,7 +57,7 @@ class Reloader:
     async def load_all(self) -> None:
         """The first version of each. Raises PackshotError if one that was asked for fails."""
         # Before the slow part: without a handler the signal ends the process.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._asked.set)
+        on_signal(signal.SIGHUP, self._asked.set)
         supply = self._loader.supply
         names = self._names or supply.names()
         if not names:
@@ -97,8 +98,10 @@ class Reloader:
 
     async def _follow(self) -> None:
         while True:
+            # wait_for would lose a cancellation that comes together with a SIGHUP (Python 3.11).
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._asked.wait(), self._seconds or None)
+                async with asyncio.timeout(self._seconds or None):
+                    await self._asked.wait()
             asked = self._asked.is_set()
             self._asked.clear()
             try:

@@ -2,8 +2,25 @@
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
+
+
+def on_signal(number: signal.Signals, told: Callable[[], None]) -> None:
+    """Calls it on the running loop, until `ignore_signals`.
+
+    A handler of the loop's own goes when the loop is closed: what comes after it ends the process.
+    """
+    loop = asyncio.get_running_loop()
+    signal.signal(number, lambda *_: loop.call_soon_threadsafe(told))
+    signal.siginterrupt(number, False)  # as the loop's own: no call of a library is interrupted
+
+
+def ignore_signals() -> None:
+    """While the process ends by itself, with the status that is right."""
+    # Python's own handlers go before the interpreter has ended; what is ignored stays so.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class StopSignals:
@@ -11,9 +28,8 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._first, self._second = asyncio.Event(), asyncio.Event()
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._received)
+            on_signal(number, self._received)
 
     @property
     def asked(self) -> bool:

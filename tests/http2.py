@@ -21,8 +21,8 @@ def hello(*, window: int | None = None) -> bytes:
     return PREFACE + frame(SETTINGS, given)
 
 
-def request_headers(method: str, stream: int = 1, *, end: bool = False, **more: str) -> bytes:
-    """A gRPC call's headers, as literals that no table remembers; `end`: nothing else comes."""
+def request_headers(method: str, stream: int = 1, **more: str) -> bytes:
+    """A gRPC call's headers, as literals that no table remembers; `more`: such as grpc_timeout."""
     fields = {
         ":method": "POST", ":scheme": "http", ":path": method, ":authority": "localhost",
         "content-type": "application/grpc", "te": "trailers",
@@ -32,13 +32,13 @@ def request_headers(method: str, stream: int = 1, *, end: bool = False, **more: 
         b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
         for name, value in fields.items()
     )
-    flags = END_HEADERS | (END_STREAM if end else 0)
-    return frame(HEADERS, block, flags=flags, stream=stream)
+    return frame(HEADERS, block, flags=END_HEADERS, stream=stream)
 
 
-def message(body: bytes, stream: int = 1) -> bytes:
-    """One of at most 16 kB."""
-    return frame(DATA, struct.pack(">BI", 0, len(body)) + body, stream=stream)
+def message(body: bytes, stream: int = 1, *, last: bool = False) -> bytes:
+    """One of at most 16 kB; `last`: of the call."""
+    prefixed = struct.pack(">BI", 0, len(body)) + body
+    return frame(DATA, prefixed, flags=END_STREAM if last else 0, stream=stream)
 
 
 def reset(stream: int = 1) -> bytes:

@@ -97,6 +97,16 @@ class Server:
         self.process.send_signal(number)
         return self.end()
 
+    def pester(self, number: int) -> int:
+        """Its exit status, as it ends by itself and gets a signal again and again meanwhile."""
+
+        def ended() -> bool:
+            self.process.send_signal(number)
+            return self.process.poll() is not None
+
+        until(ended)
+        return self.end()
+
     def end(self) -> int:
         code = self.process.wait(TIMEOUT)
         self._reader.join(TIMEOUT)

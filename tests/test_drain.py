@@ -1,5 +1,7 @@
 """Stops: what was let in is answered, however long that takes, unless someone is in a hurry."""
 
+import signal
+
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -76,6 +78,15 @@ def test_a_second_signal_cuts_the_drain_short(held):
         assert all(call.exception(TIMEOUT) is not None for call in calls)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_once_drained_it_exits_0_whatever_signals_come(store, number):
+    with serving("--models", store) as server:
+        server.process.terminate()
+        until(lambda: '"event":"drained"' in server.log)
+        assert server.pester(number) == 0
+        assert '"event":"drained"' in server.lines[-1]
+
+
 def test_a_request_that_is_still_being_sent_is_waited_for_but_not_for_ever(store):
     with serving("--models", store) as server, connect(server.target) as slow:
         slow.sendall(hello() + request_headers("/packshot.v1.Classifier/Classify"))
@@ -107,3 +118,9 @@ def test_a_stop_during_a_reload_waits_for_no_thread(store, tmp_path):
         until(lambda: server.log.count(f"loading {store}") == 2)
         assert server.stop() == 0
         assert "drained" in server.log
+
+
+def test_a_drain_ends_however_often_it_is_asked_to_look_for_versions(store):
+    with serving("--models", store, "--reload-seconds", 0.05) as server:
+        server.process.terminate()
+        assert server.pester(signal.SIGHUP) == 0

@@ -3,9 +3,9 @@
 from collections import Counter
 
 import grpc
-from http2 import HEADERS, connect, frames, half_a_message, hello, request_headers
+from http2 import HEADERS, connect, frames, half_a_message, hello, message, request_headers
 from processes import TIMEOUT, Server, until
-from troubled import EVERY_REQUEST, MEGABYTE, RED, answered, requests_logged, troubled
+from troubled import EVERY_REQUEST, MEGABYTE, ONE, RED, answered, requests_logged, troubled
 
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierStub
@@ -23,6 +23,7 @@ CANCELLED = (
     'grpc_server_handled_total{grpc_code="CANCELLED",grpc_method="Classify",'
     'grpc_service="packshot.v1.Classifier",grpc_type="unary"}'
 )
+DEADLINE_EXCEEDED = CANCELLED.replace("CANCELLED", "DEADLINE_EXCEEDED")
 SENT = [("grpc.max_send_message_length", -1)]
 
 
@@ -92,3 +93,22 @@ def test_a_message_that_grpc_refuses_is_counted_and_logged(tmp_path):
         until(lambda: server.metric(CANCELLED) == 1)
         assert server.stop() == 0
         assert [line["code"] for line in requests_logged(server, "Classify")] == ["CANCELLED"]
+
+
+def test_a_request_whose_deadline_passes_while_it_is_sent_is_its_clients_to_answer_for(tmp_path):
+    with (
+        troubled(tmp_path, *EVERY_REQUEST) as (server, stub),
+        connect(server.target) as slow,
+    ):
+        slow.sendall(hello() + request_headers(CLASSIFY, grpc_timeout="100m") + half_a_message())
+        until(lambda: server.metric(CANCELLED) == 1)
+        assert answered(stub)
+        (tmp_path / "hang").touch()
+        # A client of gRPC's might give up before the server does.
+        slow.sendall(request_headers(CLASSIFY, 3, grpc_timeout="2S"))
+        slow.sendall(message(ONE.SerializeToString(), 3, last=True))
+        until(lambda: server.metric(DEADLINE_EXCEEDED) == 1)
+        (tmp_path / "hang").unlink()
+        assert server.stop() == 0
+        codes = [line["code"] for line in requests_logged(server, "Classify")]
+        assert codes == ["CANCELLED", "OK", "DEADLINE_EXCEEDED"]

@@ -92,3 +92,12 @@ def test_a_stop_while_loading_waits_for_no_thread(store, tmp_path):
         server.process.send_signal(signal.SIGHUP)  # told to look again, not to die
         assert server.stop() == 0
         assert "stopped while loading" in server.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_start_that_failed_exits_1_whatever_signals_come(tmp_path, number):
+    tiny_bundle(tmp_path, int8=colour_network(sign=-1))
+    with starting("--models", tmp_path, "--engines", "int8") as server:
+        until(lambda: "cannot serve" in server.log)
+        assert server.pester(number) == 1
+        assert "Traceback" not in server.log

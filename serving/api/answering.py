@@ -147,7 +147,7 @@ def _calling(self: Servicer, name: str, kind: RpcKind, context: Context) -> Iter
         yield call
         code = grpc.StatusCode.OK
     except (asyncio.CancelledError, GeneratorExit):
-        if context.time_remaining() == 0:
+        if call.late:
             code = grpc.StatusCode.DEADLINE_EXCEEDED
         raise
     except grpc.aio.AbortError as error:

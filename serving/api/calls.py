@@ -35,6 +35,7 @@ class Call:
     context: Context
     peer: str
     started: float
+    whole: bool = False  # its only request is here
     images: int = 0
     model: str | None = None
     version: int | None = None
@@ -59,7 +60,13 @@ class Call:
     def received(self, request: Request) -> Request:
         """Its time is ours from now on; until then it was the client's and the line's."""
         self.started = time.monotonic()
+        self.whole = True
         return request
+
+    @property
+    def late(self) -> bool:
+        """Its deadline has passed, and not while its request was still being sent."""
+        return self.timeout_seconds == 0 and (self.whole or self.kind != "unary")
 
     def asks(self, model: Model, images: int) -> None:
         self.model, self.version = model.name, model.version
