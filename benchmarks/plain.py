@@ -2,8 +2,8 @@
 
 The plain one (benchmarks/plain_server.py) runs the fp32 network, as it comes out of an export, and
 the same INT8 network as packshot. Both answer the same load generator, which runs on the same
-cores and takes as much of them from one as from the other. The last line is one client who sends
-one image, waits for the answer and sends the next.
+cores and takes its part for each answer, so most from the faster one. The last line is one client
+who sends one image, waits for the answer and sends the next.
 
     python -m benchmarks --only plain
 """

@@ -2,7 +2,8 @@
 
 A copy of the served version stands beside it in a store of its own; `released` goes to and fro, and
 as soon as the server has followed, on to the other. Loading, proving and warming up a version takes
-its part of the cores, so that p99 rises; not one request may fail.
+its part of the cores, so that p99 rises; not one request may fail. Requests come at a rate, of half
+of what the server does: those in flight alone would wait out each pause, and p99 tell of few.
 
     python -m benchmarks --only reload
 """
@@ -25,10 +26,12 @@ from benchmarks.figures import Figure, Findings
 from benchmarks.options import Options, cpu_engine
 from benchmarks.process import Served, server
 from packshot.bundle import GOLDEN, Bundle, write_bundle
+from packshot.load import LoadPlan
 from packshot.load.pictures import photos
 from packshot.store import new_version, release, share
 
 TIMES_AS_LONG = 3  # as other measurements: a swap takes seconds
+SHARE_OF_PEAK = 0.5
 LOOK_SECONDS = 0.1  # how often the server looks at the store, and this at the server
 LONGEST_SWAP_SECONDS = 60.0
 
@@ -56,11 +59,13 @@ def measure(options: Options) -> Findings:
         # What is released is new to a server, and has to be compiled: nothing is kept here.
         nowhere = Path(os.devnull)
         with server(store, model, "--engines", engine, *look, compiled=nowhere) as served:
-            # No warm-up that does not count: not one request may fail.
-            plan = msgspec.structs.replace(
-                steady(served, TIMES_AS_LONG * options.seconds), warmup_seconds=0.0
-            )
-            drive(served, plan, images)  # warm
+            drive(served, steady(served, options.seconds), images)  # warm
+            peak = drive(served, steady(served, options.seconds), images).images_per_second
+            plan = LoadPlan(
+                target=served.target, rate=SHARE_OF_PEAK * peak, arrivals="constant", processes=1,
+                seconds=TIMES_AS_LONG * options.seconds,
+                warmup_seconds=0.0,  # which would not count: not one request may fail
+            )  # fmt: skip
 
             def take() -> Round:
                 quiet = drive(served, plan, images)

@@ -50,7 +50,7 @@ log = logging.getLogger("packshot.app")
 
 SERVICES = (Classifier.service, OpenInference.service)
 OTHERS = 32  # calls that ask about models, beside the classifying ones
-SENDING_SECONDS = 0.5
+SENDING_SECONDS = 2.0  # of answers that their clients read slowly; a Watch lasts as long, too
 UPLOAD_SECONDS = 5.0  # for requests that are being sent when a drain begins
 NEVER_SECONDS = 3600.0
 HEARING_SECONDS = 0.2  # a GOAWAY is on its way to a client, and a request of his to us
