@@ -21,7 +21,7 @@ from test_schedule import Clock
 from packshot.errors import DamagedFile, InvalidInput
 from packshot.image import ImageSpec
 from trainer.batchnorm import reestimate_batchnorm
-from trainer.checkpoint import STATE, read_record, set_aside
+from trainer.checkpoint import STATE, read_record
 from trainer.course import Course, Moment, TimeLimit
 from trainer.data import load_split
 from trainer.evaluate import predict, resized
@@ -341,24 +341,6 @@ def test_a_lock_that_is_about_to_be_let_go_is_waited_for(tmp_path, monkeypatch):
             waiting = pool.submit(take)
             assert refused.wait(TIMEOUT)
         waiting.result(TIMEOUT)
-
-
-def test_an_earlier_run_is_set_aside_finished_or_not(tmp_path):
-    (tmp_path / "log.jsonl").write_text("no more than this")
-    set_aside(tmp_path)
-    assert not (tmp_path / "previous").exists()
-    (tmp_path / STATE).write_text("of an unfinished run")
-    set_aside(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["previous"]
-    assert (tmp_path / "previous" / STATE).exists()
-    # Killed on the way: the next call takes the rest along, and loses nothing.
-    (tmp_path / ".moving-to-previous").mkdir()
-    (tmp_path / ".moving-to-previous" / "checkpoint.json").write_text("moved already")
-    (tmp_path / "weights").write_text("still there")
-    set_aside(tmp_path)
-    assert {path.name for path in (tmp_path / "previous").iterdir()} == {
-        "checkpoint.json", "weights",
-    }  # fmt: skip
 
 
 class Noting(Keeper):

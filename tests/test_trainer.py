@@ -140,7 +140,7 @@ def test_an_interrupt_of_the_whole_group_keeps_the_last_checkpoint(catalogue, tm
     events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [events[0]["event"], events[-1]["event"]] == ["start", "end"]
     assert events[-1]["interrupted"] is True
-    assert (run / "previous" / "checkpoint.json").read_text() == "of an earlier run"
+    assert (run / "unfinished" / "checkpoint.json").read_text() == "of an earlier run"
     with pytest.raises(ProcessLookupError):
         os.killpg(training.pid, 0)
     assert len(load_split_of(run, record).held_out) == 32

@@ -88,13 +88,23 @@ def check(options: Options) -> None:
     """What can be known before the data is scanned. Raises InvalidInput or NotFound."""
     architecture(options.arch)
     check_weights(options.arch, options.weights)
-    if options.cache and options.cache.resolve().is_relative_to(options.run.resolve()):
-        raise InvalidInput(
-            f"--cache {options.cache} is inside --run {options.run}, which the next run moves out "
-            "of its way: name a folder elsewhere"
-        )
+    check_apart(options.data, options.run)
     with torch.device("meta"):
         new_network(options.arch, 2, ImageSpec())  # its package may be missing
+
+
+def check_apart(data: Path, run: Path) -> None:
+    """Raises InvalidInput where one of the folders holds the other."""
+    photographs, results = data.resolve(), run.resolve()
+    if results.is_relative_to(photographs):
+        raise InvalidInput(
+            f"--run {run} is inside --data {data}, where each folder is a class: name one elsewhere"
+        )
+    if photographs.is_relative_to(results):
+        raise InvalidInput(
+            f"--data {data} is inside --run {run}, which is for what runs leave: name a folder of "
+            "its own for the run"
+        )
 
 
 def prepare_network(

@@ -12,10 +12,11 @@ from msgspec.structs import asdict, replace
 
 from packshot.errors import InvalidInput
 from packshot.terminate import interrupt_on_sigterm
-from trainer.checkpoint import RECORD, Checkpoint, read_record, set_aside
+from trainer.checkpoint import RECORD, Checkpoint, read_record
 from trainer.command_line import command_for
 from trainer.conclude import conclude
 from trainer.course import Course
+from trainer.earlier import set_aside
 from trainer.evaluate import brief, rank
 from trainer.finish import finish
 from trainer.hardware import Hardware, hardware_for
@@ -24,7 +25,7 @@ from trainer.interrupt import Interrupt
 from trainer.keeper import Keeper
 from trainer.learner import Learner
 from trainer.lock import locked
-from trainer.log import LOG, Log
+from trainer.log import LOG, Log, say
 from trainer.loop import train
 from trainer.model import PixelNetwork
 from trainer.prepare import check, prepare
@@ -138,7 +139,8 @@ def new_log(training: Training) -> Log | None:
     options = training.options
     if not training.hardware.processes.first:
         return None
-    set_aside(options.run)
+    if moved := set_aside(options.run):
+        say(moved)
     log = Log(options.run / LOG)
     log.write(
         "start",
