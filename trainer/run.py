@@ -36,6 +36,8 @@ from trainer.state import State, check_identity, identity_of, read_state, remove
 from trainer.timing import Plan, new_plan, resumed_plan
 from trainer.training import Training
 
+TO_GO_ON = "the same command with --resume (make train TRAIN=--resume) goes on"
+
 
 def run(options: Options) -> int:
     """Exit status 0, or 128 plus the number of the signal that interrupted training."""
@@ -174,8 +176,7 @@ def end(options: Options, best: Checkpoint | None, log: Log | None, signal: int 
         return status
     if best is None:
         print(
-            "trainer: interrupted before the first evaluation: no checkpoint yet; the same command "
-            "with --resume goes on",
+            f"trainer: interrupted before the first evaluation: no checkpoint yet; {TO_GO_ON}",
             file=sys.stderr,
         )
         return status
@@ -186,7 +187,7 @@ def end(options: Options, best: Checkpoint | None, log: Log | None, signal: int 
     if signal:
         place = f"that of epoch {kept.epoch}" if kept.epoch else "the fitted head, without training"
         print(
-            f"interrupted: the checkpoint is {place}; the same command with --resume goes on",
+            f"interrupted: the checkpoint is {place}; {TO_GO_ON}",
             file=sys.stderr,
         )
         return status
