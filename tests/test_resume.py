@@ -355,7 +355,7 @@ class Noting(Keeper):
         self.kept.append(moment.size)
 
 
-def test_what_is_kept_has_to_be_better_at_the_largest_size(shop, tmp_path):
+def test_what_is_kept_has_to_be_better_at_the_largest_size(shop, tmp_path, capsys):
     asked = training(shop, tmp_path, FEW_PIXELS)
     network = new_network("resnet18", 2, ImageSpec())
     with torch.no_grad():
@@ -363,7 +363,9 @@ def test_what_is_kept_has_to_be_better_at_the_largest_size(shop, tmp_path):
         network.head.bias[:] = torch.tensor([3.0, 0.0])  # right for half of the images
     keeper = Noting(asked, None)
     keeper.consider(network, Moment(epoch=6, step=18, size=32))
+    assert capsys.readouterr().out.endswith("%  kept\n")
     keeper.consider(network, Moment(epoch=6, step=18, size=64))
+    assert capsys.readouterr().out.endswith("%  kept (first at 64 px)\n")
     with torch.no_grad():
         network.head.bias[:] = torch.tensor([9.0, 0.0])  # as right, and surer where it is wrong
     keeper.consider(network, Moment(epoch=6, step=18, size=64))
