@@ -49,6 +49,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     floor: Floor | None = None  # what a head on the frozen backbone reaches, where it was fitted
     # Set by `trainer.finish`, once training has ended or was interrupted:
     finished: bool = False
+    interrupted_at: int | None = None  # the epoch in which training was cut short
     test: Evaluation | None = None
     temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     min_confidence: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0

@@ -113,7 +113,8 @@ def train_to_end(
     schedule = training.schedule(plan.steps)
     signal = train(training, schedule, learner, keeper, course, interrupt)
     leave(training.hardware.processes)
-    return end(training.options, keeper.best, keeper.log, signal)
+    epoch = schedule.epoch(course.step) if signal else None
+    return end(training.options, keeper.best, keeper.log, signal, epoch)
 
 
 def read_unfinished(training: Training) -> State | None:
@@ -166,10 +167,16 @@ def log_of(training: Training, step: int) -> Log | None:
     return log
 
 
-def end(options: Options, best: Checkpoint | None, log: Log | None, signal: int = 0) -> int:
+def end(
+    options: Options,
+    best: Checkpoint | None,
+    log: Log | None,
+    signal: int = 0,
+    interrupted_at: int | None = None,
+) -> int:
     """Measures and reports the checkpoint, in the first process; returns the exit status.
 
-    `signal`: of whoever interrupted training, 0 for nobody.
+    `signal`: of whoever interrupted training, 0 for nobody; `interrupted_at`: in which epoch.
     """
     status = 128 + signal if signal else 0
     if log is None:
@@ -180,7 +187,7 @@ def end(options: Options, best: Checkpoint | None, log: Log | None, signal: int 
             file=sys.stderr,
         )
         return status
-    kept = finish(options.run)
+    kept = finish(options.run, interrupted_at=interrupted_at)
     log.write("end", interrupted=signal != 0, test=brief(kept.test or kept.validation))
     log.close()
     conclude(kept, options.run)
