@@ -39,8 +39,10 @@ UV     = index=$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index
 VERSION := $(shell sed -n 's/__version__ = "\(.*\)"/\1/p' packshot/__init__.py)
 PROTOS := packshot/v1/classifier.proto packshot/oip/open_inference.proto
 SAMPLE := data/sample
-# What is not given is not handed on; of one line, as make prints it.
-ASKED  = $(if $(EPOCHS), --epochs "$(EPOCHS)")$(if $(RECIPE), --recipe "$(RECIPE)")$(if $(WEIGHTS), --weights "$(WEIGHTS)")$(if $(FIT), --fit "$(FIT)")$(if $(IS_SAMPLE), --without-weights scratch)$(if $(TRAIN), $(TRAIN))
+# What is not given is not handed on. Not in the recipe, of which make prints empty lines too.
+ASKED  = $(if $(EPOCHS),--epochs "$(EPOCHS)") $(if $(RECIPE),--recipe "$(RECIPE)") \
+         $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(FIT),--fit "$(FIT)") \
+         $(if $(IS_SAMPLE),--without-weights scratch) $(TRAIN)
 # Without the sample a load test draws its own images; a folder that was named must be there.
 PHOTOS = $(if $(IS_SAMPLE),$(wildcard $(SAMPLE)),$(DATA))
 
@@ -76,7 +78,7 @@ $(SAMPLE): | $(READY)
 	$(BIN)/python -m trainer.sample $@
 
 train: $(READY) $(if $(IS_SAMPLE),$(SAMPLE)) ## fine-tune ARCH on DATA: checkpoint and report into RUN
-	$(BIN)/python -m trainer --data "$(DATA)" --run "$(RUN)" --arch "$(ARCH)"$(ASKED)
+	$(BIN)/python -m trainer --data "$(DATA)" --run "$(RUN)" --arch "$(ARCH)" $(ASKED)
 
 export: $(READY) ## turn the checkpoint of RUN into the next version of models/MODEL: ENGINES, verified
 	$(BIN)/python -m exporters --run "$(RUN)" --models models --model "$(MODEL)" --engines "$(ENGINES)" --targets "$(TARGETS)"
