@@ -90,7 +90,7 @@ def test_an_unfinished_run_takes_the_place_of_no_finished_one(run, finished):
         f"the earlier run, which had not finished, is now in {run / 'unfinished'}: "
         f"--run {run / 'unfinished'} --resume goes on with it"
     )
-    begin_another(run, finished, 2, finished=False)
+    begin_another(run, finished, 2, interrupted_at=1)
     assert set_aside(run).endswith(f"which had not finished, is now in {run / 'unfinished'}")
     assert not (run / "unfinished" / STATE).exists()
     assert read_record(run / "previous").seed == 0

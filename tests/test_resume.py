@@ -21,7 +21,7 @@ from test_schedule import Clock
 from packshot.errors import DamagedFile, InvalidInput
 from packshot.image import ImageSpec
 from trainer.batchnorm import reestimate_batchnorm
-from trainer.checkpoint import STATE, read_record
+from trainer.checkpoint import STATE, read_record, save_record
 from trainer.course import Course, Moment, TimeLimit
 from trainer.data import load_split
 from trainer.evaluate import predict, resized
@@ -36,6 +36,7 @@ from trainer.prepare import check_shares
 from trainer.processes import Processes
 from trainer.recipes import RECIPES, changed
 from trainer.review import reviewed
+from trainer.run import is_finished
 from trainer.state import check_identity, read_state
 from trainer.timing import new_plan
 from trainer.training import Training
@@ -132,6 +133,18 @@ def test_a_run_ended_in_mid_epoch_ends_as_if_it_had_not_been(
     assert evaluations(run) == evaluations(whole)
     assert read_record(run).weights_sha256 == read_record(whole).weights_sha256
     assert not (run / STATE).exists()
+
+
+def test_an_interrupted_run_whose_state_is_gone_has_not_finished(shop, finished, tmp_path):
+    asked = training(shop, tmp_path, FEW_PIXELS)
+    record = msgspec.structs.replace(
+        read_record(finished),
+        **{name: getattr(asked.identity, name) for name in ("recipe", "weights", "seed")},
+    )
+    save_record(tmp_path, record)
+    assert is_finished(asked)
+    save_record(tmp_path, msgspec.structs.replace(record, interrupted_at=1))
+    assert not is_finished(asked)
 
 
 def test_a_run_that_has_finished_is_not_begun_again(shop, finished):

@@ -58,6 +58,10 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     weights_file: str = ""
     weights_sha256: str = ""
 
+    @property
+    def trained_to_the_end(self) -> bool:
+        return self.finished and self.interrupted_at is None
+
 
 def save_checkpoint(
     run: Path, record: Checkpoint, network: PixelNetwork, split: Split

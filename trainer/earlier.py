@@ -58,7 +58,7 @@ def written(run: Path) -> Iterator[Path]:
 def has_finished(run: Path) -> bool:
     """Not so one that was interrupted, though it has been measured."""
     try:
-        return read_record(run).finished and not (run / STATE).exists()
+        return read_record(run).trained_to_the_end and not (run / STATE).exists()
     except (NotFound, DamagedFile):
         return False
 

@@ -131,7 +131,7 @@ def read_unfinished(training: Training) -> State | None:
 def is_finished(training: Training) -> bool:
     """Raises InvalidInput if another run has finished there."""
     run = training.options.run
-    if not (run / RECORD).exists() or not (record := read_record(run)).finished:
+    if not (run / RECORD).exists() or not (record := read_record(run)).trained_to_the_end:
         return False
     check_identity(identity_of(record), training.identity, run)
     return True
