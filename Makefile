@@ -12,11 +12,12 @@ EPOCHS    ?=
 RECIPE    ?=
 WEIGHTS   ?=
 FIT       ?=
+TRAIN     ?=
 ENGINES   ?= fp32,int8
 TARGETS   ?= this
 PORT      ?= 8001
 HTTP_PORT ?= 8002
-IMAGE     ?= data/sample/test/mug/mug-074.jpg
+IMAGE     ?= data/sample/test/shoe/shoe-085.jpg
 LOAD      ?=
 TARGET    ?= serve-cpu
 BASE      ?= python:3.11-slim-bookworm
@@ -38,6 +39,12 @@ UV     = index=$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index
 VERSION := $(shell sed -n 's/__version__ = "\(.*\)"/\1/p' packshot/__init__.py)
 PROTOS := packshot/v1/classifier.proto packshot/oip/open_inference.proto
 SAMPLE := data/sample
+# What is not given is not handed on. Not in the recipe, of which make prints empty lines too.
+ASKED  = $(if $(EPOCHS),--epochs "$(EPOCHS)") $(if $(RECIPE),--recipe "$(RECIPE)") \
+         $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(FIT),--fit "$(FIT)") \
+         $(if $(IS_SAMPLE),--without-weights scratch) $(TRAIN)
+# Without the sample a load test draws its own images; a folder that was named must be there.
+PHOTOS = $(if $(IS_SAMPLE),$(wildcard $(SAMPLE)),$(DATA))
 
 export ORT_DISABLE_TELEMETRY = 1
 
@@ -49,7 +56,7 @@ help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  DATA=$(DATA) RUN=$(RUN) MODEL=$(MODEL) ARCH=$(ARCH) EPOCHS=$(or $(EPOCHS),<the recipe's>)"
-	@echo "  RECIPE=$(or $(RECIPE),auto) WEIGHTS=$(or $(WEIGHTS),imagenet) FIT=$(or $(FIT),crop)"
+	@echo "  RECIPE=$(or $(RECIPE),auto) WEIGHTS=$(or $(WEIGHTS),imagenet) FIT=$(or $(FIT),crop) TRAIN=$(TRAIN)"
 	@echo "  ENGINES=$(ENGINES) TARGETS=$(TARGETS)"
 	@echo "  PORT=$(PORT) HTTP_PORT=$(HTTP_PORT) IMAGE=$(IMAGE) LOAD=$(LOAD)"
 	@echo "  TARGET=$(TARGET) BASE=$(BASE) CONTAINERS=$(CONTAINERS) BUILD=$(BUILD)"
@@ -59,7 +66,7 @@ setup: $(READY) ## create .venv and install the locked packages (other verbs do 
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "packshot needs Python 3.11 to 3.13; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.11 ..."; exit 1; }
-	@echo "setting up .venv: about 5 GB to download, most of it PyTorch"
+	@echo "setting up .venv: about 5 GB to download, most of it PyTorch; seven minutes at 100 Mbit/s, of which nothing is seen"
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
@@ -71,23 +78,20 @@ $(SAMPLE): | $(READY)
 	$(BIN)/python -m trainer.sample $@
 
 train: $(READY) $(if $(IS_SAMPLE),$(SAMPLE)) ## fine-tune ARCH on DATA: checkpoint and report into RUN
-	$(BIN)/python -m trainer --data "$(DATA)" --run "$(RUN)" --arch $(ARCH) \
-	  $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(RECIPE),--recipe $(RECIPE)) \
-	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(FIT),--fit $(FIT)) \
-	  $(if $(IS_SAMPLE),--without-weights scratch)
+	$(BIN)/python -m trainer --data "$(DATA)" --run "$(RUN)" --arch "$(ARCH)" $(ASKED)
 
 export: $(READY) ## turn the checkpoint of RUN into the next version of models/MODEL: ENGINES, verified
-	$(BIN)/python -m exporters --run "$(RUN)" --models models --model $(MODEL) --engines $(ENGINES) --targets $(TARGETS)
+	$(BIN)/python -m exporters --run "$(RUN)" --models models --model "$(MODEL)" --engines "$(ENGINES)" --targets "$(TARGETS)"
 
 serve: $(READY) ## serve models/MODEL on PORT, metrics on HTTP_PORT
-	$(BIN)/python -m serving --models models --model $(MODEL) --port $(PORT) --http-port $(HTTP_PORT)
+	$(BIN)/python -m serving --models models --model "$(MODEL)" --port $(PORT) --http-port $(HTTP_PORT)
 
 classify: $(READY) ## classify IMAGE (a file, folder or pattern) with the server on PORT
 	@$(BIN)/packshot classify --target 127.0.0.1:$(PORT) "$(IMAGE)"
 
 load: $(READY) ## load-test the server on PORT with LOAD=--sweep ... or a rate; report in runs/load
 	@$(BIN)/packshot load --target 127.0.0.1:$(PORT) --metrics-url http://127.0.0.1:$(HTTP_PORT)/metrics \
-	  --out runs/load $(LOAD) $(if $(wildcard $(DATA)),"$(DATA)")
+	  --out runs/load $(LOAD) $(if $(PHOTOS),"$(PHOTOS)")
 
 test: $(READY) ## run the tests, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -159,10 +163,10 @@ define compile
 endef
 
 bench: $(READY) ## measure speed against the bars: a table, and all rounds in runs/bench/bench.json
-	$(BIN)/python -m benchmarks --models models --model $(MODEL)
+	$(BIN)/python -m benchmarks --models models --model "$(MODEL)"
 
 bench-gpu: $(READY) ## measure a GPU's engine served against its own loop, and what limits it
-	$(BIN)/python -m benchmarks.gpu --models models --model $(MODEL)
+	$(BIN)/python -m benchmarks.gpu --models models --model "$(MODEL)"
 
 clean: ## remove .venv, the drawn sample and caches; runs and models stay
 	rm -rf .venv $(SAMPLE) data/.unfinished-* dist .mypy_cache .pytest_cache .ruff_cache

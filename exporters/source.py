@@ -15,7 +15,7 @@ from trainer.batches import served_views
 from trainer.checkpoint import Checkpoint, load_checkpoint, load_split_of, read_record
 from trainer.data import Example, Split
 from trainer.evaluate import predict
-from trainer.finish import finish
+from trainer.finish import finish_killed
 from trainer.lock import locked
 from trainer.model import PixelNetwork
 
@@ -36,8 +36,15 @@ def load_source(run: Path, data: Path | None) -> Source:
     if not read_record(run).finished:
         print(f"the run in {run} was cut short: measuring its checkpoint first", flush=True)
         with locked(run):  # or it is still being trained
-            finish(run, data)
+            finish_killed(run, data)
     checkpoint, network = load_checkpoint(run)
+    if checkpoint.interrupted_at is not None:
+        print(
+            f"WARNING: training was interrupted at epoch {checkpoint.interrupted_at} of "
+            f"{checkpoint.recipe.epochs}, and what is exported is the best until then: to go on, "
+            "train with --resume (make train TRAIN=--resume)",
+            flush=True,
+        )
     split = load_split_of(run, checkpoint, data)
     print(f"computing PyTorch's answers on {len(split.held_out)} held-out images", flush=True)
     images = served_views(split, split.held_out, checkpoint.image)

@@ -7,12 +7,13 @@ from processes import program
 from test_data import fill, options, split_of
 
 from packshot.errors import InvalidInput
-from trainer.budget import budget_warnings, check_from_scratch, cpu_warning, step_budget, steps_of
+from trainer.budget import budget_warnings, check_from_scratch, step_budget, steps_of
 from trainer.command_line import parse_options
 from trainer.model import Weights
 from trainer.prepare import weighed_up
 from trainer.recipes import FROM_SCRATCH, MANUAL, MEDIUM, RECIPES, TINY, Recipe, changed
 from trainer.schedule import Schedule
+from trainer.timing import estimated
 from trainer.weights import RANDOM
 
 PRETRAINED = RANDOM._replace(weights=Weights(pretrained=True, source="a test"))
@@ -93,9 +94,12 @@ def test_recipes_have_budget_enough_for_what_they_are_meant_for(recipe, images):
     assert list(budget_warnings(recipe, images, backbone_learns=True)) == []
 
 
-def test_more_images_than_a_cpu_copes_with():
-    assert cpu_warning(500) == ""
-    assert "1,439 images are many to train on with a CPU" in cpu_warning(1439)
+def test_a_run_that_is_long_on_a_cpu_is_warned_of_by_its_time():
+    """However many images it has: the sample's 512 take minutes."""
+    assert estimated(240, 160) == "estimated: 4 minutes for 160 steps, on the CPU"
+    assert estimated(7200, 160).startswith(
+        "WARNING: estimated: 120 minutes for 160 steps, on the CPU: take a machine with a GPU"
+    )
 
 
 @pytest.fixture
@@ -107,26 +111,17 @@ def shop(tmp_path):
 
 def test_a_run_is_warned_of_in_its_split_and_refused_from_random_weights(shop, capsys):
     split, asked = split_of(shop), options(shop)
-    pretrained = weighed_up(asked, split, MANUAL, PRETRAINED, gpu=True)
+    pretrained = weighed_up(asked, split, MANUAL, PRETRAINED)
     assert [text.split(":")[0] for text in pretrained.warnings[len(split.warnings) :]] == [
         "the backbone will hardly learn", "the new head will hardly learn",
     ]  # fmt: skip
     assert "WARNING: the backbone will hardly learn" in capsys.readouterr().out
     with pytest.raises(InvalidInput, match="from random weights 4 steps"):
-        weighed_up(asked, split, MANUAL, RANDOM, gpu=True)
-    assert weighed_up(options(shop, yes=True), split, MANUAL, RANDOM, gpu=True) == split
+        weighed_up(asked, split, MANUAL, RANDOM)
+    assert weighed_up(options(shop, yes=True), split, MANUAL, RANDOM) == split
     nothing_learns = changed(TINY, frozen_stages=5, epochs=1)
-    frozen = weighed_up(asked, split, nothing_learns, PRETRAINED, gpu=True)
+    frozen = weighed_up(asked, split, nothing_learns, PRETRAINED)
     assert not any("backbone" in text for text in frozen.warnings)
-
-
-def test_many_images_are_warned_of_without_a_gpu(shop):
-    split = split_of(shop)
-    many = split.__class__(**{n: getattr(split, n) for n in split.__struct_fields__} | {
-        "train": split.train * 40
-    })  # fmt: skip
-    (warning,) = weighed_up(options(shop), many, FROM_SCRATCH, RANDOM, gpu=False).warnings
-    assert warning == cpu_warning(len(many.train))
 
 
 def test_the_program_refuses_before_it_trains_unless_told_yes(shop, tmp_path):

@@ -593,6 +593,11 @@ def test_what_was_verified_once_is_not_decoded_again(shop, tmp_path):
     assert load_split(options(shop), SPEC, known).damaged.keys() == {"mug/00.jpg"}
 
 
+def test_without_a_terminal_the_images_are_read_without_a_bar(shop, capsys):
+    load_split(options(shop), SPEC, {})
+    assert capsys.readouterr().err == ""
+
+
 def test_a_record_of_another_spec_or_half_a_record_counts_for_nothing(shop, tmp_path):
     seen = {}
     load_split(options(shop), SPEC, seen)

@@ -143,6 +143,22 @@ def test_a_loss_that_hardly_moves_is_slow_convergence():
     )
 
 
+def test_a_loss_that_falls_at_last_is_not_said_to_hardly_move():
+    late = history(2.0, 2.05, 2.1, 2.1, 2.0, 1.95)
+    (evidence,) = only(diagnose(case(**LEARNING, history=late))).evidence
+    assert "was still falling" in evidence
+
+
+def test_of_a_run_that_was_cut_short_nothing_else_is_told():
+    """Neither overfitting nor accuracy: both are of training that has not ended."""
+    for found in (OVERFIT, POOR, {}):
+        finding = only(diagnose(case(**found, interrupted_at=3)))
+        assert told(finding) == (
+            "unfinished: training was interrupted at epoch 3 of 8\n"
+            "  try the same command with --resume, which goes on (make train TRAIN=--resume)"
+        )
+
+
 def test_a_low_loss_need_not_move():
     assert diagnose(case(**LEARNING, history=history(0.61, 0.6, 0.6, 0.6))) == ()
 

@@ -9,20 +9,28 @@ import pytest
 import torch
 from test_data import fill, split_of
 
+from exporters.source import load_source
 from packshot.errors import DamagedFile, NotFound
 from packshot.image import ImageSpec
 from packshot.prediction import probabilities
 from trainer.__main__ import main
 from trainer.batches import served_views
-from trainer.checkpoint import Checkpoint, load_checkpoint, load_split_of, save_checkpoint
-from trainer.conclude import conclude
+from trainer.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_split_of,
+    read_record,
+    save_checkpoint,
+    save_record,
+)
+from trainer.conclude import conclude, judgement
 from trainer.contact_sheet import SHOWN, thumbnail
 from trainer.evaluate import Evaluation, predict
 from trainer.finish import finish
 from trainer.log import Log
 from trainer.metrics import METRICS, read_metrics
 from trainer.model import Weights, new_network
-from trainer.recipes import FROM_SCRATCH
+from trainer.recipes import FROM_SCRATCH, RECIPES, changed
 from trainer.review import reviewed
 
 SPEC = ImageSpec()
@@ -211,6 +219,33 @@ def test_without_a_target_or_test_images_nothing_abstains_and_validation_counts(
     report = (run / "report.html").read_text()
     assert "No precision was asked for (--target-precision)" in report
     assert "Probabilities, on validation images (there are no test images)" in report
+
+
+def test_a_run_that_was_killed_is_measured_and_told_to_be_unfinished(tmp_path, data, capsys):
+    run = unfinished(tmp_path / "run", data)
+    save_record(run, msgspec.structs.replace(read_record(run), recipe=RECIPES["xray"]))
+    for measured in ("measuring its checkpoint first\n", ""):
+        source = load_source(run, None)
+        told = capsys.readouterr().out
+        assert told.startswith(measured and f"the run in {run} was cut short: {measured}")
+        assert "WARNING: training was interrupted at epoch 3 of 12, and what is exported" in told
+        assert "train with --resume" in told
+    assert source.checkpoint.interrupted_at == 3
+    (finding,) = read_metrics(run).diagnosis
+    assert finding.evidence == ("training was interrupted at epoch 3 of 12",)
+    assert list(judgement(source.checkpoint, 0.5)) == []
+    assert "that recipe xray usually gives" not in (run / "report.html").read_text()
+    (sentence,) = judgement(finish(run), 0.5)  # once it has been gone on with
+    assert "that recipe xray usually gives" in sentence
+    assert "that recipe xray usually gives" in (run / "report.html").read_text()
+
+
+def test_a_run_that_was_killed_in_its_last_report_has_finished(tmp_path, data, capsys):
+    run = unfinished(tmp_path / "run", data)
+    record = msgspec.structs.replace(read_record(run), recipe=changed(FROM_SCRATCH, epochs=3))
+    save_record(run, record)
+    assert load_source(run, None).checkpoint.interrupted_at is None
+    assert "WARNING" not in capsys.readouterr().out
 
 
 def test_metrics_that_are_lost_or_damaged_are_named(tmp_path):

@@ -21,7 +21,7 @@ from test_schedule import Clock
 from packshot.errors import DamagedFile, InvalidInput
 from packshot.image import ImageSpec
 from trainer.batchnorm import reestimate_batchnorm
-from trainer.checkpoint import STATE, read_record, set_aside
+from trainer.checkpoint import STATE, read_record, save_record
 from trainer.course import Course, Moment, TimeLimit
 from trainer.data import load_split
 from trainer.evaluate import predict, resized
@@ -36,6 +36,7 @@ from trainer.prepare import check_shares
 from trainer.processes import Processes
 from trainer.recipes import RECIPES, changed
 from trainer.review import reviewed
+from trainer.run import is_finished
 from trainer.state import check_identity, read_state
 from trainer.timing import new_plan
 from trainer.training import Training
@@ -132,6 +133,18 @@ def test_a_run_ended_in_mid_epoch_ends_as_if_it_had_not_been(
     assert evaluations(run) == evaluations(whole)
     assert read_record(run).weights_sha256 == read_record(whole).weights_sha256
     assert not (run / STATE).exists()
+
+
+def test_an_interrupted_run_whose_state_is_gone_has_not_finished(shop, finished, tmp_path):
+    asked = training(shop, tmp_path, FEW_PIXELS)
+    record = msgspec.structs.replace(
+        read_record(finished),
+        **{name: getattr(asked.identity, name) for name in ("recipe", "weights", "seed")},
+    )
+    save_record(tmp_path, record)
+    assert is_finished(asked)
+    save_record(tmp_path, msgspec.structs.replace(record, interrupted_at=1))
+    assert not is_finished(asked)
 
 
 def test_a_run_that_has_finished_is_not_begun_again(shop, finished):
@@ -343,24 +356,6 @@ def test_a_lock_that_is_about_to_be_let_go_is_waited_for(tmp_path, monkeypatch):
         waiting.result(TIMEOUT)
 
 
-def test_an_earlier_run_is_set_aside_finished_or_not(tmp_path):
-    (tmp_path / "log.jsonl").write_text("no more than this")
-    set_aside(tmp_path)
-    assert not (tmp_path / "previous").exists()
-    (tmp_path / STATE).write_text("of an unfinished run")
-    set_aside(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["previous"]
-    assert (tmp_path / "previous" / STATE).exists()
-    # Killed on the way: the next call takes the rest along, and loses nothing.
-    (tmp_path / ".moving-to-previous").mkdir()
-    (tmp_path / ".moving-to-previous" / "checkpoint.json").write_text("moved already")
-    (tmp_path / "weights").write_text("still there")
-    set_aside(tmp_path)
-    assert {path.name for path in (tmp_path / "previous").iterdir()} == {
-        "checkpoint.json", "weights",
-    }  # fmt: skip
-
-
 class Noting(Keeper):
     """Notes what is kept."""
 
@@ -373,7 +368,7 @@ class Noting(Keeper):
         self.kept.append(moment.size)
 
 
-def test_what_is_kept_has_to_be_better_at_the_largest_size(shop, tmp_path):
+def test_what_is_kept_has_to_be_better_at_the_largest_size(shop, tmp_path, capsys):
     asked = training(shop, tmp_path, FEW_PIXELS)
     network = new_network("resnet18", 2, ImageSpec())
     with torch.no_grad():
@@ -381,7 +376,9 @@ def test_what_is_kept_has_to_be_better_at_the_largest_size(shop, tmp_path):
         network.head.bias[:] = torch.tensor([3.0, 0.0])  # right for half of the images
     keeper = Noting(asked, None)
     keeper.consider(network, Moment(epoch=6, step=18, size=32))
+    assert capsys.readouterr().out.endswith("%  kept\n")
     keeper.consider(network, Moment(epoch=6, step=18, size=64))
+    assert capsys.readouterr().out.endswith("%  kept (first at 64 px)\n")
     with torch.no_grad():
         network.head.bias[:] = torch.tensor([9.0, 0.0])  # as right, and surer where it is wrong
     keeper.consider(network, Moment(epoch=6, step=18, size=64))

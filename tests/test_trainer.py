@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from packshot.prediction import probabilities
 from trainer.batchnorm import reestimate_batchnorm
 from trainer.calibrate import fit_temperature
 from trainer.checkpoint import load_checkpoint, load_split_of, read_record
+from trainer.command_line import parse_fetching, parse_options
 from trainer.evaluate import score
 from trainer.model import new_network
 from trainer.sample import draw_catalogue
@@ -106,6 +108,23 @@ def test_wrong_options_stop_before_any_work(catalogue, tmp_path):
     assert done.stderr.strip() == "trainer: --epochs is 99; it must be from 1 to 30"
 
 
+def test_help_tells_the_default_of_every_option_that_has_one(capsys):
+    with pytest.raises(SystemExit):
+        parse_options(["--help"])
+    told = " ".join(capsys.readouterr().out.split("options:")[1].split())
+    usual = parse_options(["--data", "photos"])
+    for name in ("run", "val_share", "test_share", "max_damaged_share", "arch", "weights",
+                 "without_weights", "recipe", "precision", "workers", "seed"):  # fmt: skip
+        option = re.search(rf"--{name.replace('_', '-')} .*?\(default: ([^)]*)\)", told)
+        assert option[1] == str(getattr(usual, name)), name
+
+
+def test_weights_without_a_verb_names_it(capsys):
+    with pytest.raises(SystemExit):
+        parse_fetching([])
+    assert "the following arguments are required: fetch" in capsys.readouterr().err
+
+
 def test_temperature_stays_finite_without_a_single_error():
     logits = np.array([[3.0, 0.0], [0.0, 3.0]] * 20, np.float32)
     temperature = fit_temperature(logits, np.array([0, 1] * 20))
@@ -131,16 +150,20 @@ def test_an_interrupt_of_the_whole_group_keeps_the_last_checkpoint(catalogue, tm
     output, errors = training.communicate(timeout=TIMEOUT)
     assert training.returncode == 128 + number, errors
     record, network = load_checkpoint(run)
-    assert f"interrupted: the checkpoint is that of epoch {record.epoch}" in errors
+    assert (
+        f"interrupted: the checkpoint is that of epoch {record.epoch}; the same command with "
+        "--resume (make train TRAIN=--resume) goes on"
+    ) in errors
     assert "accuracy" in output
-    assert record.epoch < 30
+    assert f"unfinished: training was interrupted at epoch {record.interrupted_at} of 30" in output
+    assert record.epoch <= record.interrupted_at < 30
     assert record.test.image_size == SPEC.crop
     assert not network.training
     assert (run / "report.html").read_text().startswith("<!doctype html>")
     events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [events[0]["event"], events[-1]["event"]] == ["start", "end"]
     assert events[-1]["interrupted"] is True
-    assert (run / "previous" / "checkpoint.json").read_text() == "of an earlier run"
+    assert (run / "unfinished" / "checkpoint.json").read_text() == "of an earlier run"
     with pytest.raises(ProcessLookupError):
         os.killpg(training.pid, 0)
     assert len(load_split_of(run, record).held_out) == 32

@@ -1,4 +1,4 @@
-"""What a run can reach before it starts: how far its steps move a weight, and on what machine.
+"""What a run can reach before it starts: how far its steps move a weight.
 
 AdamW moves a weight by about its learning rate a step, so by learning rate x 0.5 x steps over a
 run, 0.5 being the mean of the schedule: the step budget. Random weights are about 0.03 in size, and
@@ -16,7 +16,6 @@ MEAN_OF_SCHEDULE = 0.5
 LEAST_FROM_SCRATCH = 0.01
 LEAST_BACKBONE = 1e-3
 LEAST_HEAD = 1e-2
-MANY_FOR_A_CPU = 500  # images
 
 
 def steps_of(recipe: Recipe, images: int) -> int:
@@ -51,16 +50,6 @@ def budget_warnings(recipe: Recipe, images: int, *, backbone_learns: bool) -> It
                 f"the {part} will hardly learn: {_told(recipe, images, factor)}, and {least:g} is "
                 f"the least: {_remedy(recipe, budget, least)}"
             )
-
-
-def cpu_warning(images: int) -> str:
-    """For a machine without a GPU; "" for as many images as a CPU copes with."""
-    if images <= MANY_FOR_A_CPU:
-        return ""
-    return (
-        f"{images:,} images are many to train on with a CPU, which is good for {MANY_FOR_A_CPU}: "
-        "take a machine with a GPU, a small network (--arch resnet18) or fewer --epochs"
-    )
 
 
 def _told(recipe: Recipe, images: int, factor: float) -> str:

@@ -6,7 +6,6 @@ runs/<name>/data-<fingerprint>.json    the split: which file was trained on, whi
 """
 
 import hashlib
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -29,8 +28,9 @@ from trainer.recipes import Recipe
 FORMAT = 1
 RECORD = "checkpoint.json"
 STATE = "state.safetensors"
-PREVIOUS = "previous"
-MOVING = ".moving-to-previous"
+DIGITS = 12  # of a hash that are in a name
+WEIGHTS = f"weights-{'[0-9a-f]' * DIGITS}.safetensors"  # as `glob` takes it: of nobody else's file
+SPLITS = f"data-{'[0-9a-f]' * DIGITS}.json"
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,6 +49,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     floor: Floor | None = None  # what a head on the frozen backbone reaches, where it was fitted
     # Set by `trainer.finish`, once training has ended or was interrupted:
     finished: bool = False
+    interrupted_at: int | None = None  # the epoch in which training was cut short
     test: Evaluation | None = None
     temperature: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     min_confidence: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
@@ -56,6 +57,10 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     versions: dict[str, str]
     weights_file: str = ""
     weights_sha256: str = ""
+
+    @property
+    def trained_to_the_end(self) -> bool:
+        return self.finished and self.interrupted_at is None
 
 
 def save_checkpoint(
@@ -65,13 +70,13 @@ def save_checkpoint(
     state = {name: value.contiguous().cpu() for name, value in network.state_dict().items()}
     content = save(state)
     digest = hashlib.sha256(content).hexdigest()
-    name = f"weights-{digest[:12]}.safetensors"
+    name = f"weights-{digest[:DIGITS]}.safetensors"
     write_whole(run / name, content)
     record = msgspec.structs.replace(record, weights_file=name, weights_sha256=digest)
     write_whole(split_path(run, record), msgspec.json.encode(split))
     save_record(run, record)
     current = {run / name, split_path(run, record)}
-    for old in {*run.glob("weights-*.safetensors"), *run.glob("data-*.json")} - current:
+    for old in {*run.glob(WEIGHTS), *run.glob(SPLITS)} - current:
         old.unlink()
     return record
 
@@ -110,24 +115,8 @@ def read_record(run: Path) -> Checkpoint:
     return decode_record(content, Checkpoint, path=path, what="checkpoint", reads=FORMAT)
 
 
-def set_aside(run: Path) -> None:
-    """Moves an earlier run out of the way, into run/previous: a worse one must not replace it.
-
-    Unfinished ones too. Killed on the way, it goes on when it is called again.
-    """
-    moving = run / MOVING
-    found = [path for path in run.iterdir() if path.name not in (PREVIOUS, MOVING)]
-    if not moving.exists() and not any(path.name in (RECORD, STATE) for path in found):
-        return
-    moving.mkdir(exist_ok=True)
-    for path in found:
-        path.rename(moving / path.name)
-    shutil.rmtree(run / PREVIOUS, ignore_errors=True)
-    moving.rename(run / PREVIOUS)
-
-
 def split_path(run: Path, record: Checkpoint) -> Path:
-    return run / f"data-{record.data_fingerprint[:12]}.json"
+    return run / f"data-{record.data_fingerprint[:DIGITS]}.json"
 
 
 def load_split_of(run: Path, record: Checkpoint, data: Path | None = None) -> Split:

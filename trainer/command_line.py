@@ -45,7 +45,12 @@ def parse_options(arguments: list[str] | None = None) -> Options:
     parser.add_argument(
         "--workers", type=int, default=workers, help="loader processes (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of splits, order, views and random weights (default: %(default)s)",
+    )
     parser.add_argument(
         "--yes", action="store_true", help="train even if the steps are too few to learn anything"
     )
@@ -76,7 +81,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--run",
         type=Path,
         default=Path("runs/products"),
-        help="folder for checkpoint, log and report",
+        help="folder for checkpoint, log and report (default: %(default)s)",
     )
     add(
         "--cache",
@@ -102,38 +107,44 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "--val-share",
         type=float,
         default=0.1,
-        help="split off for validation where no val/ is given",
+        help="split off for validation where no val/ is given (default: %(default)s)",
     )
     add(
         "--test-share",
         type=float,
         default=0.1,
-        help="split off for testing where no test/ is given",
+        help="split off for testing where no test/ is given (default: %(default)s)",
     )
     add(
         "--max-damaged-share",
         type=float,
         default=0.02,
-        help="files that cannot be used are named and left out up to this share, then refused",
+        help="files that cannot be used are named and left out up to this share, then refused "
+        "(default: %(default)s)",
     )
 
 
 def _add_start(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--arch", default="resnet50", help=f"one of {', '.join(ARCHITECTURE_NAMES)}")
+    add(
+        "--arch",
+        default="resnet50",
+        help=f"one of {', '.join(ARCHITECTURE_NAMES)} (default: %(default)s)",
+    )
     add(
         "--weights",
         default="imagenet",
         metavar="imagenet|none|PATH",
         help="start from ImageNet weights (imagenet-v1: those by name), random ones, a "
-        ".safetensors or .pth file, or an earlier run's folder",
+        ".safetensors or .pth file, or an earlier run's folder (default: %(default)s)",
     )
     add("--weights-sha256", help="the hash that the file of --weights must have")
     add(
         "--without-weights",
         choices=("stop", "scratch"),
         default="stop",
-        help="if the ImageNet weights cannot be had: stop, or train from scratch and say so",
+        help="if the ImageNet weights cannot be had: stop, or train from scratch and say so "
+        "(default: %(default)s)",
     )
 
 
@@ -143,7 +154,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         default=AUTO,
         help=f"{AUTO} (by the number of images), or one of {', '.join(RECIPES)}; "
-        "`python -m trainer recipes` explains them",
+        "`python -m trainer recipes` explains them (default: %(default)s)",
     )
     for name in CHOSEN:
         low, high = RANGES[name]
@@ -204,7 +215,7 @@ def _add_course(parser: argparse.ArgumentParser) -> None:
         choices=get_args(Precision),
         default="auto",
         help="of convolutions and products; auto: bf16 on a GPU that has it, else fp16, and fp32 "
-        "on a CPU",
+        "on a CPU (default: %(default)s)",
     )
     add(
         "--compile",
@@ -222,13 +233,22 @@ def _add_course(parser: argparse.ArgumentParser) -> None:
 def parse_fetching(arguments: list[str]) -> argparse.Namespace:
     """Of `python -m trainer weights`: arch, weights, into."""
     parser = argparse.ArgumentParser(prog="python -m trainer weights")
-    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs = parser.add_subparsers(metavar="fetch", required=True)
     fetching = verbs.add_parser(
         "fetch", help="download ImageNet weights, for a machine without a network"
     )
     add = fetching.add_argument
     known = ", ".join(ARCHITECTURE_NAMES)
-    add("--arch", nargs="+", default=["resnet50"], help=f"one or more of {known}; or all")
-    add("--weights", default="imagenet", help="imagenet (the newest) or one by name: imagenet-v1")
+    add(
+        "--arch",
+        nargs="+",
+        default=["resnet50"],
+        help=f"one or more of {known}; or all (default: resnet50)",
+    )
+    add(
+        "--weights",
+        default="imagenet",
+        help="imagenet (the newest) or one by name: imagenet-v1 (default: %(default)s)",
+    )
     add("--into", type=Path, help="folder to download into (default: where the trainer looks)")
     return parser.parse_args(arguments)

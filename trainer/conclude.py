@@ -19,13 +19,21 @@ def conclude(kept: Checkpoint, run: Path) -> None:
         f"{result.image_size} px (95 % interval {low:.1%} to {high:.1%}), "
         f"macro-F1 {result.macro_f1:.3f}"
     )
-    if sentence := against_floor(kept):
-        print(sentence)
-    if sentence := against_band(kept.recipe, result.accuracy):
-        print(sentence)
+    for line in judgement(kept, result.accuracy):
+        print(line)
     for line in findings_of(run):
         print(line)
     print(f"checkpoint in {run}, report in {run / REPORT}")
+
+
+def judgement(kept: Checkpoint, accuracy: float) -> Iterator[str]:
+    """Nothing of a run that was cut short: what training gives is not known before its end."""
+    if kept.interrupted_at is not None:
+        return
+    if sentence := against_floor(kept):
+        yield sentence
+    if sentence := against_band(kept.recipe, accuracy):
+        yield sentence
 
 
 def findings_of(run: Path) -> Iterator[str]:

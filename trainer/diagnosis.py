@@ -54,6 +54,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     held_out: Share
     history: tuple[Evaluated, ...]
     likely_label_errors: int = 0
+    interrupted_at: int | None = None  # the epoch in which training was cut short
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +66,9 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def diagnose(case: Case) -> tuple[Finding, ...]:
-    """None of a good run."""
+    """None of a good run; of one that was cut short nothing else can be told."""
+    if case.interrupted_at is not None:
+        return (_interrupted(case.interrupted_at, case.recipe),)
     found = (
         _overfitting(case),
         _too_few_to_tell(case),
@@ -73,6 +76,14 @@ def diagnose(case: Case) -> tuple[Finding, ...]:
         _poor_accuracy(case),
     )
     return tuple(finding for finding in found if finding)
+
+
+def _interrupted(epoch: int, recipe: Recipe) -> Finding:
+    return Finding(
+        problem="unfinished",
+        evidence=(f"training was interrupted at epoch {epoch} of {recipe.epochs}",),
+        remedies=("the same command with --resume, which goes on (make train TRAIN=--resume)",),
+    )
 
 
 def _overfits(case: Case) -> bool:
@@ -183,7 +194,7 @@ def _slowness(case: Case) -> Iterator[str]:
             f"the training loss was still falling when training at {stage[-1].size} px ended: from "
             f"{late:.3f} to {last:.3f} over the last third"
         )
-    if last > first * (1 - HARDLY_FALLING) and last > chance * NEAR_CHANCE:
+    elif last > first * (1 - HARDLY_FALLING) and last > chance * NEAR_CHANCE:
         yield (
             f"the training loss hardly moved: {first:.3f} at first, {last:.3f} at last, where "
             f"guessing gives {chance:.3f}"

@@ -152,3 +152,8 @@ Rank = tuple[float, ...]
 
 def rank(evaluation: Evaluation) -> Rank:
     return (evaluation.image_size, evaluation.macro_f1, -evaluation.loss)
+
+
+def size_of(standing: Rank) -> int:
+    """The image side in pixels."""
+    return int(standing[0])

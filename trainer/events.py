@@ -11,6 +11,8 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 NAME = "events.out.tfevents."
 """What follows is the time in ns: TensorBoard reads the files of a folder by name."""
+EVENTS = NAME + 19 * "[0-9]"
+"""As `glob` takes it: other programs put more behind the time."""
 
 
 class EventFile:
@@ -40,7 +42,7 @@ class EventFile:
 
 
 def remove_event_files(folder: Path) -> None:
-    for old in folder.glob(f"{NAME}*"):
+    for old in folder.glob(EVENTS):
         old.unlink()
 
 

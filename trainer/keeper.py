@@ -5,7 +5,7 @@ import numpy as np
 from trainer.batches import served_views
 from trainer.checkpoint import Checkpoint, save_checkpoint, versions
 from trainer.course import Moment
-from trainer.evaluate import Evaluation, Rank, brief, predict, rank, resized, score
+from trainer.evaluate import Evaluation, Rank, brief, predict, rank, resized, score, size_of
 from trainer.log import Log, say
 from trainer.model import PixelNetwork
 from trainer.training import Training
@@ -42,10 +42,16 @@ class Keeper:
         kept = self.standing is None or rank(evaluation) > self.standing
         if self.log is not None:
             self.log.write("evaluation", moment=moment, validation=brief(evaluation))
-        say(f"{_line(moment, evaluation)}{'  kept' if kept else ''}")
+        say(f"{_line(moment, evaluation)}{self._told(evaluation) if kept else ''}")
         if kept:
             self._keep(network, moment, evaluation)
         return evaluation
+
+    def _told(self, evaluation: Evaluation) -> str:
+        """A larger size begins anew: its first is kept even if a smaller size did better."""
+        if self.standing is None or size_of(self.standing) == evaluation.image_size:
+            return "  kept"
+        return f"  kept (first at {evaluation.image_size} px)"
 
     def _keep(self, network: PixelNetwork, moment: Moment, evaluation: Evaluation) -> None:
         training = self._training

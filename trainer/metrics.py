@@ -92,6 +92,7 @@ def metrics_of(
         held_out=Share.of(measured.right),
         history=tuple(history),
         likely_label_errors=errors.images,
+        interrupted_at=record.interrupted_at,
     )
     return Metrics(
         architecture=record.architecture,

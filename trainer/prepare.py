@@ -9,7 +9,7 @@ import torch
 from packshot.errors import InvalidInput
 from packshot.image import ImageSpec
 from trainer.architectures import architecture
-from trainer.budget import budget_warnings, check_from_scratch, cpu_warning
+from trainer.budget import budget_warnings, check_from_scratch
 from trainer.cache import open_cache, read_inspected, write_inspected
 from trainer.checkpoint import RECORD, read_record
 from trainer.data import Split, load_split
@@ -37,7 +37,7 @@ def prepare(options: Options, hardware: Hardware) -> tuple[Training, PixelNetwor
     content = processes.from_first(lambda: msgspec.json.encode(prepare_data(options, spec)))
     split = msgspec.json.decode(content, type=Split)
     network, recipe, start = prepare_network(options, hardware, split)
-    split = weighed_up(options, split, recipe, start, gpu=hardware.gpu)
+    split = weighed_up(options, split, recipe, start)
     cache, folder = None, options.cache
     if folder is not None and recipe.epochs:
         cache = processes.in_turn(lambda: open_cache(folder, split, start.spec, say))
@@ -88,13 +88,23 @@ def check(options: Options) -> None:
     """What can be known before the data is scanned. Raises InvalidInput or NotFound."""
     architecture(options.arch)
     check_weights(options.arch, options.weights)
-    if options.cache and options.cache.resolve().is_relative_to(options.run.resolve()):
-        raise InvalidInput(
-            f"--cache {options.cache} is inside --run {options.run}, which the next run moves out "
-            "of its way: name a folder elsewhere"
-        )
+    check_apart(options.data, options.run)
     with torch.device("meta"):
         new_network(options.arch, 2, ImageSpec())  # its package may be missing
+
+
+def check_apart(data: Path, run: Path) -> None:
+    """Raises InvalidInput where one of the folders holds the other."""
+    photographs, results = data.resolve(), run.resolve()
+    if results.is_relative_to(photographs):
+        raise InvalidInput(
+            f"--run {run} is inside --data {data}, where each folder is a class: name one elsewhere"
+        )
+    if photographs.is_relative_to(results):
+        raise InvalidInput(
+            f"--data {data} is inside --run {run}, which is for what runs leave: name a folder of "
+            "its own for the run"
+        )
 
 
 def prepare_network(
@@ -125,7 +135,7 @@ def check_shares(recipe: Recipe, hardware: Hardware) -> None:
         )
 
 
-def weighed_up(options: Options, split: Split, recipe: Recipe, start: Start, *, gpu: bool) -> Split:
+def weighed_up(options: Options, split: Split, recipe: Recipe, start: Start) -> Split:
     """The split with warnings of what such a run can reach.
 
     Raises InvalidInput for one from random weights that can reach nothing, unless `--yes`.
@@ -139,8 +149,6 @@ def weighed_up(options: Options, split: Split, recipe: Recipe, start: Start, *, 
         found += budget_warnings(recipe, images, backbone_learns=learns)
     elif not options.yes:
         check_from_scratch(recipe, images)
-    if not gpu and (slow := cpu_warning(images)):
-        found.append(slow)
     for text in found:
         say(f"WARNING: {text}")
     return msgspec.structs.replace(split, warnings=(*split.warnings, *found))

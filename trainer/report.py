@@ -176,7 +176,8 @@ def _sentence(text: str) -> str:
 
 
 def _band(record: Checkpoint, final: Evaluation) -> str:
-    sentence = against_band(record.recipe, final.accuracy)
+    ended = record.interrupted_at is None
+    sentence = against_band(record.recipe, final.accuracy) if ended else None
     return f"<p>{escape(sentence)}.</p>" if sentence else ""
 
 

@@ -12,10 +12,11 @@ from msgspec.structs import asdict, replace
 
 from packshot.errors import InvalidInput
 from packshot.terminate import interrupt_on_sigterm
-from trainer.checkpoint import RECORD, Checkpoint, read_record, set_aside
+from trainer.checkpoint import RECORD, Checkpoint, read_record
 from trainer.command_line import command_for
 from trainer.conclude import conclude
 from trainer.course import Course
+from trainer.earlier import set_aside
 from trainer.evaluate import brief, rank
 from trainer.finish import finish
 from trainer.hardware import Hardware, hardware_for
@@ -24,7 +25,7 @@ from trainer.interrupt import Interrupt
 from trainer.keeper import Keeper
 from trainer.learner import Learner
 from trainer.lock import locked
-from trainer.log import LOG, Log
+from trainer.log import LOG, Log, say
 from trainer.loop import train
 from trainer.model import PixelNetwork
 from trainer.prepare import check, prepare
@@ -34,6 +35,8 @@ from trainer.review import data_figures
 from trainer.state import State, check_identity, identity_of, read_state, remove_state
 from trainer.timing import Plan, new_plan, resumed_plan
 from trainer.training import Training
+
+TO_GO_ON = "the same command with --resume (make train TRAIN=--resume) goes on"
 
 
 def run(options: Options) -> int:
@@ -110,7 +113,8 @@ def train_to_end(
     schedule = training.schedule(plan.steps)
     signal = train(training, schedule, learner, keeper, course, interrupt)
     leave(training.hardware.processes)
-    return end(training.options, keeper.best, keeper.log, signal)
+    epoch = schedule.epoch(course.step) if signal else None
+    return end(training.options, keeper.best, keeper.log, signal, epoch)
 
 
 def read_unfinished(training: Training) -> State | None:
@@ -127,7 +131,7 @@ def read_unfinished(training: Training) -> State | None:
 def is_finished(training: Training) -> bool:
     """Raises InvalidInput if another run has finished there."""
     run = training.options.run
-    if not (run / RECORD).exists() or not (record := read_record(run)).finished:
+    if not (run / RECORD).exists() or not (record := read_record(run)).trained_to_the_end:
         return False
     check_identity(identity_of(record), training.identity, run)
     return True
@@ -138,7 +142,8 @@ def new_log(training: Training) -> Log | None:
     options = training.options
     if not training.hardware.processes.first:
         return None
-    set_aside(options.run)
+    if moved := set_aside(options.run):
+        say(moved)
     log = Log(options.run / LOG)
     log.write(
         "start",
@@ -162,29 +167,34 @@ def log_of(training: Training, step: int) -> Log | None:
     return log
 
 
-def end(options: Options, best: Checkpoint | None, log: Log | None, signal: int = 0) -> int:
+def end(
+    options: Options,
+    best: Checkpoint | None,
+    log: Log | None,
+    signal: int = 0,
+    interrupted_at: int | None = None,
+) -> int:
     """Measures and reports the checkpoint, in the first process; returns the exit status.
 
-    `signal`: of whoever interrupted training, 0 for nobody.
+    `signal`: of whoever interrupted training, 0 for nobody; `interrupted_at`: in which epoch.
     """
     status = 128 + signal if signal else 0
     if log is None:
         return status
     if best is None:
         print(
-            "trainer: interrupted before the first evaluation: no checkpoint yet; the same command "
-            "with --resume goes on",
+            f"trainer: interrupted before the first evaluation: no checkpoint yet; {TO_GO_ON}",
             file=sys.stderr,
         )
         return status
-    kept = finish(options.run)
+    kept = finish(options.run, interrupted_at=interrupted_at)
     log.write("end", interrupted=signal != 0, test=brief(kept.test or kept.validation))
     log.close()
     conclude(kept, options.run)
     if signal:
         place = f"that of epoch {kept.epoch}" if kept.epoch else "the fitted head, without training"
         print(
-            f"interrupted: the checkpoint is {place}; the same command with --resume goes on",
+            f"interrupted: the checkpoint is {place}; {TO_GO_ON}",
             file=sys.stderr,
         )
         return status

@@ -18,6 +18,7 @@ from trainer.schedule import Schedule
 from trainer.training import Training
 
 FORWARD_SHARE = 1 / 3  # of a step's work, which goes backward at twice the cost
+LONG_SECONDS = 1800.0  # on a CPU: where another machine is worth a thought
 MARGIN = 0.1  # of a limit, left for what the estimate does not know
 
 
@@ -53,7 +54,7 @@ def new_plan(training: Training, network: PixelNetwork, started: float) -> Plan:
         return Plan(whole.steps, TimeLimit())
     estimate = measure(training, network, whole)
     if options.max_minutes is None:
-        say(f"estimated: {told(estimate.of(whole))} for {whole.steps} steps, on the CPU")
+        say(estimated(estimate.of(whole), whole.steps))
         return Plan(whole.steps, TimeLimit())
     seconds = 60 * options.max_minutes
     left = seconds - (time.monotonic() - started)
@@ -144,6 +145,17 @@ def steps_within(
         else:
             too_many = middle
     return fits
+
+
+def estimated(seconds: float, steps: int) -> str:
+    """Of a run on a CPU, with what makes it shorter where it is long."""
+    sentence = f"estimated: {told(seconds)} for {steps} steps, on the CPU"
+    if seconds <= LONG_SECONDS:
+        return sentence
+    return (
+        f"WARNING: {sentence}: take a machine with a GPU, a small network (--arch resnet18), fewer "
+        "--epochs, or --max-minutes"
+    )
 
 
 def told(seconds: float) -> str:

@@ -57,7 +57,7 @@ def verify(
     damaged: dict[str, str] = {}
     with (
         ThreadPoolExecutor(available_cores()) as pool,
-        tqdm(total=len(files), desc="verifying images", unit="image") as bar,
+        tqdm(total=len(files), desc="verifying images", unit="image", disable=None) as bar,
     ):
         for start in range(0, len(files), AT_ONCE):
             some = files[start : start + AT_ONCE]
