@@ -1,0 +1,55 @@
+"""Adding engines to a small bundle: what was measured of those that are there is kept."""
+
+import pytest
+from tiny import add_openvino, change_manifest, colour_network, tiny_bundle
+
+from exporters import making
+from exporters.__main__ import main
+from packshot.bundle import read_manifest
+from packshot.machine import cpu_flags
+from packshot.store import versions
+from serving.engines.openvino import BF16, INSTRUCTIONS, INT8
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Version 1 has fp32, int8 and openvino-bf16."""
+    folder = add_openvino(tiny_bundle(tmp_path / "models", int8=colour_network()))
+    (folder / "report.html").write_text("<body></body>")
+    engines = dict(read_manifest(folder).engines)
+    engines.pop(INT8)
+    change_manifest(folder, engines=engines)
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def added(store, monkeypatch, capsys):
+    """Asks for engines; gives the exit status, output and errors."""
+
+    def run(engines: str, *options: str) -> tuple[int, str, str]:
+        arguments = ["add-engine", "--models", store, "--model", "colours", "--engines", engines]
+        monkeypatch.setattr("sys.argv", ["exporters", *map(str, arguments), *options])
+        return (main(), *capsys.readouterr())
+
+    monkeypatch.setattr("exporters.__main__.interrupt_on_sigterm", lambda: None)
+    monkeypatch.setattr(making, "check_openvino", lambda _name: "2026.4")
+    return run
+
+
+def test_what_is_there_already_is_not_added_again(store, added):
+    status, _, errors = added(BF16, "--require", BF16)
+    assert status == 1
+    assert f"no engine was added: {BF16}: version 1 has it, measured on" in errors
+    assert versions(store / "colours") == [1]
+
+
+@pytest.mark.skipif(INSTRUCTIONS[INT8] not in cpu_flags(), reason="this CPU has no VNNI")
+def test_what_was_measured_is_kept_beside_what_is_added(store, added):
+    status, output, _ = added(f"{BF16},{INT8}", "--gate-int8-agreement", "0")
+    assert status == 0
+    assert f"{BF16} stays as it is: version 1 has it" in output
+    before, after = (read_manifest(store / "colours" / number) for number in "12")
+    assert after.engines.keys() - before.engines.keys() == {INT8}
+    assert after.engines[BF16] == before.engines[BF16]
+    assert after.engines[BF16].measured.accuracy is not None
+    assert after.engines[INT8].measured.accuracy is None
