@@ -21,6 +21,7 @@ from packshot.errors import InvalidInput
 from packshot.plan import Flavour, Profile
 
 ADD_ENGINE = "add-engine"
+DEFAULT_STORE = Path("models")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,7 +175,7 @@ def _parser(name: str, text: str) -> argparse.ArgumentParser:
 def _common(parser: argparse.ArgumentParser, engines: tuple[str, ...]) -> None:
     add = parser.add_argument
     add("--data", type=Path, help="where the images are now, if not where they were in training")
-    add("--models", type=Path, default=Path("models"), help="bundle store to write to")
+    add("--models", type=Path, default=DEFAULT_STORE, help="bundle store to write to")
     add("--model", default="products", help="name of the model in the store")
     add(
         "--engines",

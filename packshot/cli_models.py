@@ -22,6 +22,7 @@ from packshot.store import (
     release,
     rollback,
     served_version,
+    there_are,
     versions,
 )
 from packshot.tables import difference_text, show_text, size_text, versions_table
@@ -60,7 +61,8 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def _verdict(name: str, version: int, found: list[str]) -> str:
-    head = f"{name} {version}: {f'{len(found)} faults' if found else 'sound; engines were not run'}"
+    count = "1 fault" if len(found) == 1 else f"{len(found)} faults"
+    head = f"{name} {version}: {count if found else 'sound; engines were not run'}"
     return "\n".join([head, *(f"  {fault}" for fault in found)])
 
 
@@ -128,7 +130,7 @@ def _version(options: argparse.Namespace) -> Path:
 
 def _there(model: Path, version: int) -> Path:
     if version not in versions(model):
-        raise NotFound(f"{model} has no version {version}; there are {versions(model)}")
+        raise NotFound(f"{model} has no version {version}; {there_are(versions(model))}")
     return model / str(version)
 
 

@@ -1,13 +1,15 @@
 """Adding engines to a small bundle: what was measured of those that are there is kept."""
 
+from pathlib import Path
+
 import pytest
 from tiny import add_openvino, change_manifest, colour_network, tiny_bundle
 
 from exporters import making
-from exporters.__main__ import main
+from exporters.__main__ import main, not_served
 from packshot.bundle import read_manifest
 from packshot.machine import cpu_flags
-from packshot.store import versions
+from packshot.store import release, versions
 from serving.engines.openvino import BF16, INSTRUCTIONS, INT8
 
 
@@ -53,3 +55,24 @@ def test_what_was_measured_is_kept_beside_what_is_added(store, added):
     assert after.engines[BF16] == before.engines[BF16]
     assert after.engines[BF16].measured.accuracy is not None
     assert after.engines[INT8].measured.accuracy is None
+
+
+@pytest.mark.skipif(INSTRUCTIONS[INT8] not in cpu_flags(), reason="this CPU has no VNNI")
+def test_a_version_that_waits_for_its_release_says_so(store, added):
+    options = (INT8, "--gate-int8-agreement", "0")
+    assert added(*options)[1].endswith(f"bundle in {store}/colours/2\n")  # the highest is served
+    release(store / "colours", 1)
+    remedy = "`packshot models release colours {} --models " + f"{store}`\n"
+    told = f"colours/3\nversion 1 is released, so 3 is not served: {remedy.format(3)}"
+    assert added(*options)[1].endswith(told)
+    (store / "colours" / "released").write_text("9\n")
+    told = f"asks for version 9; there are versions 1, 2, 3, 4): {remedy.format(4)}"
+    assert added(*options, "--version", "1")[1].endswith(told)
+
+
+def test_the_default_store_needs_not_be_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        folder = tiny_bundle(Path("models"))
+    release(folder.parent, 1)
+    assert not_served(folder).endswith("so 2 is not served: `packshot models release colours 2`")

@@ -147,7 +147,8 @@ def test_verify_decodes_the_golden_samples(store, models):
         write_bundle(folder, msgspec.structs.replace(manifest, version=version))
     status, text, _ = models("verify", "colours")
     assert status == 1
-    (fault,) = text.splitlines()[1:]
+    head, fault = text.splitlines()
+    assert head == "colours 2: 1 fault"
     assert "golden.npz: decoded golden images differ by" in fault
 
 
@@ -295,7 +296,7 @@ def test_export_writes_the_version_that_is_served(store, models, tmp_path):
     ("arguments", "words"),
     [
         (("list", "shapes"), "no model 'shapes' in"),
-        (("show", "colours", 7), "has no version 7; there are [1]"),
+        (("show", "colours", 7), "has no version 7; there is version 1"),
         (("verify", "shapes"), "there is colours"),
         (("release", "colours", 7), "has no version 7"),
         (("rollback", "colours"), "nothing was served before version 1"),
