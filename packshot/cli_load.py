@@ -17,7 +17,8 @@ def load(options: argparse.Namespace) -> int:
     """Raises InvalidInput where the extra `load` is not installed: the other commands need none."""
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise InvalidInput(
-            f"the load tester needs {' and '.join(missing)}: pip install 'packshot[load]'"
+            f"the load tester needs {' and '.join(missing)}: `pip install '.[load]'` in packshot's "
+            "checkout"
         )
     from packshot.load import command
 

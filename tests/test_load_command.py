@@ -163,7 +163,7 @@ def test_the_other_commands_need_no_load_tester(server):
         for arguments in (["model", "--target", server.target], ["load"])
     )  # fmt: skip
     assert (model.returncode, load.returncode) == (0, 2)
-    assert "pip install 'packshot[load]'" in load.stderr
+    assert "`pip install '.[load]'` in packshot's checkout" in load.stderr
 
 
 def test_what_the_command_line_says_is_what_is_done(server, tmp_path):
