@@ -164,11 +164,20 @@ def _add_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells a default where there is one and the help does not tell it in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default, told = action.default, action.help or ""
+        none = default is None or default is False or default == ""
+        return told if none or "default:" in told else super()._get_help_string(action)
+
+
 def _parser(name: str, text: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=name,
         description=text,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Formatter,
     )
 
 

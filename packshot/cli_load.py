@@ -35,7 +35,8 @@ def _add_options(verb: argparse.ArgumentParser) -> None:
         "images",
         nargs="*",
         metavar="FILE|DIR|GLOB",
-        help="images to send in turn (default: generated photographs of about 200 kB)",
+        help="image files, folders or patterns, to send in turn (default: generated photographs "
+        "of about 200 kB)",
     )
     _add_amount(verb.add_argument_group("how much"))
     _add_content(verb.add_argument_group("what is sent"))

@@ -55,7 +55,11 @@ def reaching_verb(
 
 def add_images(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
-        "images", nargs="+", metavar="FILE|DIR|GLOB|-", help="image files; - reads one from stdin"
+        "images",
+        nargs="+",
+        metavar="FILE|DIR|GLOB|-",
+        help="image files, folders with images at any depth, patterns such as 'shop/*.jpg'; "
+        "- reads one image from stdin",
     )
 
 

@@ -10,6 +10,7 @@ from fake_gpu import sidecar
 from processes import ROOT
 from tiny import colour_network, overwrite, tiny_bundle
 
+from packshot import __version__
 from packshot.bundle import GOLDEN, read_manifest, write_bundle
 from packshot.cli import main
 from packshot.golden import read_golden
@@ -308,6 +309,20 @@ def test_what_is_not_there_is_named(models, arguments, words):
     assert status == 2
     assert errors.startswith("packshot: ")
     assert words in errors
+
+
+@pytest.mark.parametrize("verb", ["list", "show", "verify", "release", "rollback", "diff"])
+def test_help_tells_what_each_word_is(verb, capsys):
+    with pytest.raises(SystemExit):
+        main(["models", verb, "--help"])
+    words = capsys.readouterr().out.partition("positional arguments:\n")[2].partition("\n\n")[0]
+    assert all(len(line.split()) > 1 for line in words.splitlines()), words
+
+
+def test_the_version_of_packshot_is_told(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"packshot {__version__}\n")
 
 
 def test_the_command_itself(tmp_path):
