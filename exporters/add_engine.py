@@ -30,7 +30,7 @@ from packshot.bundle import (
 from packshot.compiled_folder import home_expanded
 from packshot.errors import AnswersDiffer, InvalidInput
 from packshot.image import Pixels
-from packshot.store import current_version, new_version, share
+from packshot.store import check_writable, current_version, new_version, share
 from serving.engines.openvino import INT8, PRECISIONS
 
 WRITTEN_ANEW = (LABELS, REPORT)
@@ -49,6 +49,7 @@ def add_engine(options: AddOptions) -> Path:
     report = read_report(base.folder)
     ways = base.folder / CALIBRATION
     known = read_ways(ways) if ways.exists() else None
+    check_writable(model)
     at_hand = _images_at_hand(options, base)
     stay = _proved_before(options, base)
     for name, why in stay.items():

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -132,6 +132,7 @@ def new_version(model: Path) -> Iterator[tuple[int, Path]]:
     Its files are read-only then. The number is this writer's alone from the start; that of one
     who was killed stays unused for a day.
     """
+    new_model = not model.exists()
     version, mark = _claim_version(model)
     try:
         with whole_folder(model / str(version)) as folder:
@@ -139,6 +140,20 @@ def new_version(model: Path) -> Iterator[tuple[int, Path]]:
             _make_read_only(folder)
     finally:
         mark.unlink(missing_ok=True)
+        if new_model:
+            with suppress(OSError):  # it is not empty: a version is there, or one is being written
+                model.rmdir()
+
+
+def check_writable(model: Path) -> None:
+    """Before work that would be lost. Raises InvalidInput where no version can be written."""
+    there = next(folder for folder in (model, *model.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise InvalidInput(f"{there} is no folder: name another store")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InvalidInput(
+            f"user {os.getuid()} cannot write to {there}: make it writable, or name another store"
+        )
 
 
 def share(files: Iterable[str], source: Path, target: Path) -> None:

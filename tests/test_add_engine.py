@@ -7,7 +7,10 @@ from tiny import add_openvino, change_manifest, colour_network, tiny_bundle
 
 from exporters import making
 from exporters.__main__ import main, not_served
+from exporters.command_line import parse_options
+from exporters.export import export
 from packshot.bundle import read_manifest
+from packshot.errors import InvalidInput
 from packshot.machine import cpu_flags
 from packshot.store import release, versions
 from serving.engines.openvino import BF16, INSTRUCTIONS, INT8
@@ -68,6 +71,17 @@ def test_a_version_that_waits_for_its_release_says_so(store, added):
     (store / "colours" / "released").write_text("9\n")
     told = f"asks for version 9; there are versions 1, 2, 3, 4): {remedy.format(4)}"
     assert added(*options, "--version", "1")[1].endswith(told)
+
+
+def test_a_store_that_takes_no_version_is_told_before_the_run_is_read(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    missing = ["--run", str(tmp_path / "no run")]
+    with pytest.raises(InvalidInput, match=f"{tmp_path}/file is no folder: name another store"):
+        export(parse_options([*missing, "--models", str(tmp_path / "file" / "models")]))
+    monkeypatch.setattr("os.access", lambda folder, _mode: folder != tmp_path)  # root may write
+    with pytest.raises(InvalidInput, match=f"cannot write to {tmp_path}: make it writable"):
+        export(parse_options([*missing, "--models", str(tmp_path / "models")]))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_default_store_needs_not_be_named(tmp_path, monkeypatch):
