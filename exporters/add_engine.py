@@ -30,8 +30,8 @@ from packshot.bundle import (
 from packshot.compiled_folder import home_expanded
 from packshot.errors import AnswersDiffer, InvalidInput
 from packshot.image import Pixels
-from packshot.store import current_version, new_version, share
-from serving.engines.openvino import INT8
+from packshot.store import check_writable, current_version, new_version, share
+from serving.engines.openvino import INT8, PRECISIONS
 
 WRITTEN_ANEW = (LABELS, REPORT)
 
@@ -40,7 +40,8 @@ def add_engine(options: AddOptions) -> Path:
     """Writes the next version and returns its folder.
 
     Raises NotFound or DamagedFile for the version to start from, InvalidInput for another's run,
-    AnswersDiffer if no engine that was asked for passes. Nothing is left behind then.
+    AnswersDiffer if no engine that was asked for passes, or all are there. Nothing is left behind
+    then.
     """
     model = options.models / options.model
     asked = current_version(model) if options.version is None else options.version
@@ -48,7 +49,13 @@ def add_engine(options: AddOptions) -> Path:
     report = read_report(base.folder)
     ways = base.folder / CALIBRATION
     known = read_ways(ways) if ways.exists() else None
+    check_writable(model)
     at_hand = _images_at_hand(options, base)
+    stay = _proved_before(options, base)
+    for name, why in stay.items():
+        print(f"{name} stays as it is: {why}", flush=True)
+    asked_for = [name for name in options.engines if name not in stay]
+    required = [name for name in options.require if name not in stay]
     with (
         new_version(model) as (version, folder),
         tempfile.TemporaryDirectory(prefix="packshot-export-") as workshop,
@@ -71,9 +78,9 @@ def add_engine(options: AddOptions) -> Path:
             images=at_hand.to_calibrate,
             ways=known,
         )
-        made, left_out, not_here = make_all(maker, options.engines, options.require)
+        made, left_out, not_here = make_all(maker, asked_for, required)
         if not made:
-            told = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+            told = "; ".join(f"{name}: {why}" for name, why in {**stay, **left_out}.items())
             raise AnswersDiffer(
                 f"no engine was added: {told or 'none that was asked for runs here'}"
             )
@@ -107,6 +114,22 @@ def next_manifest(
         },
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
+
+
+def _proved_before(options: AddOptions, base: Bundle) -> dict[str, str]:
+    """What was asked for and stays as it is, and why: OpenVINO's, which run a file that is there.
+
+    Golden samples tell less than what was measured; without the run no INT8 file is made anew.
+    """
+    if options.run is not None:
+        return {}
+    there = base.manifest.engines
+    return {
+        name: f"version {base.manifest.version} has it, measured on {there[name].measured.images} "
+        "images (--run measures it anew)"
+        for name in options.engines
+        if name in PRECISIONS and name in there
+    }
 
 
 class AtHand(NamedTuple):

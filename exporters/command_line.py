@@ -21,6 +21,7 @@ from packshot.errors import InvalidInput
 from packshot.plan import Flavour, Profile
 
 ADD_ENGINE = "add-engine"
+DEFAULT_STORE = Path("models")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,18 +164,27 @@ def _add_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells a default where there is one and the help does not tell it in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default, told = action.default, action.help or ""
+        none = default is None or default is False or default == ""
+        return told if none or "default:" in told else super()._get_help_string(action)
+
+
 def _parser(name: str, text: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=name,
         description=text,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Formatter,
     )
 
 
 def _common(parser: argparse.ArgumentParser, engines: tuple[str, ...]) -> None:
     add = parser.add_argument
     add("--data", type=Path, help="where the images are now, if not where they were in training")
-    add("--models", type=Path, default=Path("models"), help="bundle store to write to")
+    add("--models", type=Path, default=DEFAULT_STORE, help="bundle store to write to")
     add("--model", default="products", help="name of the model in the store")
     add(
         "--engines",

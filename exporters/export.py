@@ -16,16 +16,18 @@ from exporters.to_onnx import OPSET, export_onnx, metadata_of
 from exporters.version import complete, peak_gigabytes, read_report
 from packshot.bundle import GOLDEN, EngineFile, Manifest
 from packshot.compiled_folder import home_expanded
-from packshot.store import new_version
+from packshot.store import check_writable, new_version
 
 
 def export(options: ExportOptions) -> Path:
     """Writes the next version of the model and returns its folder.
 
-    Raises NotFound or DamagedFile for the checkpoint, AnswersDiffer if fp32 ONNX does not answer
-    as PyTorch does or a required engine is left out. Nothing is left behind then.
+    Raises InvalidInput for a store that may not be written to, NotFound or DamagedFile for the
+    checkpoint, AnswersDiffer if fp32 ONNX does not answer as PyTorch does or a required engine is
+    left out. Nothing is left behind then.
     """
     started = time.monotonic()
+    check_writable(options.models / options.model)
     source = load_source(options.run, options.data)
     report = read_report(options.run)  # before the work that would be lost without it
     with (

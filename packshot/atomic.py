@@ -64,14 +64,17 @@ def claim(target: Path) -> Path | None:
 
     It says nothing about whether `target` exists.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target.parent)
     mark = target.with_name(f"{CLAIMED}{target.name}")
-    try:
-        mark.touch(exist_ok=False)
-    except FileExistsError:
-        return None
-    return mark
+    while True:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
+        try:
+            mark.touch(exist_ok=False)
+        except FileExistsError:
+            return None
+        except FileNotFoundError:  # a writer that failed has just taken the empty folder away
+            continue
+        return mark
 
 
 def remove_folder(target: Path, *, unless: Callable[[], bool]) -> bool:

@@ -1,5 +1,6 @@
 """How to reach a server: plain or by TLS, with or without a token, for sync and asyncio callers."""
 
+import re
 import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,12 @@ import msgspec
 from packshot.errors import InvalidInput
 
 Options = Sequence[tuple[str, Any]]
+
+# https://github.com/grpc/grpc/blob/master/doc/naming.md
+SCHEME = re.compile("(dns|unix|unix-abstract|vsock|ipv4|ipv6|xds|google-c2p):")
+HOST = re.compile(r"[^\s:/@\[\]]+|\[[0-9A-Fa-f:.]+(%[^\s\]]+)?\]")
+PORT = re.compile(r":([0-9]{1,9})\Z")
+MOST_PORTS = 65_535
 
 
 class Tls(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,13 +48,17 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """One server and how to be let in. Raises InvalidInput where a token would go out readable."""
+    """One server and how to be let in.
+
+    Raises InvalidInput for a target that cannot be one, and where a token would go out readable.
+    """
 
     target: str
     tls: Tls | bool = False
     token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        check_target(self.target)
         if self.token is None:
             return
         if not self.token.isascii() or not self.token.isprintable() or " " in self.token:
@@ -62,6 +73,17 @@ class Connection:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Of every call. gRPC's own call credentials would need TLS also on this machine."""
         return (("authorization", f"Bearer {self.token}"),) if self.token is not None else ()
+
+    def unanswered(self, details: str) -> str:
+        """What to say where gRPC found nobody to talk to, for its reasons."""
+        how = "with" if self.tls else "without"
+        hint = f"is a server running there, {how} TLS?"
+        if "Expected SETTINGS frame" in details:
+            hint = (
+                "what listens there does not speak gRPC: is it the server's HTTP port? Its gRPC "
+                "port is another, 8001 by default"
+            )
+        return f"no answer from {self.target}: {details} ({hint})"
 
     def channel(self, options: Options) -> grpc.Channel:
         credentials, options = self._credentials(), [*options, *self._options()]
@@ -87,6 +109,25 @@ class Connection:
         if not self.tls:
             return None
         return (self.tls if isinstance(self.tls, Tls) else Tls()).credentials()
+
+
+def check_target(target: str) -> None:
+    """Raises InvalidInput where gRPC would take another port than was meant, or find no host.
+
+    Of gRPC's schemes it knows best what may follow, but a port of dns: it cuts to 16 bits, too.
+    """
+    scheme, port = SCHEME.match(target), PORT.search(target)
+    if port and not 1 <= int(port[1]) <= MOST_PORTS:
+        fits = scheme is not None and scheme[1] != "dns"
+    else:
+        fits = scheme is not None or (port and HOST.fullmatch(target, 0, port.start()))
+    if fits:
+        return
+    raise InvalidInput(
+        f"the target is {target!r}; it must be host:port, an IPv6 address in brackets, the port "
+        f"from 1 to {MOST_PORTS}, such as 127.0.0.1:8001 or [::1]:8001, or a name of gRPC's such "
+        "as dns:///shop.example:8001 or unix:/run/packshot.sock"
+    )
 
 
 def endpoint(host: str, port: int) -> str:

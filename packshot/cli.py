@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from packshot import __version__
 from packshot.cli_classify import add_classify_verb
 from packshot.cli_embed import add_embed_verb
 from packshot.cli_load import add_load_verb
@@ -42,6 +43,7 @@ def model(options: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="packshot", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"packshot {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
     add_classify_verb(verbs)
     add_embed_verb(verbs)

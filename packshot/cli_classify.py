@@ -101,7 +101,10 @@ def add_classify_verb(verbs: Any) -> None:
     verb = connected_verb(verbs, "classify", classify, "classify images")
     add_images(verb)
     verb.add_argument(
-        "--top-k", type=int, default=DEFAULT_TOP_K, help="labels per image (default: %(default)s)"
+        "--top-k",
+        type=int,
+        default=DEFAULT_TOP_K,
+        help=f"labels per image; 0 stands for {DEFAULT_TOP_K} (default: %(default)s)",
     )
     verb.add_argument(
         "--min-confidence",

@@ -17,7 +17,8 @@ def load(options: argparse.Namespace) -> int:
     """Raises InvalidInput where the extra `load` is not installed: the other commands need none."""
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise InvalidInput(
-            f"the load tester needs {' and '.join(missing)}: pip install 'packshot[load]'"
+            f"the load tester needs {' and '.join(missing)}: `pip install '.[load]'` in packshot's "
+            "checkout"
         )
     from packshot.load import command
 
@@ -34,7 +35,8 @@ def _add_options(verb: argparse.ArgumentParser) -> None:
         "images",
         nargs="*",
         metavar="FILE|DIR|GLOB",
-        help="images to send in turn (default: generated photographs of about 200 kB)",
+        help="image files, folders or patterns, to send in turn (default: generated photographs "
+        "of about 200 kB)",
     )
     _add_amount(verb.add_argument_group("how much"))
     _add_content(verb.add_argument_group("what is sent"))

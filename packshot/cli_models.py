@@ -22,6 +22,7 @@ from packshot.store import (
     release,
     rollback,
     served_version,
+    there_are,
     versions,
 )
 from packshot.tables import difference_text, show_text, size_text, versions_table
@@ -60,7 +61,8 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def _verdict(name: str, version: int, found: list[str]) -> str:
-    head = f"{name} {version}: {f'{len(found)} faults' if found else 'sound; engines were not run'}"
+    count = "1 fault" if len(found) == 1 else f"{len(found)} faults"
+    head = f"{name} {version}: {count if found else 'sound; engines were not run'}"
     return "\n".join([head, *(f"  {fault}" for fault in found)])
 
 
@@ -128,7 +130,7 @@ def _version(options: argparse.Namespace) -> Path:
 
 def _there(model: Path, version: int) -> Path:
     if version not in versions(model):
-        raise NotFound(f"{model} has no version {version}; there are {versions(model)}")
+        raise NotFound(f"{model} has no version {version}; {there_are(versions(model))}")
     return model / str(version)
 
 
@@ -209,8 +211,8 @@ def _add_release(models: Any) -> None:
         "verify a version and make it the one to serve, whatever is added later; running servers "
         "follow. Remove the file `released` to serve the highest again",
     )
-    verb.add_argument("name", metavar="NAME")
-    verb.add_argument("version", type=int, metavar="VERSION")
+    verb.add_argument("name", metavar="NAME", help="name of the model")
+    verb.add_argument("version", type=int, metavar="VERSION", help="the one to serve")
     _add_no_verify(verb)
 
 
@@ -222,7 +224,7 @@ def _add_rollback(models: Any) -> None:
         "release the version that was served before: of the releases made, the one before the "
         "current; without any, the highest version below it. Again, and it goes one further back",
     )
-    verb.add_argument("name", metavar="NAME")
+    verb.add_argument("name", metavar="NAME", help="name of the model")
     _add_no_verify(verb)
 
 
@@ -233,7 +235,7 @@ def _add_prune(models: Any) -> None:
         prune_versions,
         "remove old versions, never the one to serve nor the one that a rollback would release",
     )
-    verb.add_argument("name", metavar="NAME")
+    verb.add_argument("name", metavar="NAME", help="name of the model")
     verb.add_argument(
         "--keep", type=int, required=True, metavar="N", help="keep the newest N, 1 or more"
     )
@@ -242,9 +244,9 @@ def _add_prune(models: Any) -> None:
 
 def _add_diff(models: Any) -> None:
     verb = _verb(models, "diff", diff, "show what changed from one version to another")
-    verb.add_argument("name", metavar="NAME")
-    verb.add_argument("before", type=int, metavar="A")
-    verb.add_argument("after", type=int, metavar="B")
+    verb.add_argument("name", metavar="NAME", help="name of the model")
+    verb.add_argument("before", type=int, metavar="A", help="the version before")
+    verb.add_argument("after", type=int, metavar="B", help="the version after")
     _add_json(verb)
 
 
@@ -276,7 +278,7 @@ def _verb(models: Any, name: str, run: Any, text: str) -> argparse.ArgumentParse
 
 
 def _add_name_and_version(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("name", metavar="NAME")
+    verb.add_argument("name", metavar="NAME", help="name of the model")
     verb.add_argument(
         "version", nargs="?", type=int, metavar="VERSION", help="default: the one to serve"
     )

@@ -30,7 +30,11 @@ def reaching_verb(
     """A command that reaches a server, by TLS if need be."""
     verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
     verb.set_defaults(run=run)
-    verb.add_argument("--target", default=DEFAULT_TARGET, help="host:port (default: %(default)s)")
+    verb.add_argument(
+        "--target",
+        default=DEFAULT_TARGET,
+        help="host:port, or a name of gRPC's such as dns:///host:port (default: %(default)s)",
+    )
     verb.add_argument(
         "--timeout",
         type=float,
@@ -51,7 +55,11 @@ def reaching_verb(
 
 def add_images(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
-        "images", nargs="+", metavar="FILE|DIR|GLOB|-", help="image files; - reads one from stdin"
+        "images",
+        nargs="+",
+        metavar="FILE|DIR|GLOB|-",
+        help="image files, folders with images at any depth, patterns such as 'shop/*.jpg'; "
+        "- reads one image from stdin",
     )
 
 

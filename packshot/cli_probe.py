@@ -10,7 +10,7 @@ import grpc
 
 from packshot.channel import Connection
 from packshot.cli_options import reaching_verb, tls_of
-from packshot.errors import PackshotError
+from packshot.errors import NotFound, PackshotError
 from packshot.services import CLASSIFIER
 from packshot.status import error_from_status
 
@@ -36,16 +36,28 @@ def state(connection: Connection, service: str, timeout_seconds: float) -> str:
         try:
             answer = check(b"\x0a" + _varint(len(name)) + name, timeout=timeout_seconds)
         except grpc.RpcError as error:
-            raise error_from_status(error.code(), error.details() or "") from error
+            raise _error(connection, service, error) from error
     return STATES.get(answer, f"not known to this probe ({answer.hex()})")
+
+
+def _error(connection: Connection, service: str, error: grpc.RpcError) -> PackshotError:
+    details = error.details() or ""
+    if error.code() is grpc.StatusCode.NOT_FOUND:
+        return NotFound(f"the server has no service {service}")
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        details = connection.unanswered(details)
+    return error_from_status(error.code(), details)
 
 
 def probe(options: argparse.Namespace) -> int:
     """0 or 1: Docker keeps the other exit statuses of a health check for itself."""
-    connection = Connection(target=options.target, tls=tls_of(options))
     what = f"{options.target}: {options.service or 'the server'}"
     try:
+        connection = Connection(target=options.target, tls=tls_of(options))
         found = state(connection, options.service, options.timeout)
+    except NotFound as error:
+        print(f"{options.target}: {error}", file=sys.stderr)
+        return 1
     except PackshotError as error:
         print(f"{what} did not tell: {error}", file=sys.stderr)
         return 1

@@ -321,10 +321,7 @@ class Client:
     def _translated(self, error: grpc.RpcError) -> PackshotError:
         code, details = error.code(), error.details() or ""
         if code is grpc.StatusCode.UNAVAILABLE:
-            how = "with" if self._connection.tls else "without"
-            details = (
-                f"no answer from {self.target}: {details} (is a server running there, {how} TLS?)"
-            )
+            details = self._connection.unanswered(details)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded(
                 f"no answer from {self.target} within {self._timeout_seconds:g} s"

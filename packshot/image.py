@@ -223,7 +223,7 @@ def decode_rgb(
     except Exception as error:
         # Decoders raise whatever their parsing runs into (OSError, SyntaxError, struct.error,
         # AssertionError, ...): each means the same to the sender of these bytes.
-        message = f"damaged {image.format} image: it cannot be decoded"
+        message = f"the {image.format} image cannot be decoded"
         raise ImageError("damaged", message) from error
     return rgb, stored_size[::-1] if turn >= 5 else stored_size
 

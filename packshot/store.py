@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +54,12 @@ def _folders(parent: Path) -> list[Path]:
         ) from error
 
 
+def there_are(numbers: Sequence[int]) -> str:
+    if len(numbers) < 2:
+        return f"there is version {numbers[0]}" if numbers else "there is none"
+    return f"there are versions {', '.join(map(str, numbers))}"
+
+
 def current_version(model: Path) -> int:
     """The version to serve. Raises NotFound, or DamagedFile if `released` is not a number."""
     available = versions(model)
@@ -67,9 +73,9 @@ def current_version(model: Path) -> int:
     except (OSError, UnicodeDecodeError) as error:
         raise DamagedFile(f"{released} cannot be read: {error}") from error
     if not text.isdecimal():
-        raise DamagedFile(f"{released} holds {text!r}; expected one of the versions {available}")
+        raise DamagedFile(f"{released} holds {text!r}; expected a version; {there_are(available)}")
     if int(text) not in available:
-        raise NotFound(f"{released} asks for version {text}; there are {available}")
+        raise NotFound(f"{released} asks for version {text}; {there_are(available)}")
     return int(text)
 
 
@@ -98,7 +104,7 @@ def release(model: Path, version: int) -> None:
     """Makes `version` the one to serve, from now on whatever is added. Raises NotFound."""
     available = versions(model)
     if version not in available:
-        raise NotFound(f"{model} has no version {version}; there are {available}")
+        raise NotFound(f"{model} has no version {version}; {there_are(available)}")
     before = served_version(model)  # None if `released` is damaged: this repairs it
     earlier = _history(model) if before is None else [*_history(model), before]
     _serve(model, version, history=[*earlier, version])
@@ -113,7 +119,7 @@ def rollback(model: Path) -> int:
     if version is None:
         raise NotFound(
             f"nothing was served before version {current_version(model)} of {model}: "
-            f"there are {versions(model)}"
+            f"{there_are(versions(model))}"
         )
     _serve(model, version, history=[*_earlier_releases(model, current_version(model)), version])
     return version
@@ -126,6 +132,7 @@ def new_version(model: Path) -> Iterator[tuple[int, Path]]:
     Its files are read-only then. The number is this writer's alone from the start; that of one
     who was killed stays unused for a day.
     """
+    new_model = not model.exists()
     version, mark = _claim_version(model)
     try:
         with whole_folder(model / str(version)) as folder:
@@ -133,6 +140,20 @@ def new_version(model: Path) -> Iterator[tuple[int, Path]]:
             _make_read_only(folder)
     finally:
         mark.unlink(missing_ok=True)
+        if new_model:
+            with suppress(OSError):  # it is not empty: a version is there, or one is being written
+                model.rmdir()
+
+
+def check_writable(model: Path) -> None:
+    """Before work that would be lost. Raises InvalidInput where no version can be written."""
+    there = next(folder for folder in (model, *model.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise InvalidInput(f"{there} is no folder: name another store")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InvalidInput(
+            f"user {os.getuid()} cannot write to {there}: make it writable, or name another store"
+        )
 
 
 def share(files: Iterable[str], source: Path, target: Path) -> None:

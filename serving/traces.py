@@ -24,7 +24,9 @@ try:
     from opentelemetry.trace import SpanKind, StatusCode, format_trace_id, set_span_in_context
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError as error:
-    raise InvalidInput("traces need OpenTelemetry: pip install 'packshot[otel]'") from error
+    raise InvalidInput(
+        "traces need OpenTelemetry: `pip install '.[otel]'` in packshot's checkout"
+    ) from error
 
 Metadata = Iterable[tuple[str, str | bytes]]
 

@@ -20,6 +20,7 @@ from processes import ROOT, TIMEOUT, serving
 from tiny import PURE, jpeg, tiny_bundle
 
 from packshot import Client
+from packshot.channel import check_target
 from packshot.errors import InvalidInput, Unavailable
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierServicer, add_ClassifierServicer_to_server
@@ -222,6 +223,41 @@ def test_an_unreachable_server_is_named():
         target = f"127.0.0.1:{unused.getsockname()[1]}"
     with Client(target) as client, pytest.raises(Unavailable, match=target):
         client.classify(jpeg(PURE["red"]))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "", "127.0.0.1", "shop.example", ":8001", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536",
+        "127.0.0.1:99999", "127.0.0.1:-1", "shop:http", "::1:8001", "::1", "[::1]", "[shop]:1",
+        "http://127.0.0.1:8001", "https://shop:1/", "a b:1", "127.0.0.1:8001/", "shop:1\n",
+        "dns:///shop:99999", "dns:shop:0", f"shop:{'9' * 5000}",
+    ],
+)  # fmt: skip
+def test_a_target_that_cannot_be_one_is_refused(target):
+    with pytest.raises(InvalidInput, match=r"must be host:port.*the port from 1 to 65535") as told:
+        Client(target)
+    assert f"the target is {target!r}" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "127.0.0.1:1", "shop_1.example:65535", "[::1]:8001", "[fe80::1%eth0]:8001", "localhost:1",
+        "dns:///shop.example", "dns:///packshot-headless:8001", "dns:shop:8001",
+        "dns://127.0.0.1:53/shop:8001", "dns:///[::1]:8001", "dns:///[::1]", "unix:/run/a.sock",
+        "unix:a:99999", "unix:///run/a.sock", "unix-abstract:a", "vsock:2:100000", "xds:///shop",
+        "ipv4:127.0.0.1:1,127.0.0.2:2", "ipv6:[::1]:1",
+    ],
+)  # fmt: skip
+def test_the_names_that_grpc_knows_are_left_to_it(target):
+    check_target(target)
+
+
+@pytest.mark.parametrize("name", ["dns:///localhost:{}", "dns:127.0.0.1:{}", "ipv4:127.0.0.1:{}"])
+def test_a_name_of_grpcs_reaches_the_server(server, name):
+    with Client(name.format(server.target.rpartition(":")[2])) as client:
+        assert client.model().model == "colours"
 
 
 def test_options_are_checked():

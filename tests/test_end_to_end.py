@@ -197,7 +197,7 @@ def test_an_exporter_on_a_full_disk_says_so_and_leaves_nothing(run, tmp_path):
     assert done.returncode == 1
     assert "nothing was written" in done.stderr
     assert "Traceback" not in done.stderr
-    assert list((tmp_path / "m").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_exporter_without_a_checkpoint_says_what_to_do(tmp_path):

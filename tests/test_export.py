@@ -644,6 +644,18 @@ def test_options_become_typed_records():
         parse_options(["--gate-int8-drop", "2"])
 
 
+@pytest.mark.parametrize("verb", [(), ("add-engine",)])
+def test_help_tells_each_default_once_and_where_there_is_one(verb, capsys):
+    with pytest.raises(SystemExit):
+        parse_options([*verb, "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for none in ("(default: None)", "(default: )", "(default: False)", ") (default:"):
+        assert none not in told
+    for one in ("(default: 0.995)", "calibration images (default: 0)", "(default: models)"):
+        assert one in told
+    assert "(default: 1,8,32)" in told
+
+
 def test_timings_are_compared_at_their_best():
     def timed(*milliseconds: float) -> tuple[Timing, ...]:
         return tuple(

@@ -7,7 +7,8 @@ from certificates import Authority
 from processes import program, serving, until
 
 from packshot.cli_probe import add_probe_verb
-from packshot.client import DEFAULT_TARGET
+from packshot.client import DEFAULT_TARGET, Client
+from packshot.errors import Unavailable
 
 READY = "packshot.v1.Classifier"
 
@@ -23,7 +24,7 @@ def test_ready_alive_and_neither(server):
     assert (alive.returncode, alive.stdout) == (0, f"{server.target}: the server is SERVING\n")
     unknown = probe(server.target, "--service", "x" * 256)  # whose length takes two bytes
     assert unknown.returncode == 1
-    assert "did not tell" in unknown.stderr
+    assert unknown.stderr == f"{server.target}: the server has no service {'x' * 256}\n"
     long = probe(server.target, "--service", "x" * 257)
     assert "the service's name has 257 characters; at most 256 are taken" in long.stderr
 
@@ -56,6 +57,21 @@ def test_nobody_there():
     assert found.returncode == 1
     assert found.stderr.startswith(f"127.0.0.1:1: {READY} did not tell: ")
     assert "Traceback" not in found.stderr
+
+
+def test_a_target_that_cannot_be_one_is_no_usage_error_to_docker():
+    found = probe("127.0.0.1:99999")
+    assert (found.returncode, found.stdout) == (1, "")
+    assert "did not tell: the target is '127.0.0.1:99999'; it must be host:port" in found.stderr
+
+
+def test_the_http_port_is_told_from_that_of_grpc(server):
+    page = server.http_url.removeprefix("http://")
+    found = probe(page)
+    assert found.returncode == 1
+    assert "is it the server's HTTP port? Its gRPC port is another" in found.stderr
+    with Client(page) as client, pytest.raises(Unavailable, match="is it the server's HTTP port"):
+        client.model()
 
 
 def test_by_tls_with_a_certificate_for_another_name(store, tmp_path):

@@ -30,7 +30,7 @@ def test_an_image_that_has_no_pixels_is_named(server, tmp_path):
     (tmp_path / "cut.jpg").write_bytes(RED[: len(RED) // 2])
     done = load_command("--target", server.target, "--pixels", tmp_path)
     assert done.returncode == 2
-    assert f"packshot: {tmp_path}/cut.jpg: damaged JPEG image" in done.stderr
+    assert f"packshot: {tmp_path}/cut.jpg: the JPEG image cannot be decoded" in done.stderr
 
 
 @pytest.mark.parametrize("load", [("--concurrency", 2), ("--sweep",)])
@@ -163,7 +163,7 @@ def test_the_other_commands_need_no_load_tester(server):
         for arguments in (["model", "--target", server.target], ["load"])
     )  # fmt: skip
     assert (model.returncode, load.returncode) == (0, 2)
-    assert "pip install 'packshot[load]'" in load.stderr
+    assert "`pip install '.[load]'` in packshot's checkout" in load.stderr
 
 
 def test_what_the_command_line_says_is_what_is_done(server, tmp_path):

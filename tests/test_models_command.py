@@ -10,6 +10,7 @@ from fake_gpu import sidecar
 from processes import ROOT
 from tiny import colour_network, overwrite, tiny_bundle
 
+from packshot import __version__
 from packshot.bundle import GOLDEN, read_manifest, write_bundle
 from packshot.cli import main
 from packshot.golden import read_golden
@@ -147,7 +148,8 @@ def test_verify_decodes_the_golden_samples(store, models):
         write_bundle(folder, msgspec.structs.replace(manifest, version=version))
     status, text, _ = models("verify", "colours")
     assert status == 1
-    (fault,) = text.splitlines()[1:]
+    head, fault = text.splitlines()
+    assert head == "colours 2: 1 fault"
     assert "golden.npz: decoded golden images differ by" in fault
 
 
@@ -295,7 +297,7 @@ def test_export_writes_the_version_that_is_served(store, models, tmp_path):
     ("arguments", "words"),
     [
         (("list", "shapes"), "no model 'shapes' in"),
-        (("show", "colours", 7), "has no version 7; there are [1]"),
+        (("show", "colours", 7), "has no version 7; there is version 1"),
         (("verify", "shapes"), "there is colours"),
         (("release", "colours", 7), "has no version 7"),
         (("rollback", "colours"), "nothing was served before version 1"),
@@ -307,6 +309,20 @@ def test_what_is_not_there_is_named(models, arguments, words):
     assert status == 2
     assert errors.startswith("packshot: ")
     assert words in errors
+
+
+@pytest.mark.parametrize("verb", ["list", "show", "verify", "release", "rollback", "diff"])
+def test_help_tells_what_each_word_is(verb, capsys):
+    with pytest.raises(SystemExit):
+        main(["models", verb, "--help"])
+    words = capsys.readouterr().out.partition("positional arguments:\n")[2].partition("\n\n")[0]
+    assert all(len(line.split()) > 1 for line in words.splitlines()), words
+
+
+def test_the_version_of_packshot_is_told(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"packshot {__version__}\n")
 
 
 def test_the_command_itself(tmp_path):

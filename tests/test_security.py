@@ -383,7 +383,7 @@ def test_readable_tokens_on_a_network_are_warned_of(store, token_file, pki):
 
 
 def test_the_client_does_not_send_a_token_in_plain_text_over_a_network():
-    for target in ("shop.example:8001", "10.0.0.1:8001", "ipv4:10.0.0.1:1,127.0.0.1:1", ":8001"):
+    for target in ("shop.example:8001", "10.0.0.1:8001", "ipv4:10.0.0.1:1,127.0.0.1:1"):
         with pytest.raises(InvalidInput, match="would travel in plain text: connect by TLS"):
             Client(target, token=TOKEN)
         Client(target, token=TOKEN, tls=True).close()

@@ -207,7 +207,8 @@ def test_without_opentelemetry_it_says_what_to_install():
         "except InvalidInput as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True)
-    assert done.stdout == "traces need OpenTelemetry: pip install 'packshot[otel]'\n"
+    remedy = "`pip install '.[otel]'` in packshot's checkout"
+    assert done.stdout == f"traces need OpenTelemetry: {remedy}\n"
 
 
 def test_the_server_without_traces_does_not_load_opentelemetry():
