@@ -46,7 +46,7 @@ class Tokens:
         except InvalidInput as error:
             log.error("the old tokens go on: %s", error)
         else:
-            log.info("%d tokens from %s", len(self._digests), self._file)
+            log.info("tokens in %s: %d", self._file, len(self._digests))
 
 
 def _read(file: Path) -> tuple[bytes, ...]:

@@ -85,7 +85,11 @@ def test_the_readmes_example_prints_answers_and_faults(capsys):
 def dry_run(*arguments: str) -> str:
     """What make would do, without the installation of what it needs."""
     done = subprocess.run(
-        ["make", "-n", *arguments], cwd=ROOT, text=True, capture_output=True, check=True
+        ["make", "-n", "--no-print-directory", *arguments],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=True,
     )
     commands = done.stdout.rpartition(".venv/.installed\n")[2]
     return "\n".join(" ".join(line.split()) for line in commands.splitlines())
