@@ -2,9 +2,10 @@
 
 import argparse
 
+import grpc
 import pytest
 from certificates import Authority
-from processes import program, serving, until
+from processes import TIMEOUT, program, serving, until
 
 from packshot.cli_probe import add_probe_verb
 from packshot.client import DEFAULT_TARGET, Client
@@ -27,6 +28,21 @@ def test_ready_alive_and_neither(server):
     assert unknown.stderr == f"{server.target}: the server has no service {'x' * 256}\n"
     long = probe(server.target, "--service", "x" * 257)
     assert "the service's name has 257 characters; at most 256 are taken" in long.stderr
+
+
+HEALTH = "/grpc.health.v1.Health"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+
+
+@pytest.mark.parametrize("method", [f"{HEALTH}/Check", f"{HEALTH}/Watch", REFLECTION])
+def test_what_is_no_message_is_told_so_and_no_fault(server, method):
+    with grpc.insecure_channel(server.target) as channel:
+        ask = channel.stream_stream(method)  # bytes as they are, whatever the method takes
+        with pytest.raises(grpc.RpcError) as caught:
+            list(ask(iter([b"\xff" * 9]), timeout=TIMEOUT))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "cannot be parsed" in caught.value.details()
+    assert "Traceback" not in server.log
 
 
 def test_a_draining_server_is_alive_and_not_ready(store):
