@@ -1,10 +1,12 @@
 import logging
 import os
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from processes import TIMEOUT, Server, serving
+from load_programs import LOAD
+from processes import ROOT, TIMEOUT, Server, serving
 from tiny import colour_network, tiny_bundle
 
 from packshot import Client
@@ -59,6 +61,27 @@ def client(server: Server) -> Iterator[Client]:
     """Of the module's server."""
     with Client(server.target, timeout_seconds=TIMEOUT) as client:
         yield client
+
+
+@pytest.fixture
+def interruptible() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Starts `packshot load` as a terminal does: in a process group of its own, which Ctrl-C is
+    for."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(server: Server, *options: object, ignored: str = "") -> "subprocess.Popen[str]":
+        shell = ("sh", "-c", f'trap "" {ignored}; exec "$@"', "sh") if ignored else ()
+        loading = subprocess.Popen(
+            [*shell, *LOAD, "--target", server.target, *map(str, options)],
+            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,
+        )  # fmt: skip
+        started.append(loading)
+        return loading
+
+    yield start
+    for loading in started:
+        with loading:  # a test that failed must not leave it to those that follow
+            loading.kill()
 
 
 @pytest.fixture(scope="session")

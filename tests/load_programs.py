@@ -21,15 +21,6 @@ def load_command(*arguments: object, **environment: str) -> "subprocess.Complete
     )  # fmt: skip
 
 
-def interruptible(server, *options: object, ignored: str = "") -> "subprocess.Popen[str]":
-    """As a terminal starts it: in a process group of its own, which Ctrl-C is for."""
-    shell = ("sh", "-c", f'trap "" {ignored}; exec "$@"', "sh") if ignored else ()
-    return subprocess.Popen(
-        [*shell, *LOAD, "--target", server.target, *map(str, options)],
-        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,
-    )  # fmt: skip
-
-
 def waiting_signals(pid: int) -> set[int]:
     """That it was sent and has not been told of."""
     status = Path(f"/proc/{pid}/status").read_text()

@@ -18,7 +18,6 @@ from load_programs import (
     RED,
     children,
     command_of,
-    interruptible,
     load_command,
 )
 from load_records import load_report
@@ -174,7 +173,7 @@ def test_client_processes_do_not_outlive_who_started_them(held, tmp_path):
     until(lambda: not any(map(command_of, senders)))
 
 
-def test_a_sweep_whose_server_dies_says_so_and_tries_no_further(store, tmp_path):
+def test_a_sweep_whose_server_dies_says_so_and_tries_no_further(store, tmp_path, interruptible):
     (tmp_path / "red.jpg").write_bytes(RED)
     with serving("--models", store) as server:
         sweeping = interruptible(

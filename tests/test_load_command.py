@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from load_programs import LOAD, RED, interruptible, load_command
+from load_programs import LOAD, RED, load_command
 from processes import ROOT, TIMEOUT
 
 from packshot.cli import main
@@ -34,7 +34,9 @@ def test_an_image_that_has_no_pixels_is_named(server, tmp_path):
 
 
 @pytest.mark.parametrize("load", [("--concurrency", 2), ("--sweep",)])
-def test_results_are_written_though_nobody_reads_what_is_printed(server, tmp_path, load):
+def test_results_are_written_though_nobody_reads_what_is_printed(
+    server, tmp_path, load, interruptible
+):
     (tmp_path / "red.jpg").write_bytes(RED)
     loading = interruptible(
         server, *load, "--seconds", 0.3, "--warmup", 0, "--out", tmp_path, tmp_path / "red.jpg"

@@ -9,14 +9,16 @@ import termios
 from itertools import islice
 
 import pytest
-from load_programs import LOAD, RED, interruptible, waiting_signals
+from load_programs import LOAD, RED, waiting_signals
 from processes import FAKE_SERVING, ROOT, TIMEOUT, serving, until
 
 from packshot.load.results import read_results
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_sweep_that_is_interrupted_keeps_the_rates_it_finished(server, tmp_path, sent):
+def test_a_sweep_that_is_interrupted_keeps_the_rates_it_finished(
+    server, tmp_path, sent, interruptible
+):
     (tmp_path / "red.jpg").write_bytes(RED)
     sweeping = interruptible(
         server, "--sweep", "--seconds", 0.5, "--warmup", 0.1, "--out", tmp_path,
@@ -36,7 +38,9 @@ def test_a_sweep_that_is_interrupted_keeps_the_rates_it_finished(server, tmp_pat
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("amount", [("--rate", 50), ("--concurrency", 2)])
-def test_a_run_that_is_interrupted_reports_what_it_counted(server, tmp_path, amount, sent):
+def test_a_run_that_is_interrupted_reports_what_it_counted(
+    server, tmp_path, amount, sent, interruptible
+):
     (tmp_path / "red.jpg").write_bytes(RED)
     before = server.metric("packshot_images_total")
     loading = interruptible(
@@ -59,7 +63,7 @@ def test_a_run_that_is_interrupted_reports_what_it_counted(server, tmp_path, amo
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
 def test_a_run_in_the_background_reports_what_it_counted_though_it_is_ended_twice(
-    server, tmp_path, sent
+    server, tmp_path, sent, interruptible
 ):
     """A shell lets what it runs in the background ignore Ctrl-C; `timeout` sends its signal twice,
     and so does a shell whose terminal goes away."""
@@ -96,7 +100,7 @@ def test_a_run_whose_terminal_goes_away_writes_what_it_counted(server, tmp_path)
     assert read_results(tmp_path).run.answered > 20
 
 
-def test_a_second_signal_gives_up_what_is_not_answered(store, tmp_path):
+def test_a_second_signal_gives_up_what_is_not_answered(store, tmp_path, interruptible):
     (tmp_path / "red.jpg").write_bytes(RED)
     hung = ("--models", store, "--control", tmp_path, "--lanes", 1, "--hang-seconds", 600)
     with serving(*hung, program=FAKE_SERVING) as server:
@@ -116,7 +120,7 @@ def test_a_second_signal_gives_up_what_is_not_answered(store, tmp_path):
     assert f"{run.sent} requests were given up before their deadline" in " ".join(shown.split())
 
 
-def test_what_nohup_asks_for_is_done(server, tmp_path):
+def test_what_nohup_asks_for_is_done(server, tmp_path, interruptible):
     (tmp_path / "red.jpg").write_bytes(RED)
     before = server.metric("packshot_images_total")
     loading = interruptible(server, "--seconds", 1, tmp_path / "red.jpg", ignored="HUP")
@@ -126,7 +130,7 @@ def test_what_nohup_asks_for_is_done(server, tmp_path):
     assert (loading.returncode, "it was stopped" in shown) == (0, False)
 
 
-def test_ctrl_c_before_anything_is_counted_leaves_nothing(server, tmp_path):
+def test_ctrl_c_before_anything_is_counted_leaves_nothing(server, tmp_path, interruptible):
     before = server.metric("packshot_images_total")
     loading = interruptible(server, "--warmup", 600, "--out", tmp_path / "out")
     until(lambda: server.metric("packshot_images_total") > before)

@@ -2,18 +2,22 @@
 
 import asyncio
 import math
+import socket
+import subprocess
+import sys
 import time
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from load_records import plan_at, tally_of
+from processes import ROOT
 
 from packshot.errors import InvalidInput
 from packshot.intervals import mean_interval, quantile_interval
 from packshot.load import sender, wire
 from packshot.load.arrivals import due_times
-from packshot.load.messages import Order
+from packshot.load.messages import Done, GiveUp, Order, Progress, Ready, Setup, Stop, encoded, read
 from packshot.load.observed import Reading, between
 from packshot.load.report import report_of
 from packshot.load.sender import Run
@@ -315,3 +319,30 @@ def test_stage_times_are_those_of_the_server_in_milliseconds():
     times = window.stages["decode"]
     assert (window.seconds, times.count) == (2.0, 100)
     assert (times.mean_ms, times.p50_ms, times.p99_ms) == pytest.approx((12.0, 10.0, 19.8))
+
+
+def test_what_is_said_in_one_breath_is_all_heard():
+    """Two signals, one right after the other: the second gives up what the first waits for."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "packshot.load.sender"],
+            cwd=ROOT, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        ) as client,
+    ):  # fmt: skip
+        setup = Setup(
+            target=f"127.0.0.1:{silent.getsockname()[1]}", tls=False, token=None, api="packshot",
+            requests=[b""], images_per_request=1,
+        )  # fmt: skip
+        client.stdin.write(encoded(setup))
+        assert read(client.stdout) == Ready()
+        plan = plan_at(warmup_seconds=0.0, seconds=5.0, timeout_seconds=5.0)
+        begin = time.monotonic()
+        client.stdin.write(encoded(Order(plan=plan, number=0, senders=1, begin=begin)))
+        in_flight = read(client.stdout).in_flight
+        client.stdin.write(encoded(Stop(at=time.monotonic())) + encoded(GiveUp()))
+        while not isinstance(told := read(client.stdout), Done):
+            assert isinstance(told, Progress)
+        client.stdin.close()
+    assert told.tally.errors == {"GIVEN_UP": told.tally.sent}
+    assert told.tally.sent >= in_flight > 1

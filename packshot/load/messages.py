@@ -1,7 +1,7 @@
 """What the load tester and its client processes say to each other: length, then MessagePack."""
 
 import struct
-from typing import BinaryIO
+from io import RawIOBase
 
 import msgspec
 
@@ -69,11 +69,20 @@ def encoded(message: Message) -> bytes:
     return LENGTH.pack(len(body)) + body
 
 
-def decoded(body: bytes) -> Message:
+def decoded(body: bytes | bytearray) -> Message:
     return _decoder.decode(body)
 
 
-def read(stream: BinaryIO) -> Message | None:
-    """None at the end of the stream."""
-    head = stream.read(LENGTH.size)
-    return decoded(stream.read(*LENGTH.unpack(head))) if len(head) == LENGTH.size else None
+def read(stream: RawIOBase) -> Message | None:
+    """None at the end of the stream, which is not buffered: a message that came right after would
+    lie in the buffer, where no event loop sees it.
+    """
+    head = _read(stream, LENGTH.size)
+    return decoded(_read(stream, *LENGTH.unpack(head))) if len(head) == LENGTH.size else None
+
+
+def _read(stream: RawIOBase, size: int) -> bytearray:
+    content, got = bytearray(size), 0
+    while got < size and (count := stream.readinto(memoryview(content)[got:])):
+        got += count
+    return content[:got]

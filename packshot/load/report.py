@@ -7,7 +7,7 @@ import msgspec
 
 from packshot.intervals import Interval, mean_interval, quantile_interval
 from packshot.load.observed import ServerWindow
-from packshot.load.tally import SLICES, Tally, decoded
+from packshot.load.tally import GIVEN_UP, NOT_SENT, SLICES, Tally, decoded
 from packshot.load_plan import MOST_IN_FLIGHT, LoadPlan
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 100.0)
@@ -16,8 +16,7 @@ LATE_MS = 5.0
 LATE_SHARE = 0.1  # of the median answer
 LATE_SHARE_OF_TAIL = 0.5  # of the slowest answer in a thousand
 OVERLOAD = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
-NEVER_SENT = ("NOT_SENT", "TOO_MANY_IN_FLIGHT")
-GIVEN_UP = "GIVEN_UP"  # no answer yet when somebody would wait no longer
+NEVER_SENT = (NOT_SENT, "TOO_MANY_IN_FLIGHT")
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,7 +237,7 @@ def _doubts_of_client(
             text=f"{_lateness(plan, latest, 'a thousand')}: the slowest answers tell of this "
             "machine, not of the server",
         )
-    if not_sent := tally.errors.get("NOT_SENT"):
+    if not_sent := tally.errors.get(NOT_SENT):
         yield Doubt(
             kind="not_sent",
             size=not_sent,

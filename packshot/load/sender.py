@@ -8,6 +8,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
+from io import FileIO
 from typing import Any
 
 import grpc
@@ -27,7 +28,7 @@ from packshot.load.messages import (
     encoded,
     read,
 )
-from packshot.load.tally import Recorder, Tally, Window
+from packshot.load.tally import GIVEN_UP, NOT_SENT, Recorder, Tally, Window
 from packshot.load.wire import WIRES
 from packshot.load_plan import MOST_IN_FLIGHT
 
@@ -125,7 +126,7 @@ class Run:
         async with asyncio.TaskGroup() as group:
             for due in dues:
                 if self._is_over():
-                    self._recorder.never_sent(itertools.chain((due,), dues))
+                    self._recorder.never_sent(itertools.chain((due,), dues), self._unsent)
                     return
                 if not await self._comes(due):
                     return
@@ -151,6 +152,11 @@ class Run:
         closes = self._recorder.window.closes
         return self._given_up or time.monotonic() >= closes + self._order.plan.timeout_seconds
 
+    @property
+    def _unsent(self) -> str:
+        """Why something is not sent any more."""
+        return GIVEN_UP if self._given_up else NOT_SENT
+
     async def _send_late(self, due: float) -> None:
         self._recorder.late(due, time.monotonic() - due)
         await self._send(due)
@@ -161,7 +167,7 @@ class Run:
         self._recorder.sent(due)
         left = due + self._order.plan.timeout_seconds - sent
         if left <= 0 or self._given_up:
-            self._recorder.not_answered(due, "NOT_SENT")
+            self._recorder.not_answered(due, self._unsent)
             return False
         if len(self._waiting) >= self._most_in_flight:
             self._recorder.not_answered(due, "TOO_MANY_IN_FLIGHT")
@@ -181,7 +187,7 @@ class Run:
             if not self._given_up or task is None:
                 raise
             task.uncancel()
-            self._recorder.not_answered(due, "GIVEN_UP")
+            self._recorder.not_answered(due, GIVEN_UP)
             return False
         finally:
             self._waiting.discard(task)
@@ -220,35 +226,36 @@ def _tell_parent(message: Message) -> None:
 
 
 def main() -> None:
-    setup = read(sys.stdin.buffer)
+    orders = FileIO(0, closefd=False)  # standard input, which Python itself would buffer
+    setup = read(orders)
     if not isinstance(setup, Setup):  # whoever started this is gone
         return
     with asyncio.Runner() as runner:
         sender = runner.run(_opened(setup))
         _tell_parent(Ready())
-        while isinstance(order := read(sys.stdin.buffer), Order):
-            _tell_parent(Done(runner.run(_obeyed(sender, order))))
+        while isinstance(order := read(orders), Order):
+            _tell_parent(Done(runner.run(_obeyed(sender, order, orders))))
         runner.run(sender.channel.close())
 
 
-async def _obeyed(sender: Sender, order: Order) -> Tally:
+async def _obeyed(sender: Sender, order: Order, orders: FileIO) -> Tally:
     """Until it is done. Meanwhile it may be told to send no more, and then to wait no more."""
     run, loop = Run(sender, order), asyncio.get_running_loop()
 
     def hear() -> None:
-        match read(sys.stdin.buffer):
+        match read(orders):
             case Stop() as stop:
                 run.stop(stop.at)
             case GiveUp():
                 run.give_up()
             case _:  # whoever gave the order is gone, which shows when something is told
-                loop.remove_reader(sys.stdin)
+                loop.remove_reader(orders)
 
-    loop.add_reader(sys.stdin, hear)
+    loop.add_reader(orders, hear)
     try:
         return await run.tally(_tell_parent)
     finally:
-        loop.remove_reader(sys.stdin)
+        loop.remove_reader(orders)
 
 
 async def _opened(setup: Setup) -> Sender:

@@ -14,6 +14,8 @@ from hdrh.histogram import HdrHistogram
 
 LOWEST_US, HIGHEST_US, DIGITS = 1, 3_600_000_000, 3
 MOST_DETAILS = 200  # characters of what a server says
+NOT_SENT = "NOT_SENT"  # its deadline had passed before this client came to it
+GIVEN_UP = "GIVEN_UP"  # no answer yet, or not even sent, when somebody would wait no longer
 SLICES = 10
 """The window in equal parts: how much they differ tells how sure the mean is (batch means)."""
 
@@ -108,12 +110,12 @@ class Recorder:
             if details:
                 self._error_details.setdefault(code, details[:MOST_DETAILS])
 
-    def never_sent(self, dues: Iterable[float]) -> None:
-        """Their deadlines have passed."""
+    def never_sent(self, dues: Iterable[float], why: str) -> None:
         count = sum(map(self.window.holds, dues))
         self._sent += count
         self.failed += count
-        self._errors["NOT_SENT"] += count
+        if count:
+            self._errors[why] += count
 
     def refused(self, due: float, seconds: float) -> None:
         """For overload, so long after it was sent."""
