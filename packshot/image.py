@@ -4,7 +4,7 @@ Training's evaluation, calibration, golden samples and the server all call `load
 `ImageSpec` that the bundle carries, so the answer served is computed from the pixels that the
 accuracy was measured on. The arithmetic is that of torchvision's transforms on Pillow images:
 
-    fit crop   Resize(resize_short_side), CenterCrop(crop), fused into one `Image.resize(box=...)`
+    fit crop   Resize(resize_short_side), CenterCrop(crop), fused into one resize of a box
     fit pad    Resize(None, max_size=crop), and the colour `padding` around it up to crop x crop
 """
 
@@ -19,6 +19,7 @@ from PIL import Image, ImageFile
 
 from packshot.errors import ImageError
 from packshot.headers import MAX_EXIF_BYTES, Metered, check_jpeg, check_png
+from packshot.resizing import Resizer, resized
 from packshot.tiff import check_tiff
 
 Pixels = npt.NDArray[np.uint8]
@@ -58,7 +59,8 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     `fit` crop: the network sees the centre, and of a long picture not its ends. `fit` pad: it sees
     the whole picture, the long side `crop` pixels, centred on a square of the colour `padding`;
-    `resize_short_side` then plays no part. Records without the field mean crop.
+    `resize_short_side` then plays no part. Records without the field mean crop, and without a
+    `resizer` (`packshot.resizing`) pillow.
     """
 
     decoder: Literal["pillow"] = "pillow"
@@ -72,6 +74,7 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     crop: int = 224
     interpolation: Literal["bilinear"] = "bilinear"
     antialias: Literal[True] = True
+    resizer: Resizer = "pillow"
     # JPEGs are decoded at 1/2, 1/4 or 1/8 scale as long as the short side keeps this many pixels
     # (with pad that of the padded square, which is the picture's long side): a third of the time
     # on large photographs, a grey level or two away (PIL.Image.Image.draft). 256 in the place of
@@ -129,7 +132,7 @@ def _cropped(rgb: Image.Image, size: tuple[int, int], spec: ImageSpec) -> Image.
     across, down = rgb.width / size[0], rgb.height / size[1]
     left, top, right, bottom = view_box(size, spec)
     box = (left * across, top * down, right * across, bottom * down)
-    return rgb.resize((spec.crop, spec.crop), Image.Resampling.BILINEAR, box=box)
+    return resized(rgb, (spec.crop, spec.crop), box, spec.resizer)
 
 
 def _padded(rgb: Image.Image, size: tuple[int, int], spec: ImageSpec) -> Image.Image:
@@ -138,7 +141,7 @@ def _padded(rgb: Image.Image, size: tuple[int, int], spec: ImageSpec) -> Image.I
     # A drafted picture is rounded up to whole pixels: of a narrow one that is a good part of it.
     scale = round(max(size) / max(rgb.size))
     box = (0.0, 0.0, size[0] / scale, size[1] / scale)
-    whole = rgb.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box)
+    whole = resized(rgb, (right - left, bottom - top), box, spec.resizer)
     view.paste(whole, (left, top))
     return view
 

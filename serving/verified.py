@@ -13,7 +13,9 @@ from serving.supply import Supply
 
 
 def open_version(supply: Supply, folder: Path, choice: EngineChoice) -> tuple[Bundle, Opened]:
-    """Raises NotFound, DamagedFile, AnswersDiffer or EngineRefused."""
+    """Raises NotFound, DamagedFile, AnswersDiffer, EngineRefused, or InvalidInput where the package
+    that resizes its images is not installed.
+    """
     bundle = open_bundle(folder, engines=False)
     supply.check_place(folder, bundle.manifest)
     # Opening an engine leaves a core to the decoder; a small one may be timed beside it, and the

@@ -27,7 +27,7 @@ def program(*arguments: object, **options: object) -> subprocess.CompletedProces
     """Runs `python -m ...` to its end."""
     return subprocess.run(
         [sys.executable, "-W", "error", "-m", *map(str, arguments)],
-        cwd=ROOT, text=True, capture_output=True, timeout=600, env=environment(), **options,
+        cwd=ROOT, text=True, capture_output=True, timeout=600, **{"env": environment(), **options},
     )  # fmt: skip
 
 

@@ -88,14 +88,15 @@ def test_the_readme_for_triton_says_what_the_client_must_do(tmp_path):
 def test_the_option_goes_into_the_view_that_training_uses(belts):
     for fit, expected in ((None, "crop"), ("crop", "crop"), ("pad", "pad")):
         asked = options(belts, fit=fit)
-        assert view_of(asked, ImageSpec()) == ImageSpec(fit=expected)
+        wanted = ImageSpec(fit=expected, resizer="fast_image_resize")
+        assert view_of(asked, ImageSpec()) == wanted
         _, _, start = prepare_network(asked, Hardware(), split_of(belts))
-        assert start.spec == ImageSpec(fit=expected)
+        assert start.spec == wanted
     assert parse_options(["--data", "x", "--fit", "pad"]).fit == "pad"
     assert parse_options(["--data", "x"]).fit is None
 
 
-def test_an_earlier_run_brings_its_fit_unless_another_is_asked_for(tmp_path):
+def test_an_earlier_run_brings_its_view_unless_another_is_asked_for(tmp_path):
     image = ImageSpec(fit="pad", resize_short_side=240)
     save_run(tmp_path / "earlier", new_network("resnet18", 4, image), image)
     earlier = options(tmp_path, weights=str(tmp_path / "earlier"))
@@ -103,6 +104,8 @@ def test_an_earlier_run_brings_its_fit_unless_another_is_asked_for(tmp_path):
     assert view_of(msgspec.structs.replace(earlier, fit="crop"), ImageSpec()).fit == "crop"
     cheaper = msgspec.structs.replace(earlier, draft_short_side=256)
     assert view_of(cheaper, ImageSpec()) == ImageSpec(fit="pad", draft_short_side=256)
+    faster = msgspec.structs.replace(earlier, resizer="fast_image_resize")
+    assert view_of(faster, ImageSpec()).resizer == "fast_image_resize"
 
 
 def test_the_warning_about_crops_names_the_remedy_which_silences_it(belts):

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -22,6 +23,7 @@ from packshot.image import (
     read_pixels,
     view_box,
 )
+from packshot.resizing import Resizer
 
 SPEC = ImageSpec()
 PAD = ImageSpec(fit="pad")
@@ -41,24 +43,28 @@ def reference(content: bytes) -> np.ndarray:
     return np.asarray(v2.CenterCrop(224)(v2.Resize(256)(image)))
 
 
-def differences(content: bytes) -> np.ndarray:
-    return np.abs(load_pixels(content, SPEC).astype(int) - reference(content).astype(int))
+def differences(content: bytes, resizer: Resizer) -> np.ndarray:
+    spec = ImageSpec(resizer=resizer)
+    return np.abs(load_pixels(content, spec).astype(int) - reference(content).astype(int))
 
 
 SIZES = [(224, 224), (300, 260), (257, 801), (640, 480), (333, 500), (1000, 999), (20, 31)]
+each_resizer = pytest.mark.parametrize("resizer", get_args(Resizer))
 
 
+@each_resizer
 @pytest.mark.parametrize("size", SIZES)
-def test_is_torchvisions_resize_and_crop_within_one_level(size):
-    assert differences(encoded(photo(size), "PNG")).max() <= 1
-    assert differences(encoded(photo(size), "JPEG", quality=90)).max() <= 1
+def test_is_torchvisions_resize_and_crop_within_one_level(size, resizer):
+    assert differences(encoded(photo(size), "PNG"), resizer).max() <= 1
+    assert differences(encoded(photo(size), "JPEG", quality=90), resizer).max() <= 1
 
 
+@each_resizer
 @pytest.mark.parametrize("size", [(1100, 1500), (2600, 1801)])
-def test_decoding_large_jpegs_at_half_scale_stays_close(size):
-    content = encoded(photo(size), "JPEG", quality=90)
-    assert differences(content).mean() < 1
-    assert differences(content).max() <= 30
+def test_decoding_large_jpegs_at_half_scale_stays_close(size, resizer):
+    apart = differences(encoded(photo(size), "JPEG", quality=90), resizer)
+    assert apart.mean() < 1
+    assert apart.max() <= 30
 
 
 def test_view_box_is_that_of_the_original_size():
@@ -75,21 +81,24 @@ def padded_reference(content: bytes, padding: int = 255) -> np.ndarray:
     return padding - np.asarray(v2.CenterCrop(224)(Image.fromarray(padding - resized)))
 
 
-def padded_differences(content: bytes) -> np.ndarray:
-    return np.abs(load_pixels(content, PAD).astype(int) - padded_reference(content))
+def padded_differences(content: bytes, resizer: Resizer) -> np.ndarray:
+    spec = ImageSpec(fit="pad", resizer=resizer)
+    return np.abs(load_pixels(content, spec).astype(int) - padded_reference(content))
 
 
+@each_resizer
 @pytest.mark.parametrize("size", [*SIZES, (1000, 20), (19, 950), (1, 4), (1, 1), (3, 224)])
-def test_padding_is_torchvisions_resize_of_the_long_side_on_a_white_square(size):
-    assert padded_differences(encoded(photo(size), "PNG")).max() <= 1
-    assert padded_differences(encoded(photo(size), "JPEG", quality=90)).max() <= 1
+def test_padding_is_torchvisions_resize_of_the_long_side_on_a_white_square(size, resizer):
+    assert padded_differences(encoded(photo(size), "PNG"), resizer).max() <= 1
+    assert padded_differences(encoded(photo(size), "JPEG", quality=90), resizer).max() <= 1
 
 
+@each_resizer
 @pytest.mark.parametrize("size", [(1100, 1500), (2600, 1801), (4200, 90)])
-def test_padding_a_large_jpeg_decoded_at_reduced_scale_stays_close(size):
-    content = encoded(photo(size), "JPEG", quality=90)
-    assert padded_differences(content).mean() < 1
-    assert padded_differences(content).max() <= 30
+def test_padding_a_large_jpeg_decoded_at_reduced_scale_stays_close(size, resizer):
+    apart = padded_differences(encoded(photo(size), "JPEG", quality=90), resizer)
+    assert apart.mean() < 1
+    assert apart.max() <= 30
 
 
 def decoded_size(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
@@ -130,13 +139,15 @@ def test_padding_shows_the_whole_picture_whatever_its_shape():
     assert load_pixels(content, dark)[5, 112].tolist() == [1, 2, 3]
 
 
-def test_records_without_a_fit_mean_crop_and_of_another_are_refused():
+def test_records_from_before_a_field_mean_its_default_and_of_another_value_are_refused():
     record = msgspec.to_builtins(SPEC)
-    for name in ("fit", "padding"):
+    for name in ("fit", "padding", "resizer"):
         del record[name]
     assert msgspec.convert(record, ImageSpec) == SPEC
     with pytest.raises(msgspec.ValidationError, match="stretch"):
         msgspec.convert({"fit": "stretch"}, ImageSpec)
+    with pytest.raises(msgspec.ValidationError, match="opencv"):
+        msgspec.convert({"resizer": "opencv"}, ImageSpec)
 
 
 def test_a_spec_says_in_words_what_it_does():

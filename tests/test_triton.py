@@ -24,7 +24,7 @@ KEY = "trt-fp16.sm90"
 IMAGE = (
     '{"decoder":"pillow","orientation":"exif","colour":"RGB","alpha_over":[255,255,255],'
     '"frame":"first","fit":"crop","padding":[255,255,255],"resize_short_side":256,"crop":224,"interpolation":"bilinear",'
-    '"antialias":true,"draft_short_side":512,"mean":[0.485,0.456,0.406],"std":[0.229,0.224,0.225]}'
+    '"antialias":true,"resizer":"pillow","draft_short_side":512,"mean":[0.485,0.456,0.406],"std":[0.229,0.224,0.225]}'
 )
 QUOTED_IMAGE = IMAGE.replace('"', '\\"')
 CONFIG = f"""\

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from packshot.image import ImageLimits, ImageSpec, Pixels, decode_rgb, open_image
+from packshot.resizing import resized
 from trainer.recipes import Recipe
 from trainer.square import Box, square_view
 
@@ -41,7 +42,7 @@ def random_view(
         view = square_view(rgb, box, size, spec)
     else:
         box = random_box(rgb.size, recipe, rng)
-        view = rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        view = resized(rgb, (size, size), box, spec.resizer)
     if recipe.flip and rng.random() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if recipe.colour_jitter:

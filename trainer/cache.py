@@ -26,6 +26,7 @@ from packshot.atomic import whole_folder, write_whole
 from packshot.cores import available_cores
 from packshot.errors import DamagedFile, ImageError, InvalidInput
 from packshot.image import ImageSpec, Pixels, decode_rgb, open_image
+from packshot.resizing import resized
 from trainer.data import Example, Split
 from trainer.verify import LIMITS, Inspected
 
@@ -184,4 +185,4 @@ def _decoded(split: Split, example: Example, spec: ImageSpec, size: tuple[int, i
             rgb, _ = decode_rgb(image, spec, _draft(spec))
     except ImageError as error:
         raise DamagedFile(f"{example.file}: {error}") from error
-    return rgb.resize(size, Image.Resampling.BILINEAR)
+    return resized(rgb, size, (0, 0, *rgb.size), spec.resizer)

@@ -7,6 +7,7 @@ from typing import get_args
 
 from packshot.cores import available_cores
 from packshot.image import Fit
+from packshot.resizing import Resizer
 from trainer.recipes import (
     ARCHITECTURE_NAMES,
     AUTO,
@@ -102,6 +103,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="JPEGs are decoded at 1/2, 1/4 or 1/8 scale while the short side keeps so many "
         "pixels: 256 makes decoding photographs of 600 to 1000 pixels cheaper, by pixels further "
         "from torchvision's (default: 512, or as the earlier run of --weights)",
+    )
+    add(
+        "--resizer",
+        choices=get_args(Resizer),
+        help="in training and server alike, at most a grey level apart: fast_image_resize takes an "
+        "eighth of pillow's time (default: that, or as the earlier run of --weights; pillow where "
+        "cykooz-resizer, its package, is not installed)",
     )
     add(
         "--val-share",

@@ -8,6 +8,7 @@ import torch
 
 from packshot.errors import InvalidInput
 from packshot.image import ImageSpec
+from packshot.resizing import best_resizer
 from trainer.architectures import architecture
 from trainer.budget import budget_warnings, check_from_scratch
 from trainer.cache import open_cache, read_inspected, write_inspected
@@ -66,16 +67,17 @@ def prepare_data(options: Options, spec: ImageSpec) -> Split:
 
 
 def view_of(options: Options, spec: ImageSpec) -> ImageSpec:
-    """`spec` with `--fit` and `--draft-short-side`.
+    """`spec` with `--fit`, `--draft-short-side` and `--resizer`.
 
     Where one is not given it is that of the run that `--weights` names, or the default.
     """
-    record = Path(options.weights) / RECORD
-    earlier = read_record(record.parent).image if record.is_file() else ImageSpec()
+    record, default = Path(options.weights) / RECORD, ImageSpec(resizer=best_resizer())
+    earlier = read_record(record.parent).image if record.is_file() else default
     return msgspec.structs.replace(
         spec,
         fit=options.fit or earlier.fit,
         draft_short_side=options.draft_short_side or earlier.draft_short_side,
+        resizer=options.resizer or earlier.resizer,
     )
 
 

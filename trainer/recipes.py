@@ -11,6 +11,7 @@ import msgspec
 
 from packshot.errors import InvalidInput
 from packshot.image import Fit
+from packshot.resizing import Resizer
 
 if TYPE_CHECKING:  # it loads PyTorch
     from trainer.architectures import Architecture
@@ -281,6 +282,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     flip: bool | None = None
     fit: Fit | None = None
     draft_short_side: int | None = None
+    resizer: Resizer | None = None
     cache: Path | None = None
     max_minutes: float | None = None
     save_minutes: float = 5.0

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from packshot.image import ImageSpec
+from packshot.resizing import resized
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom, in pixels."""
@@ -22,7 +23,7 @@ def square_view(rgb: Image.Image, box: Box, size: int, spec: ImageSpec) -> Image
     if across and down:
         source = (across.start, down.start, across.end, down.end)
         shape = (across.pixels, down.pixels)
-        view.paste(rgb.resize(shape, Image.Resampling.BILINEAR, box=source), (across.at, down.at))
+        view.paste(resized(rgb, shape, source, spec.resizer), (across.at, down.at))
     return view
 
 
