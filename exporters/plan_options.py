@@ -10,7 +10,7 @@ from packshot.bundle import PLAN_KEYS
 from packshot.errors import EngineRefused, InvalidInput
 from packshot.plan import Flavour, Profile, largest_batch
 from serving.engines.gpu import Probe, probe_gpu
-from serving.engines.tensorrt import EXTRAS
+from serving.engines.tensorrt import INSTALL
 
 THIS = "this"
 """Target: the GPU in this machine."""
@@ -94,15 +94,15 @@ def installed_flavour(asked: Flavour | None = None) -> Flavour:
 
     Raises EngineRefused (no_runtime), naming the extra that is missing.
     """
-    for flavour in EXTRAS if asked is None else (asked,):
+    for flavour in INSTALL if asked is None else (asked,):
         if find_spec(flavour) is not None:
             return flavour
     if asked is not None:
-        raise EngineRefused("no_runtime", f"{asked} is not installed: install {EXTRAS[asked]}")
+        raise EngineRefused("no_runtime", f"{asked} is not installed: run {INSTALL[asked]}")
     raise EngineRefused(
         "no_runtime",
-        f"no TensorRT is installed: install {EXTRAS['tensorrt']} for servers' GPUs such as A100 "
-        f"and H100, {EXTRAS['tensorrt_rtx']} for RTX cards",
+        f"no TensorRT is installed: run {INSTALL['tensorrt']} for servers' GPUs such as A100 "
+        f"and H100, {INSTALL['tensorrt_rtx']} for RTX cards",
     )
 
 
@@ -137,5 +137,5 @@ def _of_tensorrt(targets: tuple[str, ...], here: str) -> tuple[str, ...]:
     raise InvalidInput(
         f"TensorRT builds for the GPU that it runs on, here of compute capability {here}, not for "
         f"{', '.join(targets)}: use {THIS}, {AMPERE_PLUS} on an Ampere GPU or a later one, or "
-        f"TensorRT-RTX ({EXTRAS['tensorrt_rtx']})"
+        f"TensorRT-RTX ({INSTALL['tensorrt_rtx']})"
     )

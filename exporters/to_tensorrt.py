@@ -44,7 +44,7 @@ from packshot.plan import (
     sidecar_path,
 )
 from serving.engines.gpu import Probe, probe_gpu
-from serving.engines.tensorrt import EXTRAS
+from serving.engines.tensorrt import INSTALL
 
 SHOWN_ERRORS = 5
 """The last ones of a build that failed."""
@@ -147,7 +147,7 @@ def _imported(flavour: Flavour) -> Any:
         return importlib.import_module(flavour)
     except (ImportError, OSError) as error:  # OSError: a shared library of it is missing
         raise EngineRefused(
-            "no_runtime", f"{flavour} cannot be imported: install {EXTRAS[flavour]} anew: {error}"
+            "no_runtime", f"{flavour} cannot be imported: run {INSTALL[flavour]} anew: {error}"
         ) from error
 
 

@@ -210,7 +210,7 @@ def test_a_sidecar_that_is_none_is_damage(opened, tmp_path):
 
 @pytest.mark.parametrize(
     ("flavour", "extra"),
-    [("tensorrt", "packshot[tensorrt]"), ("tensorrt_rtx", "packshot[tensorrt-rtx]")],
+    [("tensorrt", ".[tensorrt]"), ("tensorrt_rtx", ".[tensorrt-rtx]")],
 )
 def test_a_runtime_that_is_not_installed_is_named(monkeypatch, flavour, extra):
     for name in ("tensorrt", "tensorrt_rtx"):

@@ -117,7 +117,7 @@ def test_a_second_signal_gives_up_what_is_not_answered(store, tmp_path, interrup
     assert (loading.returncode, "Traceback" in rest) == (130, False)
     run = read_results(tmp_path).run
     assert (run.answered, run.errors) == (0, {"GIVEN_UP": run.sent})
-    assert f"{run.sent} requests were given up before their deadline" in " ".join(shown.split())
+    assert f"{run.sent} requests were given up before the deadline" in " ".join(shown.split())
 
 
 def test_what_nohup_asks_for_is_done(server, tmp_path, interruptible):

@@ -139,7 +139,7 @@ def test_an_interrupted_run_whose_state_is_gone_has_not_finished(shop, finished,
     asked = training(shop, tmp_path, FEW_PIXELS)
     record = msgspec.structs.replace(
         read_record(finished),
-        **{name: getattr(asked.identity, name) for name in ("recipe", "weights", "seed")},
+        **{name: getattr(asked.identity, name) for name in ("recipe", "weights", "seed", "image")},
     )
     save_record(tmp_path, record)
     assert is_finished(asked)

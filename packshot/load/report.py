@@ -241,15 +241,15 @@ def _doubts_of_client(
         yield Doubt(
             kind="not_sent",
             size=not_sent,
-            text=f"{not_sent} requests were never sent, as their deadline had passed by then: "
+            text=f"{_were(not_sent, 'request')} never sent, as the deadline had passed by then: "
             "the client cannot offer this rate",
         )
     if too_many := tally.errors.get("TOO_MANY_IN_FLIGHT"):
         yield Doubt(
             kind="too_many",
             size=too_many,
-            text=f"{too_many} requests were never sent, as {MOST_IN_FLIGHT} were unanswered: the "
-            "server does not keep up, and the rate was lower than asked for",
+            text=f"{_were(too_many, 'request')} never sent, as {MOST_IN_FLIGHT} were unanswered: "
+            "the server does not keep up, and the rate was lower than asked for",
         )
 
 
@@ -257,8 +257,8 @@ def _doubts_of_answers(plan: LoadPlan, tally: Tally) -> Iterator[Doubt]:
     if faults := _faults(tally.errors):
         yield Doubt(
             kind="failed",
-            size=sum(faults.values()),
-            text=f"{sum(faults.values())} requests failed, which is no overload: "
+            size=(failed := sum(faults.values())),
+            text=f"{_counted(failed, 'request')} failed, which is no overload: "
             f"{with_details(faults, tally.error_details)}{_explained(faults)}",
         )
     expired = tally.errors.get("DEADLINE_EXCEEDED", 0)
@@ -274,9 +274,17 @@ def _doubts_of_answers(plan: LoadPlan, tally: Tally) -> Iterator[Doubt]:
         yield Doubt(
             kind="unusable",
             size=unusable,
-            text=f"{unusable} images that were sent cannot be used ({reasons}): rates of images "
-            "leave them out, and they cost the server less",
+            text=f"{_counted(unusable, 'image')} of those sent cannot be used ({reasons}): rates "
+            "of images leave them out, and they cost the server less",
         )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _were(count: int, noun: str) -> str:
+    return f"{_counted(count, noun)} {'was' if count == 1 else 'were'}"
 
 
 def _explained(faults: Mapping[str, int]) -> str:
@@ -300,6 +308,6 @@ def _stopped(plan: LoadPlan, after: float | None, tally: Tally) -> Iterator[Doub
         yield Doubt(
             kind="given_up",
             size=given_up,
-            text=f"{given_up} requests were given up before their deadline, as it was interrupted: "
-            "latencies leave them out, which may have been the slowest",
+            text=f"{_were(given_up, 'request')} given up before the deadline, as it was "
+            "interrupted: latencies leave them out, which may have been the slowest",
         )

@@ -97,7 +97,7 @@ def _import_onnxruntime(provider: str) -> Any:
         raise EngineRefused(
             "no_runtime",
             f"this onnxruntime was built without {provider}: onnxruntime-gpu has it "
-            "(packshot[serve-gpu])",
+            "(`pip install '.[serve-gpu]'` in packshot's checkout, where onnxruntime is not)",
         )
     return ort
 

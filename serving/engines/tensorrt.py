@@ -35,11 +35,11 @@ GRAPH_BATCHES = (1, 2, 4, 8, 16, 32)
 """Sizes worth a CUDA graph each: those that idle and full servers run."""
 
 
-EXTRAS: dict[Flavour, str] = {
-    "tensorrt": "packshot[tensorrt]",
-    "tensorrt_rtx": "packshot[tensorrt-rtx]",
+INSTALL: dict[Flavour, str] = {
+    "tensorrt": "`pip install '.[tensorrt]'` in packshot's checkout",
+    "tensorrt_rtx": "`pip install '.[tensorrt-rtx]'` in packshot's checkout",
 }
-"""What to install for each."""
+"""What brings each."""
 
 
 class Runtime(NamedTuple):
@@ -122,7 +122,7 @@ def import_runtime(flavour: Flavour) -> Runtime:
         cudart = importlib.import_module("cuda.bindings.runtime")
     except (ImportError, OSError) as error:  # OSError: a shared library of theirs is missing
         log.exception("%s cannot be imported", chosen)
-        message = f"{chosen} and cuda-bindings are needed ({EXTRAS[flavour]}): {error}"
+        message = f"{chosen} and cuda-bindings are needed ({INSTALL[flavour]}): {error}"
         raise EngineRefused("no_runtime", message) from error
     return Runtime(chosen, trt, cudart)
 
