@@ -21,6 +21,7 @@ from packshot.bundle import (
 from packshot.errors import PackshotError
 from packshot.golden import GoldenSamples, check_pixels, read_golden
 from packshot.plan import read_sidecar, sidecar_path
+from packshot.resizing import PACKAGE, is_installed
 
 
 def faults(folder: Path) -> list[str]:
@@ -37,6 +38,13 @@ def faults(folder: Path) -> list[str]:
         *_plan_faults(folder, manifest),
         *_golden_faults(folder, manifest),
     ]
+
+
+def not_tried(folder: Path) -> str:
+    """What `faults` leaves to the server, in words."""
+    if is_installed(read_manifest(folder).image.resizer):
+        return "engines were not run"
+    return f"engines were not run, golden images not decoded: {PACKAGE} is not installed here"
 
 
 def _place_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -87,7 +95,7 @@ def _golden_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
     try:
         golden = read_golden(path.read_bytes())
         yield from _shape_faults(path, golden, manifest)
-        if golden.pixels.shape[1:] == manifest.image.shape:
+        if golden.pixels.shape[1:] == manifest.image.shape and is_installed(manifest.image.resizer):
             check_pixels(golden, manifest.image)
     except (PackshotError, OSError) as error:
         yield f"{path}: {error}"

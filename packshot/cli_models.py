@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from packshot.audit import faults
+from packshot.audit import faults, not_tried
 from packshot.bundle import open_bundle, read_manifest
 from packshot.difference import difference
 from packshot.errors import DamagedFile, NotFound, PackshotError
@@ -55,15 +55,17 @@ def verify(options: argparse.Namespace) -> int:
         folders = [model / str(version) for version in versions(model)]
     else:
         folders = [_version(options)]
-    found = {int(folder.name): faults(folder) for folder in folders}
-    _print(options, found, "\n".join(_verdict(options.name, *one) for one in found.items()))
+    found = {folder: faults(folder) for folder in folders}
+    record = {int(folder.name): one for folder, one in found.items()}
+    _print(options, record, "\n".join(_verdict(options.name, *one) for one in found.items()))
     return 1 if any(found.values()) else 0
 
 
-def _verdict(name: str, version: int, found: list[str]) -> str:
+def _verdict(name: str, folder: Path, found: list[str]) -> str:
+    if not found:
+        return f"{name} {folder.name}: sound; {not_tried(folder)}"
     count = "1 fault" if len(found) == 1 else f"{len(found)} faults"
-    head = f"{name} {version}: {count if found else 'sound; engines were not run'}"
-    return "\n".join([head, *(f"  {fault}" for fault in found)])
+    return "\n".join([f"{name} {folder.name}: {count}", *(f"  {fault}" for fault in found)])
 
 
 def release_version(options: argparse.Namespace) -> int:

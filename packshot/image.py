@@ -104,9 +104,14 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if self.fit == "pad":
             return (
                 f"long side {self.crop}, centred on a {self.crop}x{self.crop} square of RGB "
-                f"{self.padding}, {self.interpolation}"
+                f"{self.padding}, {self._filter}"
             )
-        return f"short side {self.resize_short_side}, crop {self.crop}, {self.interpolation}"
+        return f"short side {self.resize_short_side}, crop {self.crop}, {self._filter}"
+
+    @property
+    def _filter(self) -> str:
+        by = "" if self.resizer == "pillow" else f" by {self.resizer}"
+        return f"{self.interpolation}{by}"
 
 
 class ImageLimits(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from packshot.atomic import whole_folder
 from packshot.bundle import EMBEDDING, INPUT, LABELS, LOGITS, PLAN, Bundle, Manifest
 from packshot.errors import EngineRefused, InvalidInput, NotFound
 from packshot.plan import PlanSidecar, read_sidecar, sidecar_path
+from packshot.resizing import PACKAGE
 
 LOADED_BY_TRITON = "tensorrt"
 """The flavour of TensorRT that Triton's backend is built with."""
@@ -175,9 +176,9 @@ client's part:
 
    In words: {manifest.image.geometry}.
    In Python, `packshot.image.load_pixels(encoded, spec)` does it, with
-   `spec = msgspec.json.decode(text, type=packshot.image.ImageSpec)` of the text above. Anything
-   else gives other pixels and other answers. Mean and standard deviation are in the network:
-   do not apply them again.
+   `spec = msgspec.json.decode(text, type=packshot.image.ImageSpec)` of the text above; a resizer
+   that is not pillow needs the package {PACKAGE}. Anything else gives other pixels and other
+   answers. Mean and standard deviation are in the network: do not apply them again.
 2. **Probabilities** are softmax(logits / {manifest.temperature}). Triton's classification
    extension orders by logits: the order is right, its values are no probabilities.
 3. **Abstain**, as packshot's server does, where no probability reaches {manifest.min_confidence}.

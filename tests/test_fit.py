@@ -67,7 +67,7 @@ def test_the_server_sees_the_whole_picture_if_the_bundle_says_so(tmp_path):
 def test_a_bundle_of_before_there_was_a_choice_crops(tmp_path):
     folder = tiny_bundle(tmp_path)
     manifest = msgspec.json.decode((folder / MANIFEST).read_bytes())
-    for name in ("fit", "padding"):
+    for name in ("fit", "padding", "resizer"):
         del manifest["image"][name]
     overwrite(folder / MANIFEST, msgspec.json.encode(manifest))
     assert read_manifest(folder).image == CROP

@@ -20,9 +20,10 @@ from test_schedule import Clock
 
 from packshot.errors import DamagedFile, InvalidInput
 from packshot.image import ImageSpec
+from packshot.resizing import best_resizer
 from trainer.batchnorm import reestimate_batchnorm
 from trainer.checkpoint import STATE, read_record, save_record
-from trainer.course import Course, Moment, TimeLimit
+from trainer.course import Course, Moment, Patience, TimeLimit
 from trainer.data import load_split
 from trainer.evaluate import predict, resized
 from trainer.hardware import Hardware
@@ -32,12 +33,12 @@ from trainer.lock import locked
 from trainer.log import Log
 from trainer.loop import train
 from trainer.model import Weights, new_network
-from trainer.prepare import check_shares
+from trainer.prepare import check_shares, view_of
 from trainer.processes import Processes
 from trainer.recipes import RECIPES, changed
 from trainer.review import reviewed
 from trainer.run import is_finished
-from trainer.state import check_identity, read_state
+from trainer.state import Progress, check_identity, read_state, save_state
 from trainer.timing import new_plan
 from trainer.training import Training
 
@@ -145,6 +146,30 @@ def test_an_interrupted_run_whose_state_is_gone_has_not_finished(shop, finished,
     assert is_finished(asked)
     save_record(tmp_path, msgspec.structs.replace(record, interrupted_at=1))
     assert not is_finished(asked)
+
+
+def test_a_run_goes_on_with_the_resizer_that_it_began_with(shop, finished, tmp_path):
+    """What is installed, or the default, may be another by then."""
+    run = tmp_path / "run"
+    goes_on = options(shop, run=run, resume=True)
+    assert view_of(goes_on, ImageSpec()).resizer == best_resizer() == "fast_image_resize"
+    began = training(shop, run, FEW_PIXELS)
+    learner = began.learner(new_network("resnet18", len(began.split.labels), began.spec), 1)
+    run.mkdir()
+    progress = Progress(
+        identity=began.identity, step=0, steps=1, losses=(), standing=None, patience=Patience(),
+        scalars=learner.scalars(),
+    )  # fmt: skip
+    save_state(run, progress, learner)
+    assert view_of(goes_on, ImageSpec()).resizer == "pillow"
+    asked = msgspec.structs.replace(goes_on, resizer="fast_image_resize")
+    assert view_of(asked, ImageSpec()).resizer == "fast_image_resize"
+    (run / STATE).write_bytes(b"?")
+    with pytest.raises(DamagedFile, match="train anew without --resume"):
+        view_of(goes_on, ImageSpec())
+    (run / STATE).unlink()
+    save_record(run, msgspec.structs.replace(read_record(finished), image=ImageSpec()))
+    assert view_of(goes_on, ImageSpec()).resizer == "pillow"
 
 
 def test_a_run_that_has_finished_is_not_begun_again(shop, finished):

@@ -8,7 +8,7 @@ import torch
 
 from packshot.errors import InvalidInput
 from packshot.image import ImageSpec
-from packshot.resizing import best_resizer
+from packshot.resizing import best_resizer, check_installed
 from trainer.architectures import architecture
 from trainer.budget import budget_warnings, check_from_scratch
 from trainer.cache import open_cache, read_inspected, write_inspected
@@ -20,6 +20,7 @@ from trainer.model import PixelNetwork, Weights, new_network
 from trainer.recipe_page import augmentation_of
 from trainer.recipes import AUTO, Options, Recipe, named_recipe, recipe_for, size_class
 from trainer.review import reviewed
+from trainer.state import resizer_of
 from trainer.training import Training
 from trainer.weights import RANDOM, Start, WeightsUnavailable, check_weights, fill, read_weights
 
@@ -35,6 +36,7 @@ def prepare(options: Options, hardware: Hardware) -> tuple[Training, PixelNetwor
     """Data, weights, recipe and cache; the first of several processes goes ahead."""
     processes = hardware.processes
     spec = view_of(options, ImageSpec())
+    check_installed(spec.resizer)
     content = processes.from_first(lambda: msgspec.json.encode(prepare_data(options, spec)))
     split = msgspec.json.decode(content, type=Split)
     network, recipe, start = prepare_network(options, hardware, split)
@@ -69,15 +71,17 @@ def prepare_data(options: Options, spec: ImageSpec) -> Split:
 def view_of(options: Options, spec: ImageSpec) -> ImageSpec:
     """`spec` with `--fit`, `--draft-short-side` and `--resizer`.
 
-    Where one is not given it is that of the run that `--weights` names, or the default.
+    Where one is not given it is that of the run that `--weights` names, or the default; the
+    resizer's is what is installed, which may be another now than when a run began that goes on.
     """
     record, default = Path(options.weights) / RECORD, ImageSpec(resizer=best_resizer())
     earlier = read_record(record.parent).image if record.is_file() else default
+    begun_with = resizer_of(options.run) if options.resume else None
     return msgspec.structs.replace(
         spec,
         fit=options.fit or earlier.fit,
         draft_short_side=options.draft_short_side or earlier.draft_short_side,
-        resizer=options.resizer or earlier.resizer,
+        resizer=options.resizer or begun_with or earlier.resizer,
     )
 
 

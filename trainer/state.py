@@ -3,7 +3,10 @@
 runs/<name>/state.safetensors    tensors, and in its header the rest as JSON; replaced in one step
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -13,7 +16,8 @@ from safetensors.torch import save
 from packshot.atomic import write_whole
 from packshot.errors import DamagedFile, InvalidInput
 from packshot.image import ImageSpec
-from trainer.checkpoint import STATE, Checkpoint
+from packshot.resizing import Resizer
+from trainer.checkpoint import RECORD, STATE, Checkpoint, read_record
 from trainer.course import Patience
 from trainer.evaluate import Rank
 from trainer.learner import Learner, Scalars
@@ -75,15 +79,32 @@ def read_state(run: Path) -> State | None:
     path = run / STATE
     if not path.exists():
         return None
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        return State(progress=_progress(file), tensors=tensors)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, "pt") as file:
-            content = (file.metadata() or {}).get(HEADER, "")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        return State(progress=msgspec.json.decode(content, type=Progress), tensors=tensors)
+            yield file
     except (SafetensorError, msgspec.MsgspecError) as error:
         raise DamagedFile(
             f"{path} cannot be read: {error}; remove it, or train anew without --resume"
         ) from error
+
+
+def _progress(file: Any) -> Progress:
+    return msgspec.json.decode((file.metadata() or {}).get(HEADER, ""), type=Progress)
+
+
+def resizer_of(run: Path) -> Resizer | None:
+    """Of an unfinished or finished run, None where there is none. Raises DamagedFile."""
+    if (run / STATE).exists():
+        with _opened(run / STATE) as file:
+            return _progress(file).identity.image.resizer
+    return read_record(run).image.resizer if (run / RECORD).exists() else None
 
 
 def remove_state(run: Path) -> None:
