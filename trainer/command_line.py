@@ -107,9 +107,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add(
         "--resizer",
         choices=get_args(Resizer),
-        help="in training and server alike, a grey level apart, rarely two: fast_image_resize takes "
-        "an eighth of pillow's time (default: that, or as the run that goes on or the earlier one "
-        "of --weights; pillow where cykooz-resizer, its package, is not installed)",
+        help="in training and server alike, a grey level apart, rarely two: fast_image_resize "
+        "takes an eighth of pillow's time (default: that, or as the run that goes on or the "
+        "earlier one of --weights; without its package, cykooz-resizer, pillow)",
     )
     add(
         "--val-share",

@@ -57,7 +57,7 @@ class Classifier:
     """Opens the engine as the server does, golden samples and all, and answers tables by tables."""
 
     def __init__(self, task: Task) -> None:
-        """Raises NotFound, DamagedFile, AnswersDiffer or EngineRefused."""
+        """Raises NotFound, DamagedFile, AnswersDiffer, EngineRefused or InvalidInput."""
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
         self._task = task
         store = Store(task.version_folder.parents[1])
