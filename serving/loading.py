@@ -23,6 +23,8 @@ from serving.verified import open_version
 
 log = logging.getLogger("packshot.loading")
 
+LONG_SECONDS = 120  # seconds on a CPU, perhaps minutes on a GPU
+
 T = TypeVar("T")
 
 
@@ -55,11 +57,18 @@ class Loader:
             return 1
 
     async def load(self, folder: Path) -> Model:
-        """Raises NotFound, DamagedFile, AnswersDiffer or EngineRefused."""
+        """Raises NotFound, DamagedFile, AnswersDiffer, EngineRefused or InvalidInput."""
         log.info("loading %s", folder)
-        bundle, opened = await self._in_thread(
-            partial(open_version, self.supply, folder, self._choice)
-        )
+        telling = asyncio.get_running_loop().call_later(
+            LONG_SECONDS, log.error, "loading %s takes more than %d s, and what else is released "
+            "waits for it: if it hangs, restart the server", folder, LONG_SECONDS,
+        )  # fmt: skip
+        try:
+            bundle, opened = await self._in_thread(
+                partial(open_version, self.supply, folder, self._choice)
+            )
+        finally:
+            telling.cancel()
         return self._start(bundle, opened)
 
     @property

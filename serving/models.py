@@ -44,19 +44,20 @@ class Models:
     def named(self, name: str) -> Model:
         """The model of that name; empty means the default.
 
-        Raises Unavailable while it is loaded for the first time, NotFound, or InvalidInput if there
-        is no default.
+        Raises Unavailable while it is loaded for the first time, or if what the store has of it
+        cannot be served here, as another server may serve an earlier version; NotFound, or
+        InvalidInput if there is no default.
         """
         if not self._serving or (name or self.default) in self.loading:
             raise Unavailable("the model is still being loaded: try again")
         if not name and self.default is None:
             raise InvalidInput(f"name one of the models that this server has: {self._listed()}")
-        chosen = self._serving.get(name or self.default or "")
+        asked = name or self.default or ""
+        chosen = self._serving.get(asked)
         if chosen is None:
-            raise NotFound(
-                f"no model {name or self.default!r}{self._why_not(name)}; this server has "
-                f"{self._listed()}"
-            )
+            why_not = self._why_not(asked)
+            message = f"no model {asked!r}{why_not}; this server has {self._listed()}"
+            raise Unavailable(message) if why_not else NotFound(message)
         return chosen
 
     def _why_not(self, name: str) -> str:

@@ -12,9 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from packshot import errors
-from packshot.errors import NotFound, PackshotError
+from packshot.errors import EngineRefused, NotFound, PackshotError
 from serving.loading import Loader
 from serving.metrics import Metrics
+from serving.model import Model
 from serving.models import Content, Models, Rejected
 from serving.signals import on_signal
 
@@ -27,12 +28,14 @@ REASONS: dict[type[Exception], str] = {
     errors.EngineRefused: "no_engine",
 }
 
+NOTHING: Content = frozenset()
+
 
 class Reloader:
     """Loads what is to be served, then looks at the store every `seconds`, and at once on SIGHUP.
 
     `names`: the models to serve; without any, every model of the store, also those to come. The
-    default is the first of them or, without any, the only one that can be served at the start.
+    default is the first of them or, without any, the only one of the store at the start.
     """
 
     def __init__(
@@ -52,6 +55,8 @@ class Reloader:
         self._default = default
         self._seconds = seconds
         self._asked = asyncio.Event()
+        self._on_disk: dict[str, Content] = {}  # of the versions that serve
+        self._unreadable = ""
         self._running: asyncio.Task[None] | None = None
 
     async def load_all(self) -> None:
@@ -69,14 +74,15 @@ class Reloader:
         reasons = []
         for name in names:
             wanted = name in self._names or name == self._models.default
-            folder = supply.released(name)
+            folder, content = supply.released(name), NOTHING
             try:
                 folder = supply.choose(name)
-                self._models.put(await self._loader.load(folder))
+                content = _content(folder)
+                self._put(await self._loader.load(folder), content)
             except Exception as error:  # whatever is wrong with one that nobody asked for
                 if wanted:
                     raise
-                self._reject(name, folder, error, _content(folder))
+                self._reject(name, folder, error, content or _content(folder))
                 reasons.append(f"{name}: {error}")
             finally:
                 self._models.loading.discard(name)
@@ -84,8 +90,9 @@ class Reloader:
             raise NotFound(
                 f"none of the models in {supply.folder} can be served: {'; '.join(reasons)}"
             )
-        if self._models.default is None and len(self._models.names) == 1:
-            (self._models.default,) = self._models.names
+        # Of the store, loaded or not: requests without a name would get another model's answers.
+        if self._models.default is None and len(names) == 1:
+            (self._models.default,) = names
 
     def start(self) -> None:
         """Once the first versions serve."""
@@ -114,8 +121,13 @@ class Reloader:
         try:
             found = await asyncio.to_thread(self._loader.supply.names)
         except (PackshotError, OSError) as error:
-            log.error("the store cannot be read: %s", error)
+            if self._unreadable != str(error):
+                self._unreadable = str(error)
+                log.error("the store cannot be read, until that is told: %s", error)
             return []
+        if self._unreadable:
+            self._unreadable = ""
+            log.info("the store can be read again")
         present = list(self._names) or sorted({*found, *self._models.names})
         for gone in self._models.rejected.keys() - present:
             del self._models.rejected[gone]
@@ -127,17 +139,19 @@ class Reloader:
         try:
             folder = await asyncio.to_thread(self._loader.supply.choose, name)
         except Exception as error:  # a `released` that no release wrote, say
-            if asked or not self._known(name, released, frozenset()):
-                self._reject(name, released, error)
+            content = await asyncio.to_thread(_content, released)
+            if asked or not self._known(name, released, content):
+                self._reject(name, released, error, content)
             return
         rejected = self._models.rejected.setdefault(name, {})
         rejected.pop(released.name, None)
         for version in [version for version, one in rejected.items() if not one.folder.exists()]:
             del rejected[version]
         model = self._models.serving(name)
-        if model is not None and folder == model.bundle.folder:
-            return
         content = await asyncio.to_thread(_content, folder)
+        if model is not None and folder == model.bundle.folder:
+            self._tell_if_changed(name, folder, content)
+            return
         if self._known(name, folder, content) and not asked:
             return
         try:
@@ -145,7 +159,12 @@ class Reloader:
         except Exception as error:  # a fault in a new version must not end the old one
             self._reject(name, folder, error, content)
             return
-        self._models.put(successor)
+        if await self._withdrawn(name, folder):
+            log.info("%s is not served: another was released while it was loaded", folder)
+            await successor.scheduler.close()
+            self._asked.set()
+            return
+        self._put(successor, content)
         rejected.clear()
         self._metrics.of(name).reloaded("swapped")
         default = self._models.default
@@ -156,15 +175,32 @@ class Reloader:
                 name, default,
             )  # fmt: skip
 
+    async def _withdrawn(self, name: str, folder: Path) -> bool:
+        with suppress(PackshotError, OSError):  # told when it is looked at next
+            return await asyncio.to_thread(self._loader.supply.choose, name) != folder
+        return False
+
+    def _put(self, model: Model, content: Content) -> None:
+        self._on_disk[model.name] = content
+        self._models.put(model)
+
+    def _tell_if_changed(self, name: str, folder: Path, content: Content) -> None:
+        """Once. A server that starts anew would answer otherwise, under the same number."""
+        if content and content != self._on_disk[name]:
+            self._on_disk[name] = content
+            log.warning(
+                "%s was changed on disk, which is served as it was: add a version instead", folder
+            )
+
     def _known(self, name: str, folder: Path, content: Content) -> bool:
         """Rejected before, with the same in it: a folder may have been half a copy then."""
         before = self._models.rejected.get(name, {}).get(folder.name)
         return before is not None and (before.folder, before.content) == (folder, content)
 
-    def _reject(
-        self, name: str, folder: Path, error: Exception, content: Content = frozenset()
-    ) -> None:
+    def _reject(self, name: str, folder: Path, error: Exception, content: Content) -> None:
         reason = REASONS.get(type(error), "failed")
+        if isinstance(error, EngineRefused) and error.reason == "answers_differ":
+            reason = error.reason
         known = self._models.rejected.setdefault(name, {})
         known[folder.name] = Rejected(folder, content, reason)
         self._metrics.of(name).reloaded(reason)
@@ -172,9 +208,11 @@ class Reloader:
         log.error("%s stays out: %s", folder, error, exc_info=None if expected else error)
 
 
-def _content(folder: Path) -> Content:
+def _content(place: Path) -> Content:
+    """Of a folder or a file."""
     try:
-        found = ((path.name, path.stat()) for path in folder.iterdir())
+        files = list(place.iterdir()) if place.is_dir() else [place]
+        found = ((path.name, path.stat()) for path in files)
         return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
     except OSError:  # which loading it tells
-        return frozenset()
+        return NOTHING

@@ -5,12 +5,14 @@ import shutil
 import signal
 
 import grpc
+import msgspec
 import pytest
-from processes import TIMEOUT, serving, until
-from tiny import PURE, big_image, jpeg, overwrite, tiny_bundle
+from processes import FAKE_SERVING, TIMEOUT, serving, until
+from tiny import PURE, big_image, colour_network, jpeg, overwrite, tiny_bundle
 
 from packshot import Client
 from packshot.atomic import write_whole
+from packshot.bundle import read_manifest, write_bundle
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierStub
 
@@ -97,6 +99,63 @@ def test_a_release_of_what_is_not_there_changes_nothing_and_is_told(store, follo
     released.unlink()
     until(lambda: client.model().rejected == {})
     assert client.model().version == 2
+
+
+def test_another_fault_of_a_release_is_told_too(store, followed):
+    server, client = followed
+    write_whole(store / "colours" / "released", b"9\n")
+    until(lambda: client.model().rejected == {"released": "not_found"})
+    write_whole(store / "colours" / "released", b"two\n")
+    until(lambda: client.model().rejected == {"released": "damaged"})
+    assert server.log.count("released stays out") == 2
+
+
+def test_wrong_answers_are_told_as_such(store, followed):
+    server, client = followed
+    other = tiny_bundle(store.parent / "elsewhere")
+    change = msgspec.structs.replace(read_manifest(other), version=2)
+    network = colour_network(sign=-1)
+    (other / "manifest.json").unlink()
+    overwrite(other / "model.onnx", network)
+    write_bundle(other, change)
+    other.rename(store / "colours" / "2")
+    until(lambda: client.model().rejected == {"2": "answers_differ"})
+    assert server.metric('packshot_reloads_total{model="colours",result="answers_differ"}') == 1
+
+
+def test_what_is_withdrawn_while_it_is_loaded_never_serves(store, tmp_path):
+    options = ("--models", store, "--control", tmp_path, "--reload-seconds", 0.05)
+    released = store / "colours" / "released"
+    with serving(*options, program=FAKE_SERVING) as server, Client(server.target) as client:
+        (tmp_path / "closed").touch()
+        folder = tiny_bundle(store)
+        until(lambda: f"loading {folder}" in server.log)
+        write_whole(released, b"1\n")
+        (tmp_path / "closed").unlink()
+        until(lambda: "another was released while it was loaded" in server.log)
+        released.unlink()
+        until(lambda: client.model().version == 2)
+        assert "colours: version 2 serves" not in server.log.split("another was released")[0]
+
+
+def test_a_version_that_is_changed_on_disk_is_told_of_once(store, followed):
+    server, client = followed
+    overwrite(store / "colours" / "1" / "labels.txt", b"crimson\ngreen\nblue\n")
+    until(lambda: "1 was changed on disk, which is served as it was" in server.log)
+    tiny_bundle(store)
+    until(lambda: client.model().version == 2)
+    assert server.log.count("was changed on disk") == 1
+
+
+def test_a_store_that_cannot_be_read_is_told_of_once(store, followed):
+    server, client = followed
+    away = store.rename(store.with_name("away"))
+    until(lambda: "the store cannot be read" in server.log)
+    server.process.send_signal(signal.SIGHUP)
+    assert client.classify(RED)[0].label == "red"
+    away.rename(store)
+    until(lambda: "the store can be read again" in server.log)
+    assert server.log.count("the store cannot be read") == 1
 
 
 def test_requests_are_answered_by_the_version_that_let_them_in(store):

@@ -153,7 +153,8 @@ def open_engine(
     told = f"none of the engines {list(order)} can be used: {reasons}"
     if choice.required:
         told += "; by --require nothing may take its place"
-    raise EngineRefused("load_failed", told)
+    differ = any(refusal.reason == "answers_differ" for refusal in refusals)
+    raise EngineRefused("answers_differ" if differ else "load_failed", told)
 
 
 def _check_width(golden: GoldenSamples, manifest: Manifest) -> None:
