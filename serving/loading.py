@@ -12,7 +12,7 @@ import msgspec
 from packshot.bundle import Bundle
 from packshot.errors import PackshotError
 from serving.cores import Cores
-from serving.engines.open import EngineChoice, Opened, Refusal, open_engine
+from serving.engines.open import EngineChoice, NoEngine, Opened, Refusal, open_engine
 from serving.latency import LatencyModel
 from serving.metrics import Metrics
 from serving.model import Model
@@ -130,6 +130,8 @@ class Loader:
                 "%s: no engine can take over, %s goes on: %s", model.name, model.engine, error,
                 exc_info=None if isinstance(error, PackshotError) else error,
             )  # fmt: skip
+            if isinstance(error, NoEngine):
+                model.without_successor(error.refusals)
             model.scheduler.carry_on()
             return
         if model.scheduler.closing:  # another version took its place meanwhile

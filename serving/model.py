@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -60,6 +61,14 @@ class Model:
         self.metrics.taken_over(failed.engine, opened.engine.name)
         self.scheduler.take_over(opened.engine, LatencyModel(opened.profile))
         self.metrics.in_use(self.version, opened.engine.name)
+
+    def without_successor(self, refusals: Sequence[Refusal]) -> None:
+        """Its engine fails and goes on, as these could not take over."""
+        new = [refusal for refusal in refusals if refusal not in self.opened.refusals]
+        for refusal in new:
+            self.metrics.engine_refused(refusal.engine, refusal.reason)
+        told = (*self.opened.refusals, *new)
+        self.opened = msgspec.structs.replace(self.opened, refusals=told)
 
     def trouble(self, hang_seconds: float) -> str | None:
         """Why a restart would help, if it would; may be asked from any thread."""

@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from packshot import errors
-from packshot.errors import EngineRefused, NotFound, PackshotError
+from packshot.errors import NotFound, PackshotError
+from serving.engines.open import NoEngine
 from serving.loading import Loader
 from serving.metrics import Metrics
 from serving.model import Model
@@ -199,8 +200,10 @@ class Reloader:
 
     def _reject(self, name: str, folder: Path, error: Exception, content: Content) -> None:
         reason = REASONS.get(type(error), "failed")
-        if isinstance(error, EngineRefused) and error.reason == "answers_differ":
-            reason = error.reason
+        if isinstance(error, NoEngine):
+            reason = "answers_differ" if error.reason == "answers_differ" else "no_engine"
+            for refusal in error.refusals:
+                self._metrics.of(name).engine_refused(refusal.engine, refusal.reason)
         known = self._models.rejected.setdefault(name, {})
         known[folder.name] = Rejected(folder, content, reason)
         self._metrics.of(name).reloaded(reason)

@@ -160,13 +160,19 @@ def test_failing_without_another_engine_is_told_until_it_works_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "said", "refused"),
     [
-        (lambda folder: overwrite(folder / "model.onnx", b"another"), "model.onnx has sha256"),
-        (shutil.rmtree, "FileNotFoundError"),  # pruned
+        (
+            lambda folder: overwrite(folder / "model.onnx", b"another"),
+            "model.onnx has sha256",
+            {"fp32": "damaged"},
+        ),
+        (shutil.rmtree, "FileNotFoundError", {}),  # pruned
     ],
 )
-def test_where_no_other_engine_can_be_opened_the_failing_one_goes_on(tmp_path, spoil, said):
+def test_where_no_other_engine_can_be_opened_the_failing_one_goes_on(
+    tmp_path, spoil, said, refused
+):
     with troubled(tmp_path, "--engines", "int8,fp32", "--reload-seconds", 0) as (server, stub):
         spoil(tmp_path / "models" / "colours" / "1")
         (tmp_path / "fail").touch()
@@ -174,5 +180,10 @@ def test_where_no_other_engine_can_be_opened_the_failing_one_goes_on(tmp_path, s
             failure(stub)
         until(lambda: "no engine can take over, int8 goes on" in server.log)
         until(lambda: said in server.log)
+        info = stub.GetModel(pb.GetModelRequest(), timeout=TIMEOUT)
+        assert {one.engine: one.reason for one in info.refused_engines} == refused
+        for engine, reason in refused.items():
+            labels = f'engine="{engine}",model="colours",reason="{reason}"'
+            assert server.metric(f"packshot_engine_refusals_total{{{labels}}}") >= 1
         (tmp_path / "fail").unlink()
         until(lambda: answered(stub))

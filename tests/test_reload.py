@@ -121,6 +121,10 @@ def test_wrong_answers_are_told_as_such(store, followed):
     other.rename(store / "colours" / "2")
     until(lambda: client.model().rejected == {"2": "answers_differ"})
     assert server.metric('packshot_reloads_total{model="colours",result="answers_differ"}') == 1
+    refused = (
+        'packshot_engine_refusals_total{engine="fp32",model="colours",reason="answers_differ"}'
+    )
+    assert server.metric(refused) == 1
 
 
 def test_what_is_withdrawn_while_it_is_loaded_never_serves(store, tmp_path):

@@ -107,6 +107,14 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
+class NoEngine(EngineRefused):
+    """None of an order can be used; `refusals` says of each why not."""
+
+    def __init__(self, reason: EngineReason, message: str, refusals: Sequence[Refusal]) -> None:
+        super().__init__(reason, message)
+        self.refusals = tuple(refusals)
+
+
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
     """The engine in use, and those that were tried before it.
 
@@ -128,7 +136,7 @@ def open_engine(
     order: Sequence[str] | None = None,
     pass_over_damaged: bool = False,
 ) -> Opened:
-    """Tries the engines in order. Raises EngineRefused, with every reason, if none can be used.
+    """Tries the engines in order. Raises NoEngine, with every reason, if none can be used.
 
     Raises DamagedFile if a file that would be used is not what was exported, unless such an engine
     is to be passed over for the next. `order`: in the place of the choice's.
@@ -154,7 +162,7 @@ def open_engine(
     if choice.required:
         told += "; by --require nothing may take its place"
     differ = any(refusal.reason == "answers_differ" for refusal in refusals)
-    raise EngineRefused("answers_differ" if differ else "load_failed", told)
+    raise NoEngine("answers_differ" if differ else "load_failed", told, refusals)
 
 
 def _check_width(golden: GoldenSamples, manifest: Manifest) -> None:
