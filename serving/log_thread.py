@@ -5,9 +5,11 @@ event loop that would end every answer, on a lane its engine. Here it ends the l
 """
 
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
+from typing import TextIO
 
 LINES_WAITING = 10_000
 """More are lost, and counted: about 3 MB of lines of the access log."""
@@ -18,15 +20,28 @@ CLOSE_SECONDS = 2.0
 log = logging.getLogger("packshot.logs")
 
 
+class Lines(logging.StreamHandler[TextIO]):
+    """`on_lost` is called for each record that cannot be written: a full disk, nobody reads."""
+
+    on_lost: Callable[[], None] = staticmethod(lambda: None)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        if isinstance(sys.exception(), OSError):
+            self.on_lost()
+        else:
+            super().handleError(record)
+
+
 class LogThread(logging.Handler):
     """Hands records to another handler, in a thread. Nothing that logs ever waits.
 
-    `on_lost` is called for each record that had no room.
+    `on_lost` is called for each record that had no room, or could not be written.
     """
 
-    def __init__(self, handler: logging.Handler, lines_waiting: int = LINES_WAITING) -> None:
+    def __init__(self, handler: Lines, lines_waiting: int = LINES_WAITING) -> None:
         super().__init__()
         self.on_lost: Callable[[], None] = lambda: None
+        handler.on_lost = lambda: self.on_lost()
         self._handler = handler
         self._room = lines_waiting
         self._lost = 0

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 from structlog.typing import EventDict, Processor
 
-from serving.log_thread import LogThread
+from serving.log_thread import Lines, LogThread
 
 Format = Literal["auto", "json", "human"]
 FIRST = ("timestamp", "level", "logger", "event")
@@ -32,10 +32,9 @@ def configure_logging(
     """
     target = sys.stderr if stream is None else stream
     human = format == "human" or (format == "auto" and target.isatty())
-    handler: logging.Handler = logging.StreamHandler(target)
-    handler.setFormatter(_formatter(human=human, colors=human and target.isatty()))
-    if in_thread:
-        handler = LogThread(handler)
+    lines = Lines(target)
+    lines.setFormatter(_formatter(human=human, colors=human and target.isatty()))
+    handler = LogThread(lines) if in_thread else lines
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_without_metadata)
 
@@ -46,7 +45,7 @@ def _without_metadata(record: logging.LogRecord) -> bool:
 
 
 def count_lost_lines(count: Callable[[], None]) -> None:
-    """Calls `count` for each line that had no room, where lines are written in a thread."""
+    """Calls `count` for each line that is lost, where lines are written in a thread."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, LogThread):
             handler.on_lost = count

@@ -81,7 +81,7 @@ class Metrics:
         )
         self.log_lines_lost = declare.counter(
             "packshot_log_lines_lost_total",
-            "Log lines that were not written, because what reads the log is too slow.",
+            "Log lines that were not written: what reads the log is too slow, or its disk is full.",
         )
 
     def _declare_requests(self, declare: Declared) -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 import pytest
@@ -20,7 +21,7 @@ from tiny import PURE, jpeg
 
 from packshot import Client
 from serving.access_log import Access, AccessLog
-from serving.log_thread import LogThread
+from serving.log_thread import Lines, LogThread
 from serving.logs import configure_logging
 from serving.metrics import Metrics
 from serving.request_id import request_id
@@ -65,7 +66,7 @@ class Stuck(io.StringIO):
 
 def test_what_logs_never_waits_and_what_has_no_room_is_counted():
     stream, lost = Stuck(), []
-    handler = LogThread(logging.StreamHandler(stream), lines_waiting=3)
+    handler = LogThread(Lines(stream), lines_waiting=3)
     handler.on_lost = lambda: lost.append(1)
     handler.handle(log.makeRecord("packshot", logging.INFO, "", 0, "line 0", (), None))
     assert stream.reached.wait(TIMEOUT)  # the first is being written
@@ -79,6 +80,19 @@ def test_what_logs_never_waits_and_what_has_no_room_is_counted():
         f"line {number}" for number in range(4)
     ]
     assert "5 log lines are lost: what reads this log is too slow" in written
+
+
+def test_what_cannot_be_written_is_counted():
+    lost = []
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        handler = LogThread(Lines(full))
+        handler.on_lost = lambda: lost.append(1)
+        for _ in range(3):
+            handler.handle(log.makeRecord("packshot", logging.INFO, "", 0, "a line", (), None))
+        handler.close()
+        assert len(lost) == 3
+        with suppress(OSError):
+            full.close()  # it tries to write once more
 
 
 def test_a_server_whose_log_nobody_reads_goes_on_answering(store, tmp_path):
