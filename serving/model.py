@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -13,6 +15,9 @@ from serving.metrics import ModelMetrics
 from serving.scheduler import FAILURES_TO_REPLACE, Scheduler
 
 log = logging.getLogger("packshot.model")
+
+OPENING_SECONDS = 300.0
+"""In which a successor is open. It takes seconds on a CPU, perhaps minutes on a GPU."""
 
 _numbers = itertools.count()
 
@@ -29,6 +34,8 @@ class Model:
     scheduler: Scheduler
     metrics: ModelMetrics
     number: int = field(default_factory=lambda: next(_numbers))
+    clock: Callable[[], float] = time.monotonic
+    _replaced_since: float | None = field(default=None, init=False)
 
     @property
     def manifest(self) -> Manifest:
@@ -62,15 +69,32 @@ class Model:
         self.metrics.in_use(self.version, opened.engine.name)
 
     def trouble(self, hang_seconds: float) -> str | None:
-        """Why a restart would help, if it would; may be asked from any thread."""
+        """Why a restart would help, if it would; may be asked from any thread.
+
+        A successor counts as hanging by the time since it was first asked while one was sought:
+        whoever wants to know in time asks often.
+        """
         lanes = self.scheduler.lanes
+        which = f"engine {self.engine} of {self.name}"
         if (seconds := lanes.longest_run()) > hang_seconds:
-            which = f"engine {self.engine} of {self.name}"
             return f"{which} hangs: in one run, or at one image, for {seconds:.0f} s"
+        if (seconds := self._seconds_replaced()) > max(OPENING_SECONDS, hang_seconds):
+            return f"{which} failed, and opening another hangs: for {seconds:.0f} s"
         # While a successor is sought, other lanes' failures count too.
         if lanes.failures_in_a_row > FAILURES_TO_REPLACE and not self.scheduler.being_replaced:
-            return f"engine {self.engine} of {self.name} fails and there is no other"
+            return f"{which} fails and there is no other"
         return None
+
+    def _seconds_replaced(self) -> float:
+        """How long a successor has been sought, as far as was seen; 0 if none is."""
+        if not self.scheduler.being_replaced:
+            self._replaced_since = None
+            return 0.0
+        now = self.clock()
+        since = self._replaced_since  # read once: another thread may ask, too
+        if since is None:
+            self._replaced_since = since = now
+        return now - since
 
     def why_not_ready(self, hang_seconds: float) -> str | None:
         """Why no request should come here, in one line; may be asked from any thread."""
