@@ -15,7 +15,7 @@ models/<name>/<version>/
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -24,6 +24,7 @@ from packshot.golden import GoldenSamples, read_golden
 from packshot.image import ImageSpec
 from packshot.intervals import Interval
 from packshot.record import decode_record
+from packshot.store import MAX_VERSION
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -109,7 +110,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     format: int = FORMAT
     model: str
-    version: int
+    version: Annotated[int, msgspec.Meta(ge=1, le=MAX_VERSION)]
     architecture: str
     labels: tuple[str, ...]
     image: ImageSpec

@@ -7,6 +7,7 @@ models/<name>/history    versions that were released, one a line, the latest las
 import itertools
 import os
 import re
+import reprlib
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +23,8 @@ WRITABLE = 0o222
 READ_ONLY = 0o444
 WHOLE_NUMBER = re.compile("[1-9][0-9]*")
 """Not "01", which would be looked for as 1."""
+MAX_VERSION = 2**63 - 1
+"""Answers tell it as int64."""
 OF_ROOT = "lost+found"
 """In the root of a volume; nobody else may read it."""
 
@@ -38,10 +41,14 @@ def model_names(store: Path) -> list[str]:
 
 
 def versions(model: Path) -> list[int]:
-    """Versions of one model's folder, ascending; hidden and half-written ones do not count."""
+    """Versions of one model's folder, ascending; hidden and half-written ones do not count.
+
+    Nor do folders with a number above MAX_VERSION, a time to the microsecond, say.
+    """
     if not model.is_dir():
         return []
-    return sorted(int(path.name) for path in _folders(model) if WHOLE_NUMBER.fullmatch(path.name))
+    names = [path.name for path in _folders(model) if WHOLE_NUMBER.fullmatch(path.name)]
+    return sorted(number for number in map(int, names) if number <= MAX_VERSION)
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -61,22 +68,50 @@ def there_are(numbers: Sequence[int]) -> str:
 
 
 def current_version(model: Path) -> int:
-    """The version to serve. Raises NotFound, or DamagedFile if `released` is not a number."""
+    """The version to serve.
+
+    Raises NotFound, or DamagedFile if `released` is no version's number or a link to nothing.
+    """
     available = versions(model)
     if not available:
         raise NotFound(f"no version of a model in {model}: run `make export`")
     released = model / RELEASED
-    if not released.exists():
+    text = _text_of(released)
+    if text is None:
         return available[-1]
+    version = _number_in(text)
+    if version is None:
+        raise DamagedFile(
+            f"{released} holds {reprlib.repr(text)}; expected a version, {MAX_VERSION} at most; "
+            f"{there_are(available)}: release one"
+        )
+    if version not in available:
+        raise NotFound(f"{released} asks for version {text}; {there_are(available)}")
+    return version
+
+
+def _text_of(released: Path) -> str | None:
+    """None if it is not there. Raises DamagedFile."""
     try:
-        text = released.read_text(encoding="utf-8").strip()
+        return released.read_text(encoding="utf-8").strip()
+    except FileNotFoundError as error:
+        if not released.is_symlink():
+            return None
+        # Somebody chose a version: to serve the highest in its place would be a guess.
+        raise DamagedFile(
+            f"{released} is a link to {released.readlink()}, which is not there: "
+            "mend the link, or release a version"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DamagedFile(f"{released} cannot be read: {error}") from error
-    if not text.isdecimal():
-        raise DamagedFile(f"{released} holds {text!r}; expected a version; {there_are(available)}")
-    if int(text) not in available:
-        raise NotFound(f"{released} asks for version {text}; {there_are(available)}")
-    return int(text)
+
+
+def _number_in(text: str) -> int | None:
+    """None if it is no number, or above MAX_VERSION."""
+    # Python itself reads no more than 4300 digits.
+    if not text.isdecimal() or len(text) > len(str(MAX_VERSION)):
+        return None
+    return int(text) if int(text) <= MAX_VERSION else None
 
 
 def served_version(model: Path) -> int | None:
@@ -130,7 +165,7 @@ def new_version(model: Path) -> Iterator[tuple[int, Path]]:
     """Yields (version, folder to fill); the version appears if the block ends without an error.
 
     Its files are read-only then. The number is this writer's alone from the start; that of one
-    who was killed stays unused for a day.
+    who was killed stays unused for a day. Raises InvalidInput after MAX_VERSION.
     """
     new_model = not model.exists()
     version, mark = _claim_version(model)
@@ -201,7 +236,7 @@ def _make_read_only(folder: Path) -> None:
 
 def _claim_version(model: Path) -> tuple[int, Path]:
     version = max(versions(model), default=0) + 1
-    while True:
+    while version <= MAX_VERSION:
         mark = claim(model / str(version))
         if mark is not None:
             # Claimed by another until a moment ago, it may have appeared since we looked.
@@ -209,6 +244,9 @@ def _claim_version(model: Path) -> tuple[int, Path]:
                 return version, mark
             mark.unlink()
         version += 1
+    raise InvalidInput(
+        f"{model} has version {MAX_VERSION}, the highest there can be: move it out of the store"
+    )
 
 
 def _serve(model: Path, version: int, *, history: Sequence[int]) -> None:
@@ -244,7 +282,7 @@ def _history(model: Path) -> list[int]:
         lines = (model / HISTORY).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return []
-    return [int(line) for line in lines if line.isdecimal()]
+    return [version for line in lines if (version := _number_in(line)) is not None]
 
 
 def _earlier_releases(model: Path, current: int) -> list[int]:

@@ -15,6 +15,9 @@ from serving.scheduler import FAILURES_TO_REPLACE, Scheduler
 
 log = logging.getLogger("packshot.model")
 
+OPENING_SECONDS = 300.0
+"""In which a successor is open. It takes seconds on a CPU, perhaps minutes on a GPU."""
+
 _numbers = itertools.count()
 
 
@@ -73,12 +76,14 @@ class Model:
     def trouble(self, hang_seconds: float) -> str | None:
         """Why a restart would help, if it would; may be asked from any thread."""
         lanes = self.scheduler.lanes
+        which = f"engine {self.engine} of {self.name}"
         if (seconds := lanes.longest_run()) > hang_seconds:
-            which = f"engine {self.engine} of {self.name}"
             return f"{which} hangs: in one run, or at one image, for {seconds:.0f} s"
+        if (seconds := self.scheduler.seconds_replaced) > max(OPENING_SECONDS, hang_seconds):
+            return f"{which} failed, and opening another hangs: for {seconds:.0f} s"
         # While a successor is sought, other lanes' failures count too.
         if lanes.failures_in_a_row > FAILURES_TO_REPLACE and not self.scheduler.being_replaced:
-            return f"engine {self.engine} of {self.name} fails and there is no other"
+            return f"{which} fails and there is no other"
         return None
 
     def why_not_ready(self, hang_seconds: float) -> str | None:

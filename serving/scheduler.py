@@ -69,6 +69,7 @@ class Scheduler:
         self._work = Bell()  # for lanes that wait
         self._changed = asyncio.Event()  # somebody left, or the state is another
         self._state: State = "serving"
+        self._since = clock()
         self._old: list[tuple[Lanes, asyncio.Task[None]]] = []  # of engines that were replaced
         self._start(engine, latency)
 
@@ -98,6 +99,11 @@ class Scheduler:
         return self._state == "being_replaced"
 
     @property
+    def seconds_replaced(self) -> float:
+        """How long another engine has been sought; 0 if none is. May be asked from any thread."""
+        return self._clock() - self._since if self.being_replaced else 0.0
+
+    @property
     def left_behind(self) -> bool:
         """An engine hangs in a thread that cannot be ended."""
         return any(lanes.running for lanes in (self.lanes, *(old for old, _ in self._old)))
@@ -108,6 +114,7 @@ class Scheduler:
         return self._state in ("closing", "closed")
 
     def _become(self, state: State) -> None:
+        self._since = self._clock()  # first: who sees the state, in another thread, sees its time
         self._state = state
         self._changed.set()
         self._work.ring_for_all()

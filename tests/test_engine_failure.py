@@ -12,7 +12,7 @@ from packshot.errors import ServiceFailed, Unavailable
 from serving.engines import Profile
 from serving.engines.open import Opened
 from serving.metrics import Metrics
-from serving.model import Model
+from serving.model import OPENING_SECONDS, Model
 from serving.scheduler import Scheduler
 
 
@@ -128,6 +128,30 @@ def test_failures_of_other_lanes_are_no_trouble_while_a_successor_is_sought(tmp_
         assert model.trouble(30) is None
         scheduler.carry_on()
         assert model.trouble(30) == "engine fake of colours fails and there is no other"
+        await scheduler.close()
+
+    run(test)
+
+
+def test_a_successor_that_hangs_while_it_is_opened_is_trouble_until_it_is_there(tmp_path):
+    async def test():
+        clock = Clock()
+        scheduler = scheduler_of(FakeEngine(), instant(1), clock=clock)
+        model = model_of(scheduler, open_bundle(tiny_bundle(tmp_path)))
+        for end in (lambda: scheduler.take_over(FakeEngine(), instant(1)), scheduler.carry_on):
+            assert model.trouble(30) is None
+            scheduler.engine.failures_left = 3
+            await asyncio.gather(*await queued(scheduler, [1, 2, 3]), return_exceptions=True)
+            assert model.trouble(30) is None
+            clock.now += OPENING_SECONDS
+            assert model.trouble(30) is None
+            assert model.why_not_ready(30) == "engine fake of colours is being replaced"
+            clock.now += 1
+            hangs = "engine fake of colours failed, and opening another hangs: for 301 s"
+            assert model.trouble(30) == model.why_not_ready(30) == hangs
+            assert model.trouble(OPENING_SECONDS + 1) is None, "runs may take longer"
+            end()
+            assert model.trouble(30) is None
         await scheduler.close()
 
     run(test)

@@ -93,8 +93,8 @@ def test_a_release_of_what_is_not_there_changes_nothing_and_is_told(store, follo
     released.unlink()
     until(lambda: client.model().rejected == {})
     write_whole(released, b"9" * 5000)  # too long for a number
-    until(lambda: client.model().rejected == {"released": "failed"})
-    assert server.metric('packshot_reloads_total{model="colours",result="failed"}') == 1
+    until(lambda: client.model().rejected == {"released": "damaged"})
+    assert server.metric('packshot_reloads_total{model="colours",result="damaged"}') == 1
     assert client.classify(RED)[0].version == 2
     released.unlink()
     until(lambda: client.model().rejected == {})

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 from processes import ROOT
-from tiny import overwrite, tiny_bundle
+from tiny import change_manifest, overwrite, tiny_bundle
 
 from packshot.atomic import remove_folder, whole_folder, write_whole
 from packshot.bundle import open_bundle
 from packshot.errors import DamagedFile, InvalidInput, NotFound
 from packshot.store import (
+    MAX_VERSION,
     current_version,
     model_names,
     new_version,
@@ -98,6 +99,60 @@ def test_release_rolls_back(store):
     (store / "colours" / "released").write_text("9\n")
     with pytest.raises(NotFound, match="asks for version 9"):
         current_version(store / "colours")
+
+
+def test_a_number_too_large_for_answers_is_no_version(store):
+    model = store / "colours"
+    (model / str(MAX_VERSION + 1)).mkdir()
+    (model / "20261122205140123456").mkdir()
+    assert (versions(model), current_version(model)) == ([1], 1)
+    tiny_bundle(store)
+    assert versions(model) == [1, 2]
+
+
+@pytest.mark.parametrize("number", [0, MAX_VERSION + 1, 20261122205140123456])
+def test_a_manifest_whose_version_cannot_be_one_is_damaged(store, number):
+    folder = change_manifest(store / "colours" / "1", version=number)
+    with pytest.raises(DamagedFile, match=r"manifest\.json is not .*\$\.version"):
+        open_bundle(folder)
+
+
+def test_after_the_highest_number_none_is_written(tmp_path):
+    model = tmp_path / "m"
+    (model / str(MAX_VERSION)).mkdir(parents=True)
+    assert versions(model) == [MAX_VERSION]
+    with pytest.raises(InvalidInput, match=f"{MAX_VERSION}, the highest"), new_version(model):
+        pass
+    assert [path.name for path in model.iterdir()] == [str(MAX_VERSION)]
+
+
+@pytest.mark.parametrize(
+    "number", [str(MAX_VERSION + 1), "9" * 5000], ids=["one too large", "5000 digits"]
+)
+def test_a_release_of_a_number_too_large_is_damage_that_a_release_repairs(tmp_path, number):
+    model = written(tmp_path / "m", 2)
+    (model / "released").write_text(number)
+    (model / "history").write_text(f"{number}\n2\n")
+    with pytest.raises(DamagedFile, match=r"released holds '9\d+.*; there are .*: rel") as found:
+        current_version(model)
+    assert len(str(found.value)) < 400
+    release(model, 1)
+    assert (current_version(model), previous_version(model)) == (1, 2)
+
+
+def test_a_release_that_is_a_link_to_nothing_is_damage_that_a_release_repairs(tmp_path):
+    model = written(tmp_path / "m", 2)
+    chosen = tmp_path / "chosen"
+    (model / "released").symlink_to(chosen)
+    with pytest.raises(DamagedFile, match=f"released is a link to {chosen}, which is not there"):
+        current_version(model)
+    with pytest.raises(DamagedFile, match="is a link to"):
+        prune(model, keep=1)
+    chosen.write_text("1\n")
+    assert current_version(model) == 1
+    chosen.unlink()
+    release(model, 1)
+    assert current_version(model) == 1
 
 
 def test_an_empty_store_says_what_to_do(tmp_path):
