@@ -1,8 +1,19 @@
 """`python -m serving --models models`: serve the models of a store until SIGTERM."""
 
-import logging
 import os
+import signal
 import sys
+
+if __name__ == "__main__":
+    # Before the imports, which take half a second: meanwhile SIGHUP would end the process, and the
+    # kernel keeps signals without a handler from the first process of a container. A stop is a
+    # success, as while models are loaded, but not where a question was asked.
+    asked = {"--check", "--print-config"} & {*sys.argv}
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, lambda number, _: os._exit(128 + number if asked else 0))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -29,6 +40,7 @@ def main() -> int:
         configure_logging(settings.log_format, settings.log_level)
         return _run(settings)
     except PackshotError as error:
+        ignore_signals()  # a stop now would pass for a success
         if not close_logs():  # what was logged comes before it
             os._exit(1)
         print(f"packshot: cannot serve: {error}", file=sys.stderr)

@@ -34,11 +34,21 @@ def _check_security(settings: "Settings") -> None:
             raise InvalidInput(
                 f"{_spelled(settings, name)} is given without {flag(other)}: give both"
             )
-    if settings.otlp_endpoint is not None and "@" in urlsplit(settings.otlp_endpoint).netloc:
+    if settings.otlp_endpoint is not None and "@" in _netloc(settings, settings.otlp_endpoint):
         raise InvalidInput(
             f"{_spelled(settings, 'otlp_endpoint')} has a user or a password in it, which the log "
             "would show: give what the collector wants in OTEL_EXPORTER_OTLP_HEADERS"
         )
+
+
+def _netloc(settings: "Settings", endpoint: str) -> str:
+    try:
+        return urlsplit(endpoint).netloc
+    except ValueError as error:  # an address with one bracket, say; a password may be in it
+        raise InvalidInput(
+            f"{_spelled(settings, 'otlp_endpoint')} is no URL; it must be like "
+            "http://127.0.0.1:4317"
+        ) from error
 
 
 def _check_choices(settings: "Settings") -> None:

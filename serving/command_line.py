@@ -78,4 +78,5 @@ def _toml(value: object) -> str:
     plain = (
         [*value] if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
     )
-    return json.dumps(plain, ensure_ascii=False)  # JSON's texts, numbers and lists are TOML's too
+    # JSON's texts, numbers and lists are TOML's too, but for DEL, which JSON does not escape.
+    return json.dumps(plain, ensure_ascii=False).replace("\x7f", "\\u007F")

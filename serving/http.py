@@ -37,7 +37,7 @@ class HttpPort:
         silence_seconds: float = SILENCE_SECONDS,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
-        """Port 0 takes a free one. Raises InvalidInput if the port cannot be had."""
+        """Port 0 takes a free one. Raises InvalidInput if host or port cannot be had."""
         pages = _Pages(registry, live, ready, silence_seconds)
         try:
             self._server = _Server(host, port, pages, max_connections)
@@ -74,13 +74,12 @@ class _Server(socketserver.ThreadingTCPServer):
     request_queue_size = 64
 
     def __init__(self, host: str, port: int, pages: _Pages, max_connections: int) -> None:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        self.address_family, _, _, _, (address, *_) = found[0]
+        self.address_family, address = _looked_up(host, port)
         self.pages = pages
         self._max_connections = max_connections
         self._open: OrderedDict[int, socket.socket] = OrderedDict()
         self._lock = threading.Lock()
-        super().__init__((str(address), port), _Handler)
+        super().__init__((address, port), _Handler)
 
     def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]  # of TCP only
         with self._lock:
@@ -98,6 +97,18 @@ class _Server(socketserver.ThreadingTCPServer):
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - given by socketserver
         # A client that went away or fell silent is no news; it must not fill the log.
         log.debug("an HTTP connection from %s failed", client_address, exc_info=True)
+
+
+def _looked_up(host: str, port: int) -> tuple[socket.AddressFamily, str]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, ValueError) as error:  # the latter for what no name can be
+        raise InvalidInput(
+            f"--host is {host!r}, which cannot be looked up; give an address of this machine, or "
+            "0.0.0.0 for all"
+        ) from error
+    family, _, _, _, (address, *_) = found[0]
+    return family, str(address)
 
 
 def _cut(connection: socket.socket) -> None:

@@ -69,6 +69,18 @@ def _without_brackets(given: object) -> object:
 Host = Annotated[str, BeforeValidator(_without_brackets)]
 
 
+LEAST_RELOAD_SECONDS = 0.005  # looking at one model then takes a tenth of a core
+
+
+def _never_or_seldom(seconds: float) -> float:
+    if 0 < seconds < LEAST_RELOAD_SECONDS:
+        raise ValueError(f"is {seconds}; it must be 0 or at least {LEAST_RELOAD_SECONDS}")
+    return seconds
+
+
+ReloadSeconds = Annotated[float, AfterValidator(_never_or_seldom)]
+
+
 class Effective(NamedTuple):
     """A value in force. `source`: flag, environment, file or default."""
 
@@ -192,7 +204,7 @@ class Settings(BaseSettings):
         None, description="file of bearer tokens, one a line: only calls with one of them get in"
     )
 
-    reload_seconds: Annotated[float, LIFE] = Field(
+    reload_seconds: Annotated[ReloadSeconds, LIFE] = Field(
         2.0, ge=0, le=86_400, description="look for another version this often; 0: on SIGHUP only"
     )
     drain_delay_seconds: Annotated[float, LIFE] = Field(

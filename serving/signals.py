@@ -24,7 +24,10 @@ def ignore_signals() -> None:
 
 
 class StopSignals:
-    """Made before the slow part of starting: a stop that comes meanwhile must not be lost."""
+    """Made before models are loaded: a stop that comes meanwhile must not be lost.
+
+    Until then `__main__` hears it.
+    """
 
     def __init__(self) -> None:
         self._first, self._second = asyncio.Event(), asyncio.Event()

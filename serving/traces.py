@@ -56,7 +56,7 @@ class Traces:
         url = urlparse(endpoint)
         if url.scheme not in ("http", "https") or not url.netloc:
             raise InvalidInput(
-                f"the trace endpoint is {endpoint!r}; it must be like http://127.0.0.1:4317"
+                f"--otlp-endpoint is {endpoint!r}; it must be like http://127.0.0.1:4317"
             )
         _limit_complaints()
         self._exporter = OTLPSpanExporter(

@@ -98,6 +98,14 @@ def test_every_number_has_a_range_that_is_kept_at_both_ends(flag):
         assert f"{flag} is {value}; it must be from" in refused(f"{flag}={value}")
 
 
+def test_the_store_is_looked_at_never_or_not_too_often():
+    assert refused("--reload-seconds", 0.0001) == (
+        "--reload-seconds is 0.0001; it must be 0 or at least 0.005"
+    )
+    assert settings("--reload-seconds", 0.005).reload_seconds == 0.005
+    assert settings("--reload-seconds", 0).reload_seconds == 0
+
+
 def test_other_wrong_values():
     assert refused("--log-format", "xml") == (
         "--log-format is xml; it must be 'auto', 'json' or 'human'"
@@ -176,6 +184,9 @@ def test_contradictions_are_refused_with_the_remedy(tmp_path, monkeypatch):
     assert refused("--otlp-endpoint", "http://user:s3cret@collector:4317").startswith(
         "--otlp-endpoint has a user or a password in it"
     )
+    assert refused("--otlp-endpoint", "http://user:s3cret@[::1") == (
+        "--otlp-endpoint is no URL; it must be like http://127.0.0.1:4317"
+    )
     assert refused("--port", 9, "--http-port", 9) == (
         "--port and --http-port are both 9: give each a port of its own"
     )
@@ -204,7 +215,8 @@ def test_help_tells_every_option_and_its_default():
 
 
 def test_what_is_printed_can_be_read_again(file):
-    done = program("serving", "--models", 'mod"els', "--max-batch", 4, "--print-config")
+    folder = 'm\x01o\x7fd"e\\ls'
+    done = program("serving", "--models", folder, "--max-batch", 4, "--print-config")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert re.match(r"max_batch = 4 +# flag$", lines[6])
@@ -212,7 +224,7 @@ def test_what_is_printed_can_be_read_again(file):
     assert len(tomllib.loads(done.stdout)) == len([line for line in lines if line[0] != "#"])
     file.write_text(done.stdout)
     again = parse_settings(["--config", str(file)])
-    given = settings("--max-batch", 4, "--models", 'mod"els')
+    given = settings("--max-batch", 4, "--models", folder)
     assert [one[:2] for one in again.effective()] == [one[:2] for one in given.effective()]
     assert {source for _, value, source in again.effective() if value is not None} == {"file"}
 

@@ -2,9 +2,21 @@
 
 import signal
 import socket
+import subprocess
+import sys
 
 import pytest
-from processes import FAKE_SERVING, TIMEOUT, page, program, serving, starting, until
+from processes import (
+    FAKE_SERVING,
+    ROOT,
+    TIMEOUT,
+    environment,
+    page,
+    program,
+    serving,
+    starting,
+    until,
+)
 from tiny import PURE, colour_network, jpeg, tiny_bundle
 
 from packshot import Client
@@ -57,6 +69,18 @@ def test_start_on_a_taken_port(store, option):
     assert f"{option} {port}" in message
 
 
+@pytest.mark.parametrize("host", ["", "two..dots", "a" * 64])
+def test_start_on_a_host_that_cannot_be(store, host):
+    message = refused_to_start("--models", store, "--host", host)
+    assert f"--host is {host!r}, which cannot be looked up; give an address of this" in message
+
+
+def test_start_with_traces_to_nowhere(store):
+    assert "--otlp-endpoint is ''; it must be like" in refused_to_start(
+        "--models", store, "--otlp-endpoint", ""
+    )
+
+
 @pytest.mark.parametrize("host", ["::1", "[::1]", "::"])
 def test_ipv6(store, host):
     try:
@@ -101,3 +125,57 @@ def test_a_start_that_failed_exits_1_whatever_signals_come(tmp_path, number):
         until(lambda: "cannot serve" in server.log)
         assert server.pester(number) == 1
         assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_wrong_settings_exit_1_whatever_signals_come(number):
+    with starting("--models", "none", "--max-batch", 0) as server:
+        until(lambda: "cannot serve" in server.log)
+        assert server.pester(number) == 1
+
+
+FIRST_OF_ITS_CONTAINER = ("unshare", "--user", "--map-root-user", "--pid", "--fork")
+
+
+@pytest.fixture
+def signalled(tmp_path):
+    """Runs a server that signals itself in its imports, and exits with 1 if it survives that."""
+
+    def run(
+        *options: str, numbers: tuple[int, ...], before: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        kills = "".join(f"os.kill(os.getpid(), {number:d})\n" for number in numbers)
+        (tmp_path / "uvloop.py").write_text(f"import os\n{kills}raise SystemExit('survived')\n")
+        return subprocess.run(
+            [*before, sys.executable, "-m", "serving", "--models", "none", *options],
+            cwd=ROOT, env=environment(PYTHONPATH=str(tmp_path)),
+            text=True, capture_output=True, timeout=TIMEOUT,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_in_the_imports_is_a_clean_one(signalled, number):
+    done = signalled(numbers=(number,))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_hangup_in_the_imports_is_ignored(signalled):
+    done = signalled(numbers=(signal.SIGHUP,))
+    assert (done.returncode, done.stderr) == (1, "survived\n")
+
+
+@pytest.mark.parametrize("question", ["--check", "--print-config"])
+def test_a_stop_is_no_answer_to_a_question(signalled, question):
+    done = signalled(question, numbers=(signal.SIGTERM,))
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_process_of_a_container_hears_a_stop_in_its_imports(signalled, number):
+    """To such a one the kernel gives no signal that has no handler."""
+    if subprocess.run([*FIRST_OF_ITS_CONTAINER, "true"], capture_output=True).returncode:
+        pytest.skip("this machine gives no namespace of processes")
+    done = signalled(numbers=(number,), before=FIRST_OF_ITS_CONTAINER)
+    assert (done.returncode, done.stderr) == (0, "")
