@@ -80,7 +80,7 @@ def container(podman, image, models, ports) -> Iterator[Container]:
 
 def test_what_is_in_the_image(podman, image):
     inspected = podman.inspected(image)
-    assert inspected["Size"] < 530e6
+    assert inspected["Size"] < 540e6
     config = inspected["Config"]
     assert config["User"] == "10001:10001"
     assert config["Labels"]["org.opencontainers.image.version"] == __version__

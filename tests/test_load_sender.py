@@ -271,7 +271,8 @@ def test_what_is_given_up_counts_as_that(rate):
     assert (tally.sent, tally.answered, tally.errors) == (expected, 0, {"GIVEN_UP": expected})
     report = report_of(plan, tally, None, stopped_after=1.0)
     assert (report.was_stopped, report.faults) == (True, {})
-    assert f"{expected} requests were given up" in report.doubts[-1].text
+    told = "1 request was given up" if expected == 1 else "3 requests were given up"
+    assert report.doubts[-1].text.startswith(told)
 
 
 class Held(AtOnce):
