@@ -62,7 +62,7 @@ class Reloader:
 
     async def load_all(self) -> None:
         """The first version of each. Raises PackshotError if one that was asked for fails."""
-        # Before the slow part: without a handler the signal ends the process.
+        # Before the slow part: what is asked for meanwhile is done after it, not lost.
         on_signal(signal.SIGHUP, self._asked.set)
         supply = self._loader.supply
         names = self._names or supply.names()
