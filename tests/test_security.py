@@ -93,6 +93,8 @@ def test_tls(store, pki, tmp_path):
         expiry = server.metric('packshot_certificate_expiry_timestamp_seconds{use="server"}')
         assert expiry == pki.first.not_valid_after_utc.timestamp()
         assert "certificate of CN=server, valid until" in server.log
+    for line in server.lines:  # gRPC writes none of its own for strangers who fail to get in
+        json.loads(line)
 
 
 def test_the_usual_authorities_are_those_of_the_environment(store, pki, monkeypatch):
