@@ -106,6 +106,11 @@ def test_the_store_is_looked_at_never_or_not_too_often():
     assert settings("--reload-seconds", 0).reload_seconds == 0
 
 
+def test_no_engine_hangs_within_a_second():
+    assert refused("--hang-seconds", 0.5) == "--hang-seconds is 0.5; it must be from 1 to 86400"
+    assert settings("--hang-seconds", 1).hang_seconds == 1
+
+
 def test_other_wrong_values():
     assert refused("--log-format", "xml") == (
         "--log-format is xml; it must be 'auto', 'json' or 'human'"
