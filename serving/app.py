@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,7 @@ class App:
         metrics.saturation.set_function(health.saturation)
         metrics.live.set_function(health.live)
         metrics.ready.set_function(health.ready)
+        metrics.rejected_versions.set_function(partial(_rejected, self._models))
 
     def _new_calls(self, settings: Settings) -> Calls:
         # A request has one image or more: further ones would only be refused, after being received.
@@ -259,6 +261,15 @@ class App:
             "ready: %s, on %s, metrics on http://%s/metrics",
             served, endpoint(host, port), endpoint(host, http_port),
         )  # fmt: skip
+
+
+def _rejected(models: Models) -> Counter[tuple[str, ...]]:
+    """How many versions stay out, by model and reason; asked by threads that scrape."""
+    return Counter(
+        (name, one.reason)
+        for name, versions in list(models.rejected.items())
+        for one in list(versions.values())
+    )
 
 
 def _traces(settings: Settings) -> "Traces | None":
