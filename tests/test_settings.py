@@ -234,6 +234,14 @@ def test_what_is_printed_can_be_read_again(file):
     assert {source for _, value, source in again.effective() if value is not None} == {"file"}
 
 
+@pytest.mark.parametrize(("flag", "setting"), [("--models", "models"), ("--model", "model")])
+def test_what_no_settings_file_can_hold_is_not_printed(flag, setting):
+    done = program("serving", "--models", "m", flag, os.fsdecode(b"shop\xff"), "--print-config")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{flag} is not UTF-8, so no settings file can hold it: {setting} = " in done.stderr
+    assert r"shop\xff" in done.stderr
+
+
 def test_a_wrong_value_ends_the_server_with_one_line(monkeypatch):
     monkeypatch.setenv("PACKSHOT_LANES", "-1")
     done = program("serving", "--models", "models")
