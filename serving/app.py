@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -95,14 +96,8 @@ class App:
         self._liveness = Liveness(
             partial(self._models.trouble, hang_seconds), hang_seconds=hang_seconds
         )
-        self._servicer = Probes(self._calls.receiving)
         self._health = health = Health(
-            self._models,
-            self._decoders,
-            self._liveness,
-            self._servicer,
-            services=SERVICES,
-            hang_seconds=hang_seconds,
+            self._models, self._decoders, self._liveness, hang_seconds=hang_seconds
         )
         self._listening = _listening(settings)
         self._no_such = NoSuchMethod(self._calls)
@@ -111,6 +106,7 @@ class App:
         metrics.saturation.set_function(health.saturation)
         metrics.live.set_function(health.live)
         metrics.ready.set_function(health.ready)
+        metrics.rejected_versions.set_function(partial(_rejected, self._models))
 
     def _new_calls(self, settings: Settings) -> Calls:
         # A request has one image or more: further ones would only be refused, after being received.
@@ -128,25 +124,23 @@ class App:
         stop = StopSignals()
         self._liveness.start()
         http, port = await self._listen()
-        watching = asyncio.create_task(self._health.watch())
         tidying = asyncio.create_task(keep_tidy(self._models.idle, self._is_silent, self._memory))
         try:
             if not await stop.run_until(self._reloader.load_all()):
                 log.info("stopped while loading")
                 return
             self._memory.settle()
-            await self._health.enter("accepting")
+            self._health.enter("accepting")
             self._log_ready(port, http.port)
             self._reloader.start()
             await stop.wait()
             log.info("draining")
-            await self._health.enter("draining")
+            self._health.enter("draining")
             # Balancers and endpoints take seconds to notice: go on accepting meanwhile.
             await stop.sleep(self._settings.drain_delay_seconds)
         finally:
             await self._stop_accepting(stop)
             await self._close()
-            watching.cancel()
             tidying.cancel()
             http.close()
         log.info("drained")
@@ -191,7 +185,6 @@ class App:
         )
         port = add_port(self._server, self._listening, self._metrics)
         self._add_services()
-        await self._health.tell()  # alive, though not ready yet
         await self._server.start()
         return http, port
 
@@ -203,7 +196,8 @@ class App:
         add_ClassifierServicer_to_server(classifier, registrar)
         oip = OpenInference(*parts, self._health)
         add_GRPCInferenceServiceServicer_to_server(oip, registrar)
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, registrar)
+        probes = Probes(self._calls.receiving, self._health, SERVICES)
+        health_pb2_grpc.add_HealthServicer_to_server(probes, registrar)
         names = (*SERVICES, "grpc.health.v1.Health", SERVICE_NAME)
         reflection = Reflection(names, self._calls.receiving)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]
@@ -267,6 +261,15 @@ class App:
             "ready: %s, on %s, metrics on http://%s/metrics",
             served, endpoint(host, port), endpoint(host, http_port),
         )  # fmt: skip
+
+
+def _rejected(models: Models) -> Counter[tuple[str, ...]]:
+    """How many versions stay out, by model and reason; asked by threads that scrape."""
+    return Counter(
+        (name, one.reason)
+        for name, versions in list(models.rejected.items())
+        for one in list(versions.values())
+    )
 
 
 def _traces(settings: Settings) -> "Traces | None":

@@ -9,7 +9,10 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from packshot.errors import InvalidInput
+from packshot.image_names import printable
 from serving.settings import Effective, Option, Settings, options
+from serving.wording import spelled
 
 MORE = """Each option can also be given in the environment (PACKSHOT_MAX_BATCH=8) or in the TOML
 file of --config (max_batch = 8). A flag wins over the environment, that over the file."""
@@ -21,12 +24,25 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
 
 
 def to_toml(effective: Sequence[Effective]) -> str:
-    """The settings in force as `--config` reads them, each with its source."""
-    lines = []
-    for name, value, source in effective:
-        line = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}"
-        lines.append(f"{line:<40} # {source}" if value is not None else line)
-    return "\n".join(lines)
+    """The settings in force as `--config` reads them, each with its source.
+
+    Raises InvalidInput for a path, or a name, that is not UTF-8: TOML has no way to write it.
+    """
+    return "\n".join(_line(*one) for one in effective)
+
+
+def _line(name: str, value: object, source: str) -> str:
+    if value is None:
+        return f"# {name} is not set"
+    line = f"{name} = {_toml(value)}"
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(
+            f"{spelled(name, {name: source}, None)} is not UTF-8, so no settings file can hold it: "
+            f"{printable(line)}"
+        ) from error
+    return f"{line:<40} # {source}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,10 +1,12 @@
 """Metrics that document themselves: what declares one also keeps its row of docs/metrics.md."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
 
 # Label -> its values; those of an open set (models, versions, methods) appear when first used.
 Labels = Mapping[str, Sequence[str]]
@@ -22,11 +24,34 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     meaning: str
 
 
+Counts: TypeAlias = Mapping[tuple[str, ...], int]
+"""By the values of a gauge's labels, in order."""
+
+
+class Census:
+    """A gauge of what there is now, counted at each scrape: no series outlives what it is of."""
+
+    def __init__(self, name: str, meaning: str, labels: Sequence[str]) -> None:
+        self._described = (name, meaning, labels)
+        self._count: Callable[[], Counts] = dict
+
+    def set_function(self, count: Callable[[], Counts]) -> None:
+        """`count` is called by the thread that scrapes."""
+        self._count = count
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        name, meaning, labels = self._described
+        family = GaugeMetricFamily(name, meaning, labels=labels)
+        for values, number in self._count().items():
+            family.add_metric(values, number)
+        yield family
+
+
 class Declared:
     """Makes metrics in a registry and remembers them, in order.
 
     A metric whose labels are all closed sets has every series at 0 from the start, so that a rate
-    over its first event is not lost.
+    over its first event is not lost; a census has those alone that are above 0.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -45,6 +70,12 @@ class Declared:
         metric = Gauge(name, meaning, list(labels), registry=self._registry)
         for values in _series(labels):
             metric.labels(*values)
+        return metric
+
+    def census(self, name: str, meaning: str, labels: Labels) -> Census:
+        self._remember(name, "gauge", meaning, labels)
+        metric = Census(name, meaning, list(labels))
+        self._registry.register(metric)
         return metric
 
     def histogram(

@@ -1,11 +1,7 @@
 """What probes, balancers and autoscalers are told: alive or not, ready or not, how busy."""
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
-
-from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import aio
 
 from serving.decoding import DecodePool
 from serving.liveness import Liveness
@@ -14,33 +10,21 @@ from serving.models import Models
 
 State = Literal["loading", "accepting", "draining"]
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-WATCH_SECONDS = 0.5
-
 
 class Health:
-    """Follows from the state that the server is in, and from its parts; asked from any thread.
-
-    `servicer` answers for "", which is whether the server lives, and for each of `services`, which
-    is whether it is ready.
-    """
+    """Follows from the state that the server is in, and from its parts; asked from any thread."""
 
     def __init__(
         self,
         models: Models,
         decoders: DecodePool,
         liveness: Liveness,
-        servicer: aio.HealthServicer,
         *,
-        services: Sequence[str],
         hang_seconds: float,
     ) -> None:
         self._models = models
         self._decoders = decoders
         self._liveness = liveness
-        self._servicer = servicer
-        self._services = services
         self._hang_seconds = hang_seconds
         self._state: State = "loading"
 
@@ -73,18 +57,6 @@ class Health:
         busy = sum(one.utilisation.share() for one in cores)
         return min(1.0, max(busy, self._decoders.utilisation.share()))
 
-    async def enter(self, state: State) -> None:
-        """The server is in this state from now on, and whoever watches is told."""
+    def enter(self, state: State) -> None:
+        """The server is in this state from now on."""
         self._state = state
-        await self.tell()
-
-    async def tell(self) -> None:
-        await self._servicer.set("", SERVING if self.live() else NOT_SERVING)
-        for service in self._services:
-            await self._servicer.set(service, SERVING if self.ready() else NOT_SERVING)
-
-    async def watch(self) -> None:
-        """Tells what changes by itself: an engine that hangs, fails or recovers."""
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            await self.tell()

@@ -27,7 +27,8 @@ STAGES = ("decode", "queue", "infer", "total")
 IMAGE_RESULTS = ("ok", *get_args(ImageReason))
 REFUSALS = ("deadline", "queue_full", "shed")
 DROPS = ("expired", "cancelled")
-RELOADS = ("swapped", "not_found", "damaged", "answers_differ", "no_engine", "failed")
+REJECTIONS = ("not_found", "damaged", "answers_differ", "no_engine", "failed")
+RELOADS = ("swapped", *REJECTIONS)
 CLOSED_BY = ("empty", "shared", "full", "deadline")
 LOOKUPS = ("hit", "miss")
 ANSWERING = (
@@ -174,6 +175,11 @@ class Metrics:
             "packshot_reloads_total",
             "Other versions found in the store: swapped in, or why they stay out.",
             {"model": OPEN, "result": RELOADS},
+        )
+        self.rejected_versions = declare.census(
+            "packshot_rejected_versions",
+            "Versions (or `released` files) of the store that stay out now; no series without one.",
+            {"model": OPEN, "reason": REJECTIONS},
         )
 
     def _declare_certificates(self, declare: Declared) -> None:

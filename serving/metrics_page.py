@@ -43,7 +43,9 @@ came too late all the same; `packshot_prediction_ratio` then shows predictions t
     increase(packshot_engine_refusals_total[1h])
     increase(packshot_engine_takeovers_total[1h])
 
-A version that stays out shows in `packshot_reloads_total` with any result but `swapped`.
+A version that stays out, with the reason, for as long as it does:
+
+    packshot_rejected_versions > 0
 
 **Drift of confidence.** Other products, lighting or cameras than those trained on make the network
 less sure. Compare the share of unsure answers of an hour with that of a week.

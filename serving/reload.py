@@ -152,6 +152,7 @@ class Reloader:
         content = await asyncio.to_thread(_content, folder)
         if model is not None and folder == model.bundle.folder:
             self._tell_if_changed(name, folder, content)
+            rejected.clear()  # what is chosen serves: nobody waits for the others
             return
         if self._known(name, folder, content) and not asked:
             return

@@ -188,7 +188,10 @@ class Settings(BaseSettings):
         10_000, ge=1, le=3_600_000, description="for requests without a deadline"
     )
     hang_seconds: Annotated[float, LIMITS] = Field(
-        30.0, ge=0.1, le=86_400, description="a server whose engine runs longer is not alive"
+        30.0,
+        ge=1,  # a slow batch, or a pause of a busy machine, would pass for a hang
+        le=86_400,
+        description="a server whose engine runs longer is not alive",
     )
 
     tls_cert: Annotated[Path | None, SECURITY] = Field(

@@ -182,7 +182,7 @@ def provoke(server: Server, folder: Path) -> None:
             assert stub.Classify.future(request).code() == grpc.StatusCode.INTERNAL
     until(lambda: server.metric("packshot_engine_takeovers_total"))
     (folder / "models" / "colours" / "released").write_text("9\n")
-    until(lambda: server.metric('packshot_reloads_total{model="colours",result="not_found"}'))
+    until(lambda: server.metric('packshot_rejected_versions{model="colours",reason="not_found"}'))
 
 
 def traffic(troubled: Server, secured: Server, tls: Tls) -> None:
@@ -258,6 +258,7 @@ def test_numbers_are_what_happened(watched, seen):
 
     until(lambda: shown("Engine in use", "engine") == {"fp32": 1})
     assert shown("Engine in use", "model") == {"colours": 1, "shoes": 1}
+    assert shown("Versions that stay out", "reason") == {"not_found": 1}
     assert shown("Ready servers", "") == {"": 2}
     assert shown("Failed batches and takeovers", "model", 1) == {"colours": 1, "shoes": 0}
     assert set(shown("Alive", "instance").values()) == {1}
@@ -266,9 +267,10 @@ def test_numbers_are_what_happened(watched, seen):
 
 
 def test_the_alerts_that_fire_are_those_of_what_happened(watched, seen):
-    def firing() -> set[str]:
-        active = watched.prometheus.query('ALERTS{alertstate="firing"}')
+    def alerts(state: str) -> set[str]:
+        active = watched.prometheus.query(f'ALERTS{{alertstate="{state}"}}')
         return {labels["alertname"] for labels, _ in active}
 
-    until(lambda: len(firing()) >= 2)
-    assert firing() == {"PackshotEngineFailed", "PackshotReloadFailed"}
+    until(lambda: alerts("firing"))
+    until(lambda: "PackshotReloadFailed" in alerts("pending"))  # for five minutes
+    assert alerts("firing") == {"PackshotEngineFailed"}

@@ -5,7 +5,7 @@ import signal
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from http2 import HEADERS, connect, frames, half_a_message, hello, request_headers
+from http2 import HEADERS, connect, frames, half_a_message, hello, message, request_headers
 from processes import FAKE_SERVING, TIMEOUT, serving, until
 from tiny import PURE, big_image, jpeg, tiny_bundle
 
@@ -62,6 +62,20 @@ def test_a_health_watch_does_not_hold_up_the_drain(store):
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         assert server.stop() == 0
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def test_a_health_watch_that_takes_no_answers_holds_up_nobody(store):
+    watching = request_headers("/grpc.health.v1.Health/Watch")
+    with serving("--models", store) as server, connect(server.target) as connection:
+        connection.sendall(hello(window=0) + watching + message(b"", last=True))
+        assert HEADERS in (kind for kind, _ in frames(connection))  # its answer is being written
+        assert server.health() == health_pb2.HealthCheckResponse.SERVING
+        with connect(server.target) as gone:
+            gone.sendall(hello(window=0) + watching + message(b"", last=True))
+            assert HEADERS in (kind for kind, _ in frames(gone))
+        assert server.stop() == 0
+        assert '"event":"drained"' in server.lines[-1]
+        assert "Traceback" not in server.log
 
 
 def test_a_second_signal_cuts_the_drain_short(held):

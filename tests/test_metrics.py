@@ -53,7 +53,17 @@ def test_seconds_are_counted_from_half_a_millisecond_to_ten_seconds():
 
 
 def test_reasons_of_reloads_are_those_of_the_reloader():
-    assert {*REASONS.values(), "swapped", "failed"} == set(metrics.RELOADS)
+    assert {*REASONS.values(), "failed"} == set(metrics.REJECTIONS)
+    assert {*metrics.REJECTIONS, "swapped"} == set(metrics.RELOADS)
+
+
+def test_a_census_has_the_series_of_what_there_is_and_no_others():
+    counted, there = Metrics(), {("mugs", "damaged"): 2}
+    assert sample(counted, "packshot_rejected_versions", model="mugs", reason="damaged") is None
+    counted.rejected_versions.set_function(lambda: there)
+    assert sample(counted, "packshot_rejected_versions", model="mugs", reason="damaged") == 2
+    there.clear()
+    assert sample(counted, "packshot_rejected_versions", model="mugs", reason="damaged") is None
 
 
 def test_rpcs_are_counted_under_the_ecosystems_names():
@@ -95,4 +105,5 @@ def test_promtool_has_no_complaint_about_any_metric(complaints):
     for metric in vars(counted).values():  # it looks at metrics that have a series
         if isinstance(metric, (Counter, Gauge, Histogram)) and metric._labelnames:
             metric.labels(*("some" for _ in metric._labelnames))
+    counted.rejected_versions.set_function(lambda: {("some", "some"): 1})
     assert complaints(generate_latest(counted.registry)) == ""

@@ -260,10 +260,12 @@ def test_a_model_of_which_nothing_can_be_served_is_told_of_with_the_reason(tmp_p
         serves, damaged = ("apples", "READY", ""), ("boots", "UNAVAILABLE", "damaged")
         assert index() == [serves, damaged]
         told = "no model 'boots', as version 1 is damaged; this server has apples"
+        assert server.metric('packshot_rejected_versions{model="boots",reason="damaged"}') == 1
         with pytest.raises(Unavailable, match=told):  # another server may have an older version
             client.model()
         shutil.rmtree(tmp_path / "boots")
         until(lambda: index() == [serves])
+        assert "packshot_rejected_versions{" not in server.page("/metrics")[1]
         with pytest.raises(NotFound, match="no model 'boots'; this server has apples"):
             client.model()
 

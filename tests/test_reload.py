@@ -83,6 +83,26 @@ def test_a_bad_version_that_is_removed_is_forgotten(store, followed):
     assert client.model().version == 1
 
 
+def test_what_stays_out_is_counted_for_as_long_as_it_does(store, followed):
+    server, client = followed
+    out = 'packshot_rejected_versions{model="colours",reason="%s"}'
+    broken, released = store / "colours" / "2", store / "colours" / "released"
+    assert "packshot_rejected_versions{" not in server.page("/metrics")[1]
+    broken.mkdir()
+    (broken / "manifest.json").write_text("half a")
+    until(lambda: server.metric(out % "damaged") == 1)
+    write_whole(released, b"9\n")
+    until(lambda: server.metric(out % "not_found") == 1)
+    assert server.metric(out % "damaged") == 1
+    write_whole(released, b"1\n")  # it serves already: nothing is swapped
+    until(lambda: "packshot_rejected_versions{" not in server.page("/metrics")[1])
+    released.unlink()
+    until(lambda: server.metric(out % "damaged") == 1)
+    assert tiny_bundle(store).name == "3"
+    until(lambda: client.model().version == 3)
+    until(lambda: "packshot_rejected_versions{" not in server.page("/metrics")[1])
+
+
 def test_a_release_of_what_is_not_there_changes_nothing_and_is_told(store, followed):
     server, client = followed
     tiny_bundle(store)

@@ -106,6 +106,11 @@ def test_the_store_is_looked_at_never_or_not_too_often():
     assert settings("--reload-seconds", 0).reload_seconds == 0
 
 
+def test_no_engine_hangs_within_a_second():
+    assert refused("--hang-seconds", 0.5) == "--hang-seconds is 0.5; it must be from 1 to 86400"
+    assert settings("--hang-seconds", 1).hang_seconds == 1
+
+
 def test_other_wrong_values():
     assert refused("--log-format", "xml") == (
         "--log-format is xml; it must be 'auto', 'json' or 'human'"
@@ -227,6 +232,14 @@ def test_what_is_printed_can_be_read_again(file):
     given = settings("--max-batch", 4, "--models", folder)
     assert [one[:2] for one in again.effective()] == [one[:2] for one in given.effective()]
     assert {source for _, value, source in again.effective() if value is not None} == {"file"}
+
+
+@pytest.mark.parametrize(("flag", "setting"), [("--models", "models"), ("--model", "model")])
+def test_what_no_settings_file_can_hold_is_not_printed(flag, setting):
+    done = program("serving", "--models", "m", flag, os.fsdecode(b"shop\xff"), "--print-config")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{flag} is not UTF-8, so no settings file can hold it: {setting} = " in done.stderr
+    assert r"shop\xff" in done.stderr
 
 
 def test_a_wrong_value_ends_the_server_with_one_line(monkeypatch):

@@ -283,7 +283,18 @@ MODELS = [
                 "{{model}}: version {{version}}",
             ),
         ),
-        whole=True,
+        whole=True, columns=6,
+    ),
+    Panel(
+        "Versions that stay out", "And why, counted on each server; empty where all is well.",
+        units.Short,
+        (
+            Query(
+                by("model, reason", f"packshot_rejected_versions{{{MODEL}}}"),
+                "{{model}}: {{reason}}",
+            ),
+        ),
+        whole=True, columns=6,
     ),
     Panel(
         "Reloads", "Other versions found in the store: swapped in, or why they stay out.",
@@ -294,7 +305,7 @@ MODELS = [
                 "{{result}}",
             ),
         ),
-        whole=True,
+        whole=True, columns=6,
     ),
     Panel(
         "Unsure answers", "unsure: the best label has no more than 50 %. abstained: answered "
@@ -311,7 +322,7 @@ MODELS = [
                 "{{model}}: abstained",
             ),
         ),
-        top=1,
+        top=1, columns=6,
     ),
     Panel(
         "Probability of the best label", "How many answers were how sure. A shift means other "

@@ -98,7 +98,7 @@ def answering_stream(
             # Closed before the call counts as ended, also where the client went away.
             async with aclosing(method(self, messages, call)) as replies:
                 async for reply in replies:
-                    await _write(context, reply)
+                    await write(context, reply)
 
     @functools.wraps(method)
     async def stream(self: S, requests: AsyncIterator[Request], context: Context) -> None:
@@ -113,7 +113,7 @@ def answering_stream(
     return stream
 
 
-async def _write(context: Context, reply: object) -> None:
+async def write(context: Context, reply: object) -> None:
     """Raises CancelledError where the caller had gone, or this server."""
     try:
         await context.write(reply)
