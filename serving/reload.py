@@ -26,7 +26,7 @@ REASONS: dict[type[Exception], str] = {
     errors.NotFound: "not_found",
     errors.DamagedFile: "damaged",
     errors.AnswersDiffer: "answers_differ",
-    errors.EngineRefused: "no_engine",
+    NoEngine: "no_engine",
 }
 
 NOTHING: Content = frozenset()
@@ -201,7 +201,8 @@ class Reloader:
     def _reject(self, name: str, folder: Path, error: Exception, content: Content) -> None:
         reason = REASONS.get(type(error), "failed")
         if isinstance(error, NoEngine):
-            reason = "answers_differ" if error.reason == "answers_differ" else "no_engine"
+            if error.reason == "answers_differ":
+                reason = "answers_differ"
             for refusal in error.refusals:
                 self._metrics.of(name).engine_refused(refusal.engine, refusal.reason)
         known = self._models.rejected.setdefault(name, {})

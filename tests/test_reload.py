@@ -8,7 +8,7 @@ import grpc
 import msgspec
 import pytest
 from processes import FAKE_SERVING, TIMEOUT, serving, until
-from tiny import PURE, big_image, colour_network, jpeg, overwrite, tiny_bundle
+from tiny import PURE, big_image, change_manifest, colour_network, jpeg, overwrite, tiny_bundle
 
 from packshot import Client
 from packshot.atomic import write_whole
@@ -125,6 +125,18 @@ def test_wrong_answers_are_told_as_such(store, followed):
         'packshot_engine_refusals_total{engine="fp32",model="colours",reason="answers_differ"}'
     )
     assert server.metric(refused) == 1
+
+
+def test_golden_samples_of_another_width_than_the_labels_are_told_as_such(
+    store, followed, tmp_path
+):
+    server, client = followed
+    tiny_bundle(tmp_path / "elsewhere")
+    second = change_manifest(tiny_bundle(tmp_path / "elsewhere"), labels=("red", "green"))
+    second.rename(store / "colours" / "2")
+    until(lambda: client.model().rejected == {"2": "answers_differ"})
+    assert server.metric('packshot_reloads_total{model="colours",result="answers_differ"}') == 1
+    assert "2 stays out: golden samples of 3 logits for 2 labels" in server.log
 
 
 def test_what_is_withdrawn_while_it_is_loaded_never_serves(store, tmp_path):
