@@ -12,8 +12,8 @@ from serving.model import Model
 log = logging.getLogger("packshot.models")
 
 
-Content: TypeAlias = frozenset[tuple[str, int, int]]
-"""Name, size and time of change of each file."""
+Content: TypeAlias = frozenset[tuple[str, int, int, int]]
+"""Of each file name, size, when it was written and when anything of it changed, its links too."""
 
 
 class Rejected(NamedTuple):

@@ -187,7 +187,7 @@ class Reloader:
 
     def _tell_if_changed(self, name: str, folder: Path, content: Content) -> None:
         """Once. A server that starts anew would answer otherwise, under the same number."""
-        if content and content != self._on_disk[name]:
+        if content and _written(content) != _written(self._on_disk[name]):
             self._on_disk[name] = content
             log.warning(
                 "%s was changed on disk, which is served as it was: add a version instead", folder
@@ -217,6 +217,13 @@ def _content(place: Path) -> Content:
     try:
         files = list(place.iterdir()) if place.is_dir() else [place]
         found = ((path.name, path.stat()) for path in files)
-        return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+        return frozenset(
+            (name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found
+        )
     except OSError:  # which loading it tells
         return NOTHING
+
+
+def _written(content: Content) -> set[tuple[str, int, int]]:
+    """Without what changes when another version comes or goes that shares files by hard link."""
+    return {(name, size, written) for name, size, written, _ in content}

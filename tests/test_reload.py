@@ -1,6 +1,7 @@
 """Another version while requests come: swapped in, or kept out, and no request fails."""
 
 import itertools
+import os
 import shutil
 import signal
 
@@ -13,6 +14,7 @@ from tiny import PURE, big_image, change_manifest, colour_network, jpeg, overwri
 from packshot import Client
 from packshot.atomic import write_whole
 from packshot.bundle import read_manifest, write_bundle
+from packshot.store import new_version, share
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierStub
 
@@ -71,6 +73,22 @@ def test_a_bad_version_stays_out_and_says_why_until_it_is_repaired(store, follow
     overwrite(store / "colours" / "2" / "model.onnx", sound)
     until(lambda: client.model().version == 2)  # it had been half a copy
     assert client.model().rejected == {}
+
+
+def test_a_repair_that_keeps_size_and_time_is_noticed(store, followed, tmp_path):
+    """As by `cp -p`."""
+    _, client = followed
+    tiny_bundle(tmp_path / "elsewhere")
+    second = tiny_bundle(tmp_path / "elsewhere")
+    sound = (second / "model.onnx").rename(tmp_path / "model.onnx")
+    before = sound.stat()
+    damaged = second / "model.onnx"
+    damaged.write_bytes(bytes(before.st_size))
+    os.utime(damaged, ns=(before.st_atime_ns, before.st_mtime_ns))
+    second.rename(store / "colours" / "2")
+    until(lambda: client.model().rejected == {"2": "damaged"})
+    sound.rename(store / "colours" / "2" / "model.onnx")
+    until(lambda: client.model().version == 2)
 
 
 def test_a_bad_version_that_is_removed_is_forgotten(store, followed):
@@ -161,6 +179,16 @@ def test_a_version_that_is_changed_on_disk_is_told_of_once(store, followed):
     tiny_bundle(store)
     until(lambda: client.model().version == 2)
     assert server.log.count("was changed on disk") == 1
+
+
+def test_a_served_version_whose_files_are_shared_with_another_has_not_changed(store, followed):
+    server, client = followed
+    write_whole(store / "colours" / "released", b"1\n")
+    with new_version(store / "colours") as (_, folder):
+        share(["model.onnx"], store / "colours" / "1", folder)
+    tiny_bundle(store, "ties")  # looked at after the colours
+    until(lambda: "ties" in client.model().served_models)
+    assert "was changed on disk" not in server.log
 
 
 def test_a_store_that_cannot_be_read_is_told_of_once(store, followed):
