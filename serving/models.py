@@ -16,11 +16,21 @@ Content: TypeAlias = frozenset[tuple[str, int, int, int]]
 """Of each file name, size, when it was written and when anything of it changed, its links too."""
 
 
-class Rejected(NamedTuple):
-    """A folder (or `released`) that did not pass, with what was in it, and why in one word."""
+class Attempt(NamedTuple):
+    """A folder (or `released`) that is tried, with what is in it.
 
-    folder: Path
+    `asked`: how often the server had been asked to look at its store.
+    """
+
+    place: Path
     content: Content
+    asked: int
+
+
+class Rejected(NamedTuple):
+    """What did not pass, and why in one word."""
+
+    attempt: Attempt
     reason: str
 
 
