@@ -23,6 +23,7 @@ from serving.verified import open_version
 
 log = logging.getLogger("packshot.loading")
 
+LOADS = 2  # at once, each of another model
 LONG_SECONDS = 120  # seconds on a CPU, perhaps minutes on a GPU
 
 T = TypeVar("T")
@@ -46,7 +47,8 @@ class Loader:
         self._metrics = metrics
         self._replacing: set[asyncio.Task[None]] = set()
         # Of our own: Python waits for those of its executor before it ends, and loads take long.
-        self._threads = Threads(2, "load")
+        # One more: where all loads hang, an engine that fails is replaced even so.
+        self._threads = Threads(LOADS + 1, "load")
         self._opening = 0
 
     def count(self, names: Sequence[str]) -> int:
@@ -60,8 +62,9 @@ class Loader:
         """Raises NotFound, DamagedFile, AnswersDiffer, EngineRefused or InvalidInput."""
         log.info("loading %s", folder)
         telling = asyncio.get_running_loop().call_later(
-            LONG_SECONDS, log.error, "loading %s takes more than %d s, and what else is released "
-            "waits for it: if it hangs, restart the server", folder, LONG_SECONDS,
+            LONG_SECONDS, log.error, "loading %s takes more than %d s: what else is released of "
+            "this model waits for it, and that of all models while %d are being loaded; if it "
+            "hangs, restart the server", folder, LONG_SECONDS, LOADS,
         )  # fmt: skip
         try:
             bundle, opened = await self._in_thread(

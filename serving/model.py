@@ -60,7 +60,9 @@ class Model:
         for refusal in (failed, *opened.refusals):
             self.metrics.engine_refused(refusal.engine, refusal.reason)
         refusals = (*self.opened.refusals, failed, *opened.refusals)
-        self.opened = msgspec.structs.replace(opened, refusals=refusals)
+        # It may have been refused before, and been mended since.
+        told = tuple(refusal for refusal in refusals if refusal.engine != opened.engine.name)
+        self.opened = msgspec.structs.replace(opened, refusals=told)
         self.metrics.taken_over(failed.engine, opened.engine.name)
         self.scheduler.take_over(opened.engine, LatencyModel(opened.profile))
         self.metrics.in_use(self.version, opened.engine.name)

@@ -12,15 +12,25 @@ from serving.model import Model
 log = logging.getLogger("packshot.models")
 
 
-Content: TypeAlias = frozenset[tuple[str, int, int]]
-"""Name, size and time of change of each file."""
+Content: TypeAlias = frozenset[tuple[str, int, int, int]]
+"""Of each file name, size, when it was written and when anything of it changed, its links too."""
+
+
+class Attempt(NamedTuple):
+    """A folder (or `released`) that is tried, with what is in it.
+
+    `asked`: how often the server had been asked to look at its store.
+    """
+
+    place: Path
+    content: Content
+    asked: int
 
 
 class Rejected(NamedTuple):
-    """A folder (or `released`) that did not pass, with what was in it, and why in one word."""
+    """What did not pass, and why in one word."""
 
-    folder: Path
-    content: Content
+    attempt: Attempt
     reason: str
 
 

@@ -1,7 +1,7 @@
 """Follows the store: another version is loaded beside the one that serves, proved, and swapped in.
 
 Requests that were let in are answered by the version that let them in. A version that does not pass
-stays out, and the old one goes on.
+stays out, and the old one goes on. While one model is loaded, the others are followed.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from pathlib import Path
 from packshot import errors
 from packshot.errors import NotFound, PackshotError
 from serving.engines.open import NoEngine
-from serving.loading import Loader
+from serving.loading import LOADS, Loader
 from serving.metrics import Metrics
 from serving.model import Model
-from serving.models import Content, Models, Rejected
+from serving.models import Attempt, Content, Models, Rejected
 from serving.signals import on_signal
 
 log = logging.getLogger("packshot.reload")
@@ -26,7 +26,7 @@ REASONS: dict[type[Exception], str] = {
     errors.NotFound: "not_found",
     errors.DamagedFile: "damaged",
     errors.AnswersDiffer: "answers_differ",
-    errors.EngineRefused: "no_engine",
+    NoEngine: "no_engine",
 }
 
 NOTHING: Content = frozenset()
@@ -55,15 +55,17 @@ class Reloader:
         self._names = tuple(names)
         self._default = default
         self._seconds = seconds
-        self._asked = asyncio.Event()
+        self._asked = 0  # times, by SIGHUP, on which even what failed before is tried again
+        self._wake = asyncio.Event()
         self._on_disk: dict[str, Content] = {}  # of the versions that serve
         self._unreadable = ""
         self._running: asyncio.Task[None] | None = None
+        self._loads: dict[str, asyncio.Task[None]] = {}  # one a model
 
     async def load_all(self) -> None:
         """The first version of each. Raises PackshotError if one that was asked for fails."""
         # Before the slow part: what is asked for meanwhile is done after it, not lost.
-        on_signal(signal.SIGHUP, self._asked.set)
+        on_signal(signal.SIGHUP, self._ask)
         supply = self._loader.supply
         names = self._names or supply.names()
         if not names:
@@ -75,15 +77,14 @@ class Reloader:
         reasons = []
         for name in names:
             wanted = name in self._names or name == self._models.default
-            folder, content = supply.released(name), NOTHING
+            attempt = _attempt(supply.released(name), self._asked)
             try:
-                folder = supply.choose(name)
-                content = _content(folder)
-                self._put(await self._loader.load(folder), content)
+                attempt = _attempt(supply.choose(name), self._asked)
+                self._put(await self._loader.load(attempt.place), attempt)
             except Exception as error:  # whatever is wrong with one that nobody asked for
                 if wanted:
                     raise
-                self._reject(name, folder, error, content or _content(folder))
+                self._reject(name, attempt, error)
                 reasons.append(f"{name}: {error}")
             finally:
                 self._models.loading.discard(name)
@@ -100,23 +101,35 @@ class Reloader:
         self._running = asyncio.create_task(self._follow())
 
     async def stop(self) -> None:
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.wait({self._running})
+        if self._running is None:
+            return
+        tasks = {self._running, *self._loads.values()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    def _ask(self) -> None:
+        self._asked += 1
+        self._wake.set()
 
     async def _follow(self) -> None:
         while True:
             # wait_for would lose a cancellation that comes together with a SIGHUP (Python 3.11).
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._seconds or None):
-                    await self._asked.wait()
-            asked = self._asked.is_set()
-            self._asked.clear()
+                    await self._wake.wait()
+            self._wake.clear()
             try:
-                for name in await self._present():
-                    await self._look(name, asked=asked)
+                await self._look_through()
             except Exception:  # without it, no version would ever be found again, and nobody told
                 log.exception("the store could not be looked through")
+
+    async def _look_through(self) -> None:
+        for name in await self._present():
+            if len(self._loads) == LOADS:  # what would be found could not be loaded
+                await asyncio.wait(self._loads.values(), return_when=asyncio.FIRST_COMPLETED)
+            if name not in self._loads:
+                await self._look(name)
 
     async def _present(self) -> list[str]:
         try:
@@ -134,43 +147,52 @@ class Reloader:
             del self._models.rejected[gone]
         return present
 
-    async def _look(self, name: str, *, asked: bool) -> None:
-        """`asked`: by SIGHUP, on which even what failed before is tried again."""
+    async def _look(self, name: str) -> None:
+        asked = self._asked  # before the slow part: what is asked for meanwhile is done after it
         released = self._loader.supply.released(name)
         try:
             folder = await asyncio.to_thread(self._loader.supply.choose, name)
         except Exception as error:  # a `released` that no release wrote, say
-            content = await asyncio.to_thread(_content, released)
-            if asked or not self._known(name, released, content):
-                self._reject(name, released, error, content)
+            attempt = await asyncio.to_thread(_attempt, released, asked)
+            if not self._known(name, attempt):
+                self._reject(name, attempt, error)
             return
         rejected = self._models.rejected.setdefault(name, {})
         rejected.pop(released.name, None)
-        for version in [version for version, one in rejected.items() if not one.folder.exists()]:
+        gone = [version for version, one in rejected.items() if not one.attempt.place.exists()]
+        for version in gone:
             del rejected[version]
         model = self._models.serving(name)
-        content = await asyncio.to_thread(_content, folder)
+        attempt = await asyncio.to_thread(_attempt, folder, asked)
         if model is not None and folder == model.bundle.folder:
-            self._tell_if_changed(name, folder, content)
+            self._tell_if_changed(name, attempt)
             rejected.clear()  # what is chosen serves: nobody waits for the others
-            return
-        if self._known(name, folder, content) and not asked:
-            return
+        elif not self._known(name, attempt):
+            self._loads[name] = asyncio.create_task(self._load(name, attempt))
+
+    async def _load(self, name: str, attempt: Attempt) -> None:
+        """In a task of its own, as it may take long, or hang."""
         try:
-            successor = await self._loader.load(folder)
+            await self._swap_in(name, await self._loader.load(attempt.place), attempt)
         except Exception as error:  # a fault in a new version must not end the old one
-            self._reject(name, folder, error, content)
-            return
-        if await self._withdrawn(name, folder):
-            log.info("%s is not served: another was released while it was loaded", folder)
+            self._reject(name, attempt, error)
+        finally:
+            del self._loads[name]
+        if self._asked != attempt.asked:  # meanwhile, when this model was passed over
+            self._wake.set()
+
+    async def _swap_in(self, name: str, successor: Model, attempt: Attempt) -> None:
+        if await self._withdrawn(name, attempt.place):
+            log.info("%s is not served: another was released while it was loaded", attempt.place)
             await successor.scheduler.close()
-            self._asked.set()
+            self._wake.set()
             return
-        self._put(successor, content)
-        rejected.clear()
+        is_new = self._models.serving(name) is None
+        self._put(successor, attempt)
+        self._models.rejected.pop(name, None)
         self._metrics.of(name).reloaded("swapped")
         default = self._models.default
-        if model is None and default is not None and default != self._default:
+        if is_new and default is not None and default != self._default:
             log.warning(
                 "%s serves beside %s, which answers requests that name no model until a restart: "
                 "give --default-model",
@@ -182,34 +204,41 @@ class Reloader:
             return await asyncio.to_thread(self._loader.supply.choose, name) != folder
         return False
 
-    def _put(self, model: Model, content: Content) -> None:
-        self._on_disk[model.name] = content
+    def _put(self, model: Model, attempt: Attempt) -> None:
+        self._on_disk[model.name] = attempt.content
         self._models.put(model)
 
-    def _tell_if_changed(self, name: str, folder: Path, content: Content) -> None:
+    def _tell_if_changed(self, name: str, served: Attempt) -> None:
         """Once. A server that starts anew would answer otherwise, under the same number."""
-        if content and content != self._on_disk[name]:
+        content = served.content
+        if content and _written(content) != _written(self._on_disk[name]):
             self._on_disk[name] = content
             log.warning(
-                "%s was changed on disk, which is served as it was: add a version instead", folder
+                "%s was changed on disk, which is served as it was: add a version instead",
+                served.place,
             )
 
-    def _known(self, name: str, folder: Path, content: Content) -> bool:
+    def _known(self, name: str, attempt: Attempt) -> bool:
         """Rejected before, with the same in it: a folder may have been half a copy then."""
-        before = self._models.rejected.get(name, {}).get(folder.name)
-        return before is not None and (before.folder, before.content) == (folder, content)
+        before = self._models.rejected.get(name, {}).get(attempt.place.name)
+        return before is not None and before.attempt == attempt
 
-    def _reject(self, name: str, folder: Path, error: Exception, content: Content) -> None:
+    def _reject(self, name: str, attempt: Attempt, error: Exception) -> None:
         reason = REASONS.get(type(error), "failed")
         if isinstance(error, NoEngine):
-            reason = "answers_differ" if error.reason == "answers_differ" else "no_engine"
+            if error.reason == "answers_differ":
+                reason = "answers_differ"
             for refusal in error.refusals:
                 self._metrics.of(name).engine_refused(refusal.engine, refusal.reason)
         known = self._models.rejected.setdefault(name, {})
-        known[folder.name] = Rejected(folder, content, reason)
+        known[attempt.place.name] = Rejected(attempt, reason)
         self._metrics.of(name).reloaded(reason)
         expected = isinstance(error, PackshotError)
-        log.error("%s stays out: %s", folder, error, exc_info=None if expected else error)
+        log.error("%s stays out: %s", attempt.place, error, exc_info=None if expected else error)
+
+
+def _attempt(place: Path, asked: int) -> Attempt:
+    return Attempt(place, _content(place), asked)
 
 
 def _content(place: Path) -> Content:
@@ -217,6 +246,13 @@ def _content(place: Path) -> Content:
     try:
         files = list(place.iterdir()) if place.is_dir() else [place]
         found = ((path.name, path.stat()) for path in files)
-        return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+        return frozenset(
+            (name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found
+        )
     except OSError:  # which loading it tells
         return NOTHING
+
+
+def _written(content: Content) -> set[tuple[str, int, int]]:
+    """Without what changes when another version comes or goes that shares files by hard link."""
+    return {(name, size, written) for name, size, written, _ in content}

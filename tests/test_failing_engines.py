@@ -187,3 +187,26 @@ def test_where_no_other_engine_can_be_opened_the_failing_one_goes_on(
             assert server.metric(f"packshot_engine_refusals_total{{{labels}}}") >= 1
         (tmp_path / "fail").unlink()
         until(lambda: answered(stub))
+
+
+def test_a_successor_that_was_mended_takes_over_when_the_engine_fails_again(tmp_path):
+    with (
+        troubled(tmp_path, "--engines", "int8,fp32", "--reload-seconds", 0) as (server, stub),
+        Client(server.target, timeout_seconds=TIMEOUT) as client,
+    ):
+        network = tmp_path / "models" / "colours" / "1" / "model.onnx"
+        sound = network.read_bytes()
+        overwrite(network, b"another")
+        (tmp_path / "fail").touch()
+        for _ in range(3):
+            failure(stub)
+        until(lambda: "no engine can take over, int8 goes on" in server.log)
+        overwrite(network, sound)
+        (tmp_path / "fail").unlink()
+        until(lambda: answered(stub))
+        (tmp_path / "fail").touch()
+        for _ in range(3):
+            failure(stub)
+        until(lambda: answered(stub))
+        model = client.model()
+        assert (model.engine, [*model.refused]) == ("fp32", ["int8"])

@@ -1,20 +1,29 @@
 """Another version while requests come: swapped in, or kept out, and no request fails."""
 
+import asyncio
 import itertools
+import os
 import shutil
 import signal
+from contextlib import contextmanager
 
 import grpc
 import msgspec
 import pytest
 from processes import FAKE_SERVING, TIMEOUT, serving, until
-from tiny import PURE, big_image, colour_network, jpeg, overwrite, tiny_bundle
+from test_gpu_engines import replace_opener
+from tiny import PURE, big_image, change_manifest, colour_network, jpeg, overwrite, tiny_bundle
 
 from packshot import Client
 from packshot.atomic import write_whole
 from packshot.bundle import read_manifest, write_bundle
+from packshot.store import new_version, share
 from packshot.v1 import classifier_pb2 as pb
 from packshot.v1.classifier_pb2_grpc import ClassifierStub
+from serving.engines.onnxruntime import OnnxRuntimeEngine
+from serving.engines.open import EngineChoice
+from serving.loading import Loader, Room
+from serving.metrics import Metrics
 
 RED = jpeg(PURE["red"])
 
@@ -71,6 +80,22 @@ def test_a_bad_version_stays_out_and_says_why_until_it_is_repaired(store, follow
     overwrite(store / "colours" / "2" / "model.onnx", sound)
     until(lambda: client.model().version == 2)  # it had been half a copy
     assert client.model().rejected == {}
+
+
+def test_a_repair_that_keeps_size_and_time_is_noticed(store, followed, tmp_path):
+    """As by `cp -p`."""
+    _, client = followed
+    tiny_bundle(tmp_path / "elsewhere")
+    second = tiny_bundle(tmp_path / "elsewhere")
+    sound = (second / "model.onnx").rename(tmp_path / "model.onnx")
+    before = sound.stat()
+    damaged = second / "model.onnx"
+    damaged.write_bytes(bytes(before.st_size))
+    os.utime(damaged, ns=(before.st_atime_ns, before.st_mtime_ns))
+    second.rename(store / "colours" / "2")
+    until(lambda: client.model().rejected == {"2": "damaged"})
+    sound.rename(store / "colours" / "2" / "model.onnx")
+    until(lambda: client.model().version == 2)
 
 
 def test_a_bad_version_that_is_removed_is_forgotten(store, followed):
@@ -147,6 +172,18 @@ def test_wrong_answers_are_told_as_such(store, followed):
     assert server.metric(refused) == 1
 
 
+def test_golden_samples_of_another_width_than_the_labels_are_told_as_such(
+    store, followed, tmp_path
+):
+    server, client = followed
+    tiny_bundle(tmp_path / "elsewhere")
+    second = change_manifest(tiny_bundle(tmp_path / "elsewhere"), labels=("red", "green"))
+    second.rename(store / "colours" / "2")
+    until(lambda: client.model().rejected == {"2": "answers_differ"})
+    assert server.metric('packshot_reloads_total{model="colours",result="answers_differ"}') == 1
+    assert "2 stays out: golden samples of 3 logits for 2 labels" in server.log
+
+
 def test_what_is_withdrawn_while_it_is_loaded_never_serves(store, tmp_path):
     options = ("--models", store, "--control", tmp_path, "--reload-seconds", 0.05)
     released = store / "colours" / "released"
@@ -162,6 +199,94 @@ def test_what_is_withdrawn_while_it_is_loaded_never_serves(store, tmp_path):
         assert "colours: version 2 serves" not in server.log.split("another was released")[0]
 
 
+@contextmanager
+def slow_to_load(folder, *options):
+    """A server, and clients of its models apples and boots.
+
+    int8 opens once folder/closed is gone, which is there, and fp32 once folder/held is.
+    """
+    tiny_bundle(folder / "models", "apples")
+    tiny_bundle(folder / "models", "boots")
+    control = ("--models", folder / "models", "--control", folder, "--engines", "int8,fp32")
+    troubled = ("--troubled", "int8", "--held", "fp32")
+    with (
+        serving(*control, *troubled, *options, program=FAKE_SERVING) as server,
+        Client(server.target, model="apples", timeout_seconds=TIMEOUT) as apples,
+        Client(server.target, model="boots", timeout_seconds=TIMEOUT) as boots,
+    ):
+        (folder / "closed").touch()
+        yield server, apples, boots
+
+
+def test_a_load_that_takes_long_holds_up_its_own_model_only(tmp_path):
+    models = tmp_path / "models"
+    with slow_to_load(tmp_path, "--reload-seconds", 0.05) as (server, apples, boots):
+        slow = tiny_bundle(models, "apples", int8=colour_network())
+        until(lambda: f"loading {slow}" in server.log)
+        tiny_bundle(models, "boots")
+        until(lambda: boots.model().version == 2)
+        server.process.send_signal(signal.SIGHUP)
+        tiny_bundle(models, "boots")
+        until(lambda: boots.model().version == 3)
+        assert apples.model().version == 1
+        assert server.log.count(f"loading {slow}") == 1
+        (tmp_path / "closed").unlink()
+        until(lambda: apples.model().version == 2)
+        assert server.stop() == 0
+
+
+def test_two_are_loaded_at_once_and_the_next_when_one_of_them_is(tmp_path):
+    models = tmp_path / "models"
+    with slow_to_load(tmp_path, "--reload-seconds", 0.005) as (server, apples, _):
+        (tmp_path / "held").touch()
+        slow = tiny_bundle(models, "apples", int8=colour_network())
+        held = tiny_bundle(models, "boots")
+        until(lambda: f"loading {slow}" in server.log and f"loading {held}" in server.log)
+        third = tiny_bundle(models, "coats")
+        tiny_bundle(models, "dresses")
+        (tmp_path / "closed").unlink()
+        until(lambda: f"loading {third}" in server.log)
+        assert apples.model().version == 2
+        before, _ = server.log.split(f"loading {third}")
+        assert "apples: version 2 serves" in before
+        assert server.stop() == 0, "two threads that load are left to themselves"
+
+
+def test_what_is_asked_for_while_a_version_is_loaded_is_done_after_it(tmp_path):
+    """With what was on disk by then; here it is no better."""
+    with slow_to_load(tmp_path, "--reload-seconds", 0) as (server, apples, _):
+        tiny_bundle(tmp_path / "elsewhere", "apples")
+        second = tiny_bundle(tmp_path / "elsewhere", "apples", int8=colour_network())
+        overwrite(second / "model.int8.onnx", b"not what the manifest says")
+        bad = second.rename(tmp_path / "models" / "apples" / "2")
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: f"loading {bad}" in server.log)
+        server.process.send_signal(signal.SIGHUP)
+        assert apples.model().version == 1
+        (tmp_path / "closed").unlink()
+        damaged = 'packshot_reloads_total{model="apples",result="damaged"}'
+        until(lambda: server.metric(damaged) == 2)
+
+
+def test_a_load_that_takes_minutes_is_told(store, monkeypatch, caplog):
+    monkeypatch.setattr("serving.loading.LONG_SECONDS", 0)
+
+    def open_once_told(wanted):
+        until(lambda: "colours/1 takes more than 0 s" in caplog.text)
+        return OnnxRuntimeEngine(wanted.checked(), name="fp32", lanes=1)
+
+    replace_opener(monkeypatch, "fp32", open_once_told)
+    choice = EngineChoice(order=("fp32",), lanes=1, max_batch=1)
+
+    async def load():
+        loader = Loader(store, choice, Room(max_images=1, max_bytes=1), Metrics())
+        model = await loader.load(store / "colours" / "1")
+        await model.scheduler.close()
+        await loader.close()
+
+    asyncio.run(load())
+
+
 def test_a_version_that_is_changed_on_disk_is_told_of_once(store, followed):
     server, client = followed
     overwrite(store / "colours" / "1" / "labels.txt", b"crimson\ngreen\nblue\n")
@@ -169,6 +294,16 @@ def test_a_version_that_is_changed_on_disk_is_told_of_once(store, followed):
     tiny_bundle(store)
     until(lambda: client.model().version == 2)
     assert server.log.count("was changed on disk") == 1
+
+
+def test_a_served_version_whose_files_are_shared_with_another_has_not_changed(store, followed):
+    server, client = followed
+    write_whole(store / "colours" / "released", b"1\n")
+    with new_version(store / "colours") as (_, folder):
+        share(["model.onnx"], store / "colours" / "1", folder)
+    tiny_bundle(store, "ties")  # looked at after the colours
+    until(lambda: "ties" in client.model().served_models)
+    assert "was changed on disk" not in server.log
 
 
 def test_a_store_that_cannot_be_read_is_told_of_once(store, followed):

@@ -139,7 +139,8 @@ def open_engine(
     """Tries the engines in order. Raises NoEngine, with every reason, if none can be used.
 
     Raises DamagedFile if a file that would be used is not what was exported, unless such an engine
-    is to be passed over for the next. `order`: in the place of the choice's.
+    is to be passed over for the next; AnswersDiffer if the golden samples have another number of
+    logits than there are labels. `order`: in the place of the choice's.
     """
     order = choice.order if order is None else order
     golden = bundle.golden()
@@ -169,9 +170,7 @@ def _check_width(golden: GoldenSamples, manifest: Manifest) -> None:
     """Each engine is then held to the width of the samples."""
     width, labels = golden.logits.shape[-1], len(manifest.labels)
     if width != labels:
-        raise EngineRefused(
-            "answers_differ", f"golden samples of {width} logits for {labels} labels: export again"
-        )
+        raise AnswersDiffer(f"golden samples of {width} logits for {labels} labels: export again")
 
 
 def _open_proved(bundle: Bundle, name: str, golden: GoldenSamples, choice: EngineChoice) -> Opened:
