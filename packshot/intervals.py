@@ -1,5 +1,6 @@
 """Intervals: what a few images, or a few seconds, say of all of them."""
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -40,6 +41,13 @@ def mean_interval(samples: Sequence[float]) -> Interval:
         raise ValueError(f"{len(samples)} samples; the interval is that of ten")
     mean, half = statistics.fmean(samples), T_OF_9 * statistics.stdev(samples) / 10**0.5
     return (mean - half, mean + half)
+
+
+def nearest_rank(share: float, total: int) -> int:
+    """Of the quantile `share` among `total` sorted samples, from 1: the first that at least so many
+    of them do not exceed.
+    """
+    return max(1, math.ceil(round(share * total, 6)))  # 0.999 * 3000 may be a trillionth above
 
 
 def quantile_interval(share: float, total: int) -> Interval:

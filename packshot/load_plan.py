@@ -77,8 +77,7 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def images_per_second(self) -> float | None:
-        """That are asked for: of a rate as it was set, not as arrivals are drawn. None in a closed
-        loop."""
+        """That are asked for; None in a closed loop."""
         return None if self.rate is None else self.rate * self.images_per_request
 
     @property

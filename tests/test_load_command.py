@@ -44,7 +44,9 @@ def test_results_are_written_though_nobody_reads_what_is_printed(
     loading.stdout.close()
     loading.stderr.close()
     assert loading.wait(TIMEOUT) == 1
-    assert read_results(tmp_path).runs[-1].answered > 0
+    results = read_results(tmp_path)
+    assert results.runs[-1].answered > 0
+    assert results.found == (results.sweep.found() if results.sweep else None)
     assert (tmp_path / "load.html").exists()
 
 

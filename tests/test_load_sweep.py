@@ -59,6 +59,9 @@ def test_a_sweep_finds_saturation_and_the_highest_rate_within_the_slo():
     rates = [run.plan.rate for run in found.points]
     assert rates == sorted(rates)
     assert len(told) == len(found.runs) > 10
+    told_programs = msgspec.to_builtins(found.found())
+    assert None not in told_programs.values()
+    assert all(getattr(found, name) == value for name, value in told_programs.items())
 
 
 def test_a_rate_that_fails_below_one_that_passes_is_measured_again():
@@ -148,6 +151,7 @@ def test_every_run_of_a_sweep_draws_with_a_seed_of_its_own_and_so_again():
 def test_a_sweep_without_an_slo_climbs_the_ladder_only():
     found, _ = swept()
     assert (len(found.points), found.within_slo) == (8, None)
+    assert (found.found().within_slo, found.found().beyond_slo) == (None, None)
 
 
 def test_a_sweep_climbs_on_where_its_requests_in_flight_do_not_saturate_the_server():

@@ -120,6 +120,7 @@ def measured(options: argparse.Namespace) -> tuple[Results, BaseException | None
         images=sent,
         run=found.run,
         sweep=found.sweep,
+        found=None if found.sweep is None else found.sweep.found(),
     )
     return results, found.ended
 

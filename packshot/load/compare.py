@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from packshot.errors import InvalidInput
-from packshot.intervals import Interval
+from packshot.intervals import Interval, share_interval
 from packshot.load.caution import cut_short, doubts_told, interval_text, latency_interval
 from packshot.load.observed import ServerWindow
 from packshot.load.report import LoadReport
@@ -20,9 +20,9 @@ HEAD = ("", "BEFORE", "AFTER", "CHANGE", "")
 PERCENTILES = ("p50", "p90", "p99", "p99.9")
 FOOT = (
     "Latencies are those of answered requests. Intervals hold 95 % and know the noise within a "
-    "test, not that between two: repeat both before a small difference is believed. Answers and "
-    "goodput at another rate, or of another number in flight, are others because that was asked "
-    "for: they have no verdict."
+    "test, not that between two: repeat both before a small difference is believed. What another "
+    "rate was asked for, or another number in flight, has other figures for that alone, and the "
+    "latencies of answers are others where clearly more or fewer requests had one: no verdict."
 )
 SWEEP_FOOT = (
     "Rates that were kept up with, or within the SLO, lie between the highest that passed and the "
@@ -66,7 +66,7 @@ def comparison_text(before: Results, after: Results) -> str:
         *(f"WARNING after, {text}" for text in _doubts(after)),
     ]
     if before.sweep is not None and after.sweep is not None:
-        parts += ["", _side_by_side(_rates(before.sweep), _rates(after.sweep)), SWEEP_FOOT]
+        parts += ["", _sweep_table(before.sweep, after.sweep), SWEEP_FOOT]
     for pair in pairs:
         parts += ["", _modes(*pair), _run_table(*pair)]
     return "\n".join([*parts, "", FOOT])
@@ -140,8 +140,15 @@ def _side_by_side(before: Iterable[Row], after: Iterable[Row]) -> str:
     return table([HEAD, *rows])
 
 
-def _rates(sweep: Sweep) -> Iterator[Row]:
-    yield "saturation, images/s", "more", Measured(sweep.saturation, sweep.saturation_interval)
+def _sweep_table(before: Sweep, after: Sweep) -> str:
+    # The most of a few rates is less than that of all.
+    good: Good | None = None if before.cut_short or after.cut_short else "more"
+    return _side_by_side(_rates(before, good), _rates(after, good))
+
+
+def _rates(sweep: Sweep, good: Good | None) -> Iterator[Row]:
+    """`good`: of the saturation."""
+    yield "saturation, images/s", good, Measured(sweep.saturation, sweep.saturation_interval)
     yield "kept up with, images/s", None, _between(sweep.kept_up_with, sweep.not_kept_up_with)
     yield "within the SLO, images/s", None, _between(sweep.within_slo, sweep.beyond_slo)
 
@@ -151,9 +158,12 @@ def _between(passed: float | None, failed: float) -> Measured | None:
 
 
 def _run_table(before: LoadReport, after: LoadReport) -> str:
-    # A server that was asked for more answers more: that makes it no better.
-    good: Good | None = "more" if _asked_for(before.plan) == _asked_for(after.plan) else None
-    return _side_by_side(_measured(before, good), _measured(after, good))
+    # A server that was asked for more answers more, and later: that makes it no better or worse.
+    same = _asked_for(before.plan) == _asked_for(after.plan)
+    unanswered = verdict(_unanswered(before), _unanswered(after), "less")
+    # Whoever refuses more answers the others sooner.
+    alike = same and unanswered not in ("better", "worse")
+    return _side_by_side(_measured(before, same, alike), _measured(after, same, alike))
 
 
 def _asked_for(plan: LoadPlan) -> tuple[float | None, int | None]:
@@ -161,17 +171,27 @@ def _asked_for(plan: LoadPlan) -> tuple[float | None, int | None]:
     return plan.images_per_second, plan.concurrency if plan.rate is None else None
 
 
-def _measured(run: LoadReport, good: Good | None) -> Iterator[Row]:
-    """`good`: of answers and goodput."""
-    yield "answers, images/s", good, Measured(run.answers.mean, run.answers.interval)
-    yield "goodput, images/s", good, Measured(run.goodput.mean, run.goodput.interval)
+def _measured(run: LoadReport, same: bool, alike: bool) -> Iterator[Row]:
+    """`same`: as much was asked for; `alike`: as many requests were answered, too."""
+    more: Good | None = "more" if same else None
+    less: Good | None = "less" if same else None
+    yield "answers, images/s", more, Measured(run.answers.mean, run.answers.interval)
+    yield "goodput, images/s", more, Measured(run.goodput.mean, run.goodput.interval)
     for name in PERCENTILES:
         ms = run.latency_ms.get(name)
         found = None if ms is None else Measured(ms, latency_interval(run, name))
-        yield f"{name}, ms", "less", found
-    yield "not answered, %", "less", _plain(100 * run.failed / run.sent if run.sent else None)
+        yield f"{name}, ms", less if alike else None, found
+    yield "not answered, %", less, _unanswered(run)
     for name, value in SERVER_ROWS.items():
         yield name, "less", None if run.server is None else _plain(value(run.server))
+
+
+def _unanswered(run: LoadReport) -> Measured | None:
+    """In per cent of what was sent."""
+    if not run.sent:
+        return None
+    low, high = share_interval(run.failed, run.sent)
+    return Measured(100 * run.failed / run.sent, (100 * low, 100 * high))
 
 
 def _plain(value: float | None) -> Measured | None:

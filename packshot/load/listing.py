@@ -22,7 +22,7 @@ def rates_table(runs: Iterable[LoadReport]) -> str:
 
 def _rate_row(run: LoadReport) -> list[str]:
     return [
-        run.offered if run.plan.rate is None else f"{run.offered}\n{_due(run)}",
+        run.offered,
         f"{run.answers.mean:.1f}\n{interval_text(run.answers.interval)}",
         f"{run.goodput.mean:.1f}",
         *("\n".join(latency_text(run, name) or [MISSING]) for name in ("p50", "p99", "p99.9")),
@@ -31,11 +31,6 @@ def _rate_row(run: LoadReport) -> list[str]:
         f"{sum(run.client_cores):.2f}",
         *_server_cells(run.server),
     ]
-
-
-def _due(run: LoadReport) -> str:
-    """What arrivals, at random, made of its rate."""
-    return f"{run.offered_images_per_second:.1f} due"
 
 
 def _server_cells(server: ServerWindow | None) -> tuple[str, str, str]:

@@ -54,8 +54,8 @@ COUNTED = (
     "slow answer cannot hide by holding back the requests behind it (coordinated omission). With "
     "a number in flight a request is due when the one before it has ended, so that a slow server "
     "is asked less: those latencies are not what independent callers would see.",
-    "A rate is told as it was asked for, in images. Arrivals at random make a little more or less "
-    "of it due, and that is what the answers are held against.",
+    "A rate is told as it was asked for, in images. Arrivals at random come at other moments with "
+    "another seed, but as many as that in the warm-up and in what was counted.",
     "Latencies are those of answered requests. What was refused, failed or never sent is in "
     "\u201cnot answered\u201d, and misses the SLO. Answers are images that could be used, and "
     "count by when they came; goodput is those of requests answered within the SLO or, without "

@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from packshot.intervals import Interval, mean_interval, quantile_interval
+from packshot.intervals import Interval, mean_interval, nearest_rank, quantile_interval
 from packshot.load.observed import ServerWindow
 from packshot.load.tally import GIVEN_UP, NOT_SENT, SLICES, Tally, decoded
 from packshot.load_plan import MOST_IN_FLIGHT, LoadPlan
@@ -189,9 +189,12 @@ def _name(percentile: float) -> str:
 def _percentiles(text: str) -> dict[str, float]:
     """In milliseconds; empty if there are none."""
     histogram = decoded(text)
-    if not histogram.get_total_count():
+    count = histogram.get_total_count()
+    if not count:
         return {}
-    return {_name(p): histogram.get_value_at_percentile(p) / 1000 for p in PERCENTILES}
+    # Asked for p itself it rounds the rank, often to one below, which fewer than p did not exceed.
+    shares = {p: nearest_rank(p / 100, count) / count for p in PERCENTILES}
+    return {_name(p): histogram.get_value_at_percentile(100 * shares[p]) / 1000 for p in shares}
 
 
 def _intervals(text: str) -> dict[str, tuple[float, float | None]]:

@@ -9,7 +9,7 @@ from packshot.atomic import UNFINISHED, write_whole
 from packshot.errors import DamagedFile, InvalidInput, NotFound
 from packshot.load.report import LoadReport
 from packshot.load.served import Served
-from packshot.load.sweep import Sweep
+from packshot.load.sweep import Found, Sweep
 from packshot.machine import Machine
 from packshot.record import decode_record
 
@@ -26,7 +26,9 @@ class SentImages(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one command: a run or a sweep. `created`: ISO 8601, UTC. `machine`: the client's."""
+    """Of one command: a run or a sweep, and what that found. `created`: ISO 8601, UTC. `machine`:
+    the client's.
+    """
 
     format: int = FORMAT
     created: str
@@ -36,6 +38,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     images: SentImages
     run: LoadReport | None = None
     sweep: Sweep | None = None
+    found: Found | None = None
 
     @property
     def runs(self) -> tuple[LoadReport, ...]:

@@ -22,7 +22,7 @@ from packshot.chart import (
     polyline,
     side_by_side,
 )
-from packshot.intervals import quantile_interval
+from packshot.intervals import nearest_rank, quantile_interval
 from packshot.load.observed import ServerWindow
 from packshot.load.report import NEVER_SENT, LoadReport
 from packshot.load.tally import decoded
@@ -49,9 +49,8 @@ class Latencies(NamedTuple):
         return self.below[-1]
 
     def at(self, share: float) -> float:
-        """The quantile, of the rank that HDR histograms take for it."""
-        rank = min(self.total, max(1, int(share * self.total + 0.5)))
-        return self.ms[bisect.bisect_left(self.below, rank)]
+        """The quantile, by the nearest rank."""
+        return self.ms[bisect.bisect_left(self.below, nearest_rank(share, self.total))]
 
 
 def run_charts(report: LoadReport) -> str:

@@ -23,18 +23,37 @@ MOST_BISECTIONS = 6
 FEWEST_REQUESTS = 100  # of fewer, a single one that is late would decide
 
 
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sweep tells, for programs: the properties of `Sweep`, None for no upper end too."""
+
+    saturation: float
+    saturation_interval: Interval
+    kept_up_with: float | None
+    not_kept_up_with: float | None
+    within_slo: float | None
+    beyond_slo: float | None
+
+
 class Sweep(msgspec.Struct, frozen=True, kw_only=True):
     """`alone`: one request in flight; `closed`: the plan's concurrency; `points`: open loops, by
-    rate. All rates in images a second, as they were asked for: what arrivals at random make of
-    them, a little more or less, would tell a rate that failed below one that passed. Each of the
-    points has drawn its arrivals with a seed of its own, which is in its plan. `cut_short`: why
-    some are missing, if so.
+    rate. All rates in images a second, as they were asked for. Each of the points has drawn its
+    arrivals with a seed of its own, which is in its plan. `cut_short`: why some are missing, if so.
     """
 
     alone: LoadReport
     closed: LoadReport
     points: tuple[LoadReport, ...]
     cut_short: str | None = None
+
+    def found(self) -> Found:
+        return Found(
+            saturation=self.saturation,
+            saturation_interval=self.saturation_interval,
+            kept_up_with=self.kept_up_with,
+            not_kept_up_with=_finite(self.not_kept_up_with),
+            within_slo=self.within_slo,
+            beyond_slo=None if self.closed.plan.slo_ms is None else _finite(self.beyond_slo),
+        )
 
     @property
     def runs(self) -> tuple[LoadReport, ...]:
@@ -215,12 +234,11 @@ def _failed(report: LoadReport) -> bool:
 
 
 def _enough(rate: float, plan: LoadPlan) -> bool:
-    """By the plan: how many of them chance draws is known only once they were sent."""
     return rate * plan.seconds >= FEWEST_REQUESTS
 
 
 def _kept_up(report: LoadReport) -> bool:
-    """With what was really due."""
+    """With what was due."""
     usable = report.offered_images_per_second * report.usable_share
     return report.answers.mean >= KEPT_UP_SHARE * usable > 0
 
@@ -235,6 +253,10 @@ def _highest(points: Iterable[LoadReport]) -> float | None:
 
 def _lowest(points: Iterable[LoadReport]) -> float:
     return min(map(images_asked_for, points), default=math.inf)
+
+
+def _finite(rate: float) -> float | None:
+    return None if math.isinf(rate) else rate
 
 
 def _rate(report: LoadReport) -> float:
