@@ -242,7 +242,7 @@ def _doubts_of_client(
             kind="not_sent",
             size=not_sent,
             text=f"{_were(not_sent, 'request')} never sent, as the deadline had passed by then: "
-            "the client cannot offer this rate",
+            f"{_why_not_sent(plan, lag_ms)}",
         )
     if too_many := tally.errors.get("TOO_MANY_IN_FLIGHT"):
         yield Doubt(
@@ -251,6 +251,15 @@ def _doubts_of_client(
             text=f"{_were(too_many, 'request')} never sent, as {MOST_IN_FLIGHT} were unanswered: "
             "the server does not keep up, and the rate was lower than asked for",
         )
+
+
+def _why_not_sent(plan: LoadPlan, lag_ms: Mapping[str, float]) -> str:
+    if not lag_ms or lag_ms["p99"] > LATE_MS:
+        return "the client cannot offer this rate"
+    return (
+        f"{plan.timeout_seconds * 1000:g} ms are less than the client's own delay, which is up to "
+        f"{lag_ms['p100']:.1f} ms; give it a longer --timeout"
+    )
 
 
 def _doubts_of_answers(plan: LoadPlan, tally: Tally) -> Iterator[Doubt]:
