@@ -76,6 +76,12 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
         return min((self.slo_ms or math.inf) / 1000, self.timeout_seconds)
 
     @property
+    def in_time_limit(self) -> str:
+        """The same, for a reader."""
+        deadline = " (the deadline)" if self.in_time_seconds == self.timeout_seconds else ""
+        return f"{self.in_time_seconds * 1000:g} ms{deadline}"
+
+    @property
     def images_per_second(self) -> float | None:
         """That are asked for: of a rate as it was set, not as arrivals are drawn. None in a closed
         loop."""

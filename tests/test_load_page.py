@@ -152,6 +152,17 @@ def test_a_rate_above_one_that_failed_is_told_where_it_met_the_slo(passed, rates
     assert f">{told}<" in re.sub("</b><span>", " ", page(results))
 
 
+def test_a_deadline_below_the_slo_is_what_goodput_and_rates_are_within():
+    short = {"slo_ms": 5000.0, "timeout_seconds": 0.5}
+    run = results_of(load_report([100.0] * 400, rate=40.0, **short))
+    sweep = results_of(sweep_of(*run.runs, **short))
+    assert "images/s within 500 ms (the deadline)" in results_text(run)
+    assert "goodput, within 500 ms (the deadline); " in page(run)
+    told = "had 99% of the requests within 500 ms (the deadline)"
+    assert told in results_text(sweep)
+    assert told in page(sweep)
+
+
 def test_the_processes_of_a_sweep_are_those_of_its_rates():
     rate = msgspec.structs.replace(RATES[0], client_cores=[0.1, 0.2, 0.3])
     assert "3 process(es)" in Parsed(page(results_of(sweep_of(rate)))).text

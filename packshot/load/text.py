@@ -65,7 +65,9 @@ def report_text(report: LoadReport) -> str:
         f"images/s ({max(0.0, low):.1f} to {high:.1f})",
     ]
     if plan.slo_ms is not None:
-        lines.append(f"  goodput     {report.goodput.mean:.1f} images/s within {plan.slo_ms:g} ms")
+        lines.append(
+            f"  goodput     {report.goodput.mean:.1f} images/s within {plan.in_time_limit}"
+        )
     lines += [
         f"  latency ms  {_listed(report.latency_ms) or 'no answer'}",
         f"  errors      {errors_text(report)}",
