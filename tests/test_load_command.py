@@ -13,7 +13,9 @@ from processes import ROOT, TIMEOUT
 
 from packshot.cli import main
 from packshot.client import MAX_MESSAGE_BYTES
+from packshot.errors import InvalidInput
 from packshot.load import command
+from packshot.load.observed import read_metrics
 from packshot.load.results import Results, read_results
 
 
@@ -96,6 +98,18 @@ def test_a_wrong_address_and_a_wrong_metrics_page_are_told_at_once(server):
         2,
         True,
     )
+
+
+def test_what_other_ports_and_pages_say_is_not_printed_as_it_is(server, tmp_path):
+    (tmp_path / "page").write_bytes(b"{\x1b[2J} 1\n")
+    for url, told in (
+        (f"http://{server.target}/metrics", "gives no answer in HTTP/1: check --metrics-url"),
+        ((tmp_path / "page").as_uri(), "has no metrics of a packshot server: "),
+    ):
+        with pytest.raises(InvalidInput) as refused:
+            read_metrics(url)
+        assert told in str(refused.value)
+        assert str(refused.value).isprintable()
 
 
 @pytest.mark.parametrize(
