@@ -80,6 +80,19 @@ def test_a_folder_that_takes_no_files_is_told_before_the_load(server, tmp_path):
     assert server.metric("packshot_images_total") == before
 
 
+def test_a_folder_that_takes_no_results_any_more_is_named_and_they_are_printed(server, tmp_path):
+    """As one on a disk that is full by then; here the place of a file is taken by a folder."""
+    (tmp_path / "red.jpg").write_bytes(RED)
+    (tmp_path / "load.json").mkdir()
+    done = load_command(
+        tmp_path / "red.jpg", "--target", server.target, "--seconds", 0.3, "--warmup", 0,
+        "--out", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"packshot: {tmp_path}: results cannot be written: Is a directory" in done.stderr
+    assert "images/s" in done.stdout
+
+
 def test_a_large_folder_is_sampled_evenly(tmp_path, monkeypatch, capsys):
     for number in range(12):
         (tmp_path / f"{number:02}.jpg").write_bytes(bytes([number]))

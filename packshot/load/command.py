@@ -67,6 +67,9 @@ def load(options: argparse.Namespace) -> int:
         if options.out is not None:  # before anything is printed, which nobody may read any more
             write_results(options.out, results, page(results))
             _say(f"results in {options.out}")
+    except OSError as error:
+        told = f"{options.out}: results cannot be written: {error.strerror}"
+        raise InvalidInput(told) from error
     finally:
         text = msgspec.json.encode(results).decode() if options.json else results_text(results)
         print(text, flush=True)
