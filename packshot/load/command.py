@@ -246,7 +246,7 @@ class Live:
         self._bar = tqdm(
             disable=None if sys.stderr else True,  # None: if standard error is no terminal
             leave=False,
-            bar_format="{percentage:3.0f}% |{bar:20}| {desc}",
+            bar_format="{percentage:3.0f}% |{bar:10}| {desc}",
         )
 
     def __enter__(self) -> "Live":
@@ -259,10 +259,11 @@ class Live:
         plan = state.plan
         total = plan.warmup_seconds + plan.seconds
         self._bar.total, self._bar.n = total, min(state.seconds, total)
-        self._bar.set_description_str(
-            f"{'stopping: ' if state.stopping else ''}{plan.mode}: "
+        self._bar.set_description_str(  # what matters most first: a narrow terminal cuts its end
+            f"{'stopping: ' if state.stopping else ''}"
+            f"{f'{state.failed} not answered, ' if state.failed else ''}"
             f"{state.images / max(state.seconds, 0.001):.1f} images/s, "
-            f"{state.in_flight} in flight, {state.failed} not answered"
+            f"{state.in_flight} in flight; {plan.mode}"
         )
 
     def tell(self, report: LoadReport) -> None:
