@@ -48,21 +48,21 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
         for name in ABOVE_ZERO:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise InvalidInput(f"{name} is {value}; it must be above 0, and finite")
+                raise InvalidInput(f"{_flag(name)} is {value}; it must be above 0, and finite")
         for name in NOT_BELOW_ZERO:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InvalidInput(f"{name} is {getattr(self, name)}; it must be 0 or more, finite")
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise InvalidInput(f"{_flag(name)} is {value}; it must be 0 or more, finite")
         if self.rate is not None and self.rate > MOST_RATE:
             raise InvalidInput(
-                f"rate is {self.rate:g}; it must be {MOST_RATE} or less: send from more machines"
+                f"--rate is {self.rate:g}; it must be {MOST_RATE} or less: send from more machines"
             )
         if self.concurrency > MOST_IN_FLIGHT:
             raise InvalidInput(
-                f"concurrency is {self.concurrency}; it must be {MOST_IN_FLIGHT} or less: send "
+                f"--concurrency is {self.concurrency}; it must be {MOST_IN_FLIGHT} or less: send "
                 "from more machines"
             )
         if self.api == "open-inference" and not self.model:
-            raise InvalidInput("the Open Inference Protocol knows no default model: name one")
+            raise InvalidInput("the Open Inference Protocol knows no default model: give --model")
 
     @property
     def client_processes(self) -> int:
@@ -76,6 +76,12 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
         return min((self.slo_ms or math.inf) / 1000, self.timeout_seconds)
 
     @property
+    def in_time_limit(self) -> str:
+        """The same, for a reader."""
+        deadline = " (the deadline)" if self.in_time_seconds == self.timeout_seconds else ""
+        return f"{self.in_time_seconds * 1000:g} ms{deadline}"
+
+    @property
     def images_per_second(self) -> float | None:
         """That are asked for; None in a closed loop."""
         return None if self.rate is None else self.rate * self.images_per_request
@@ -86,3 +92,8 @@ class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
         if self.rate:
             return f"{self.rate:g} requests/s ({self.arrivals})"
         return f"{self.concurrency} request{'s' * (self.concurrency > 1)} in flight"
+
+
+def _flag(field: str) -> str:
+    """Of `packshot load`, where most plans come from."""
+    return f"--{field.removesuffix('_seconds').replace('_', '-')}"

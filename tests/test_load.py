@@ -80,15 +80,25 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_shows_how_it_goes(monkeypatch):
+@pytest.mark.parametrize(
+    ("rate", "state", "shown"),
+    [
+        (50.0, {"images": 200, "failed": 3, "in_flight": 7},
+         "3 not answered, 40.0 images/s, 7 in flight; 50 requests/s"),
+        (50.0, {"images": 200, "failed": 0, "in_flight": 7},
+         "40.0 images/s, 7 in flight; 50 requests/s (poisson)"),
+        (5000.0, {"images": 12_345, "failed": 23_456, "in_flight": 2048, "stopping": True},
+         "stopping: 23456 not answered, 2469.0 images/s, 2048 in flight"),
+    ],
+)  # fmt: skip
+def test_a_terminal_of_80_columns_shows_how_it_goes(monkeypatch, rate, state, shown):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setenv("COLUMNS", "120")
-    plan = LoadPlan(target="127.0.0.1:1", rate=50, warmup_seconds=1, seconds=9)
+    plan = LoadPlan(target="127.0.0.1:1", rate=rate, warmup_seconds=1, seconds=9)
     with Live() as live:
-        live.watch(State(plan, seconds=5.0, images=200, failed=3, in_flight=7))
-        shown = sys.stderr.getvalue()
-    assert " 50% |" in shown
-    assert "50 requests/s (poisson): 40.0 images/s, 7 in flight, 3 not answered" in shown
+        live.watch(State(plan, seconds=5.0, **state))
+        line = sys.stderr.getvalue().split("\r")[-1]
+    assert line.startswith(" 50% |")
+    assert shown in line[:80], "tqdm cuts the rest"
 
 
 def test_elsewhere_a_rate_of_a_sweep_has_a_line_in_images_as_it_was_asked_for(capsys):

@@ -13,7 +13,9 @@ from processes import ROOT, TIMEOUT
 
 from packshot.cli import main
 from packshot.client import MAX_MESSAGE_BYTES
+from packshot.errors import InvalidInput
 from packshot.load import command
+from packshot.load.observed import read_metrics
 from packshot.load.results import Results, read_results
 
 
@@ -80,6 +82,19 @@ def test_a_folder_that_takes_no_files_is_told_before_the_load(server, tmp_path):
     assert server.metric("packshot_images_total") == before
 
 
+def test_a_folder_that_takes_no_results_any_more_is_named_and_they_are_printed(server, tmp_path):
+    """As one on a disk that is full by then; here the place of a file is taken by a folder."""
+    (tmp_path / "red.jpg").write_bytes(RED)
+    (tmp_path / "load.json").mkdir()
+    done = load_command(
+        tmp_path / "red.jpg", "--target", server.target, "--seconds", 0.3, "--warmup", 0,
+        "--out", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"packshot: {tmp_path}: results cannot be written: Is a directory" in done.stderr
+    assert "images/s" in done.stdout
+
+
 def test_a_large_folder_is_sampled_evenly(tmp_path, monkeypatch, capsys):
     for number in range(12):
         (tmp_path / f"{number:02}.jpg").write_bytes(bytes([number]))
@@ -100,21 +115,36 @@ def test_a_wrong_address_and_a_wrong_metrics_page_are_told_at_once(server):
     )
 
 
+def test_what_other_ports_and_pages_say_is_not_printed_as_it_is(server, tmp_path):
+    (tmp_path / "page").write_bytes(b"{\x1b[2J} 1\n")
+    for url, told in (
+        (f"http://{server.target}/metrics", "gives no answer in HTTP/1: check --metrics-url"),
+        ((tmp_path / "page").as_uri(), "has no metrics of a packshot server: "),
+    ):
+        with pytest.raises(InvalidInput) as refused:
+            read_metrics(url)
+        assert told in str(refused.value)
+        assert str(refused.value).isprintable()
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         (("--sweep", "--rate", 5), "leave --rate out"),
-        (("--seconds", 0), "seconds is 0.0; it must be above 0"),
-        (("--warmup", -1), "warmup_seconds is -1.0; it must be 0 or more"),
-        (("--rate", "nan"), "rate is nan"),
-        (("--rate", 1e300), "rate is 1e+300; it must be 100000 or less: send from more machines"),
-        (("--rate", "inf"), "rate is inf; it must be above 0, and finite"),
-        (("--warmup", "inf"), "warmup_seconds is inf"),
+        (("--seconds", 0), "--seconds is 0.0; it must be above 0"),
+        (("--warmup", -1), "--warmup is -1.0; it must be 0 or more"),
+        (("--rate", "nan"), "--rate is nan"),
+        (("--rate", 1e300), "--rate is 1e+300; it must be 100000 or less: send from more machines"),
+        (("--rate", "inf"), "--rate is inf; it must be above 0, and finite"),
+        (("--warmup", "inf"), "--warmup is inf"),
+        (("--timeout", "inf"), "--timeout is inf"),
+        (("--slo-ms", 0), "--slo-ms is 0.0"),
+        (("--images-per-request", 0), "--images-per-request is 0"),
         (("--rate", 5, "--concurrency", 4), "leave --concurrency out, or --rate"),
         (("--arrivals", "constant"), "give --rate or --sweep"),
         (("--seed", 0), "give --rate or --sweep"),
-        (("--api", "open-inference"), "name one"),
-        (("--concurrency", 3000), "concurrency is 3000; it must be 2048 or less"),
+        (("--api", "open-inference"), "give --model"),
+        (("--concurrency", 3000), "--concurrency is 3000; it must be 2048 or less"),
         (("nothing-there/*.jpg",), "no such file"),
     ],
 )

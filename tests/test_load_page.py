@@ -100,7 +100,7 @@ def test_a_sweep_is_shown_whole():
     text = Parsed(html).text
     for part in (
         "30.0 images/ssaturation",
-        "20.0 images/sthe highest rate with 99% of the requests within 200 ms",
+        "up to 20.0 images/sall rates tried had 99% of the requests within 200 ms",
         "50.0 msone request alone",
         "1 in flight",
         "100 of 400",
@@ -127,6 +127,39 @@ def test_rates_are_told_as_they_were_asked_for():
     assert "up to 40.0 images/s" in results_text(results)
     chart = charts(html)["latency, ms"]
     assert close(dots(chart, "p50")[0][0], across_of(chart, "40"))
+
+
+@pytest.mark.parametrize(
+    ("passed", "rates", "more"),
+    [
+        ((20.0,), "up to 20.0 images/s all rates tried", ""),
+        ((20.0, 60.0), "up to 20.0 images/s all rates tried", "40.0/s"),
+        ((60.0,), "no rate up to 20.0/s", "20.0/s"),
+        ((), "no rate tried", ""),
+    ],
+)
+def test_a_rate_above_one_that_failed_is_told_where_it_met_the_slo(passed, rates, more):
+    points = [
+        load_report([40.0 if rate in passed else 500.0] * round(10 * rate), rate=rate)
+        for rate in (20.0, 40.0, 60.0)
+    ]
+    results = results_of(sweep_of(*points))
+    told = f"{rates} had 99% of the requests within 200 ms"
+    if more:
+        told += f"; {more} failed, though a higher one passed"
+    assert told in results_text(results).splitlines()
+    assert f">{told}<" in re.sub("</b><span>", " ", page(results))
+
+
+def test_a_deadline_below_the_slo_is_what_goodput_and_rates_are_within():
+    short = {"slo_ms": 5000.0, "timeout_seconds": 0.5}
+    run = results_of(load_report([100.0] * 400, rate=40.0, **short))
+    sweep = results_of(sweep_of(*run.runs, **short))
+    assert "images/s within 500 ms (the deadline)" in results_text(run)
+    assert "goodput, within 500 ms (the deadline); " in page(run)
+    told = "had 99% of the requests within 500 ms (the deadline)"
+    assert told in results_text(sweep)
+    assert told in page(sweep)
 
 
 def test_the_processes_of_a_sweep_are_those_of_its_rates():

@@ -168,6 +168,23 @@ def test_no_fewer_answers_than_a_percentile_says_took_that_long_or_less(count):
         assert ms == pytest.approx(100 + rank - 1, rel=0.001), name
 
 
+@pytest.mark.parametrize(
+    ("late_seconds", "told"),
+    [
+        ([0.002] * 9, "1 ms are less than the client's own delay, which is up to 2.0 ms"),
+        ([0.2] * 9, "the client cannot offer this rate"),
+        ([], "the client cannot offer this rate"),
+    ],
+)
+def test_a_deadline_that_is_too_short_is_no_rate_that_is_too_high(late_seconds, told):
+    recorder = Recorder(Window(0.0, 10.0), in_time_seconds=1.0)
+    for seconds in late_seconds:
+        recorder.late(1.0, seconds)
+    recorder.not_answered(1.0, "NOT_SENT")
+    report = report_of(plan_at(timeout_seconds=0.001), recorder.tally(cpu_seconds=1.0), None)
+    assert f"as the deadline had passed by then: {told}" in report.doubts[-1].text
+
+
 def test_intervals_hold_what_they_promise():
     """Of 2,000 draws, about 95 % hold the truth: fewer of a skewed distribution's 99th."""
     random = np.random.default_rng(0)

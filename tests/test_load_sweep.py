@@ -285,6 +285,19 @@ def test_only_what_the_server_refused_for_overload_is_no_fault():
     )
 
 
+def test_what_grpc_cancels_may_be_overload_and_is_told_apart_from_what_is_not():
+    recorder = Recorder(Window(0.0, 10.0), in_time_seconds=1.0)
+    recorder.not_answered(1.0, "UNAVAILABLE", "all is lost")
+    for _ in range(2):
+        recorder.not_answered(1.0, "CANCELLED", "CANCELLED")
+    report = report_of(plan_at(), recorder.tally(cpu_seconds=1.0), None)
+    failed, cancelled = report.doubts
+    assert failed.text == "1 request failed, which is no overload: 1 UNAVAILABLE (all is lost)"
+    assert (cancelled.kind, cancelled.size, cancelled.of_client) == ("cancelled", 2, False)
+    assert cancelled.text.startswith("2 requests were ended as CANCELLED, but not by this client")
+    assert report.faults == {"UNAVAILABLE": 1, "CANCELLED": 2}, "for the exit status"
+
+
 def test_no_rate_is_tried_that_no_client_can_send():
     class Fast(Queue):
         CAPACITY, SECONDS = 60_000.0, 0.0001

@@ -67,6 +67,9 @@ def load(options: argparse.Namespace) -> int:
         if options.out is not None:  # before anything is printed, which nobody may read any more
             write_results(options.out, results, page(results))
             _say(f"results in {options.out}")
+    except OSError as error:
+        told = f"{options.out}: results cannot be written: {error.strerror}"
+        raise InvalidInput(told) from error
     finally:
         text = msgspec.json.encode(results).decode() if options.json else results_text(results)
         print(text, flush=True)
@@ -244,7 +247,7 @@ class Live:
         self._bar = tqdm(
             disable=None if sys.stderr else True,  # None: if standard error is no terminal
             leave=False,
-            bar_format="{percentage:3.0f}% |{bar:20}| {desc}",
+            bar_format="{percentage:3.0f}% |{bar:10}| {desc}",
         )
 
     def __enter__(self) -> "Live":
@@ -257,10 +260,11 @@ class Live:
         plan = state.plan
         total = plan.warmup_seconds + plan.seconds
         self._bar.total, self._bar.n = total, min(state.seconds, total)
-        self._bar.set_description_str(
-            f"{'stopping: ' if state.stopping else ''}{plan.mode}: "
+        self._bar.set_description_str(  # what matters most first: a narrow terminal cuts its end
+            f"{'stopping: ' if state.stopping else ''}"
+            f"{f'{state.failed} not answered, ' if state.failed else ''}"
             f"{state.images / max(state.seconds, 0.001):.1f} images/s, "
-            f"{state.in_flight} in flight, {state.failed} not answered"
+            f"{state.in_flight} in flight; {plan.mode}"
         )
 
     def tell(self, report: LoadReport) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from packshot.load.caution import interval_text, latency_text
 from packshot.load.report import LoadReport
 from packshot.load.results import Results
-from packshot.load.sweep import IN_TIME_SHARE, KEPT_UP_SHARE, Sweep
+from packshot.load.sweep import IN_TIME_SHARE, KEPT_UP_SHARE, Sweep, doubtful
 
 Figure = tuple[str, str]
 """A value, and what it is."""
@@ -22,12 +22,7 @@ def _of_sweep(sweep: Sweep) -> Iterator[Figure]:
         f"{sweep.saturation:.1f} images/s" if sweep.saturation else "no answer",
         "saturation: the most that was answered, at whatever rate",
     )
-    if (slo_ms := sweep.closed.plan.slo_ms) is not None:
-        told = f"{IN_TIME_SHARE:.0%} of the requests within {slo_ms:g} ms"
-        if sweep.within_slo is None:
-            yield "no rate tried", f"had {told}"
-        else:
-            yield f"{sweep.within_slo:.1f} images/s", f"the highest rate with {told}"
+    yield from within_slo(sweep)
     kept = sweep.kept_up_with
     told = f"{KEPT_UP_SHARE:.0%} of the images answered"
     if kept is None:
@@ -37,15 +32,30 @@ def _of_sweep(sweep: Sweep) -> Iterator[Figure]:
     yield _time(sweep.alone, "p50", "one request alone: half take no longer")
 
 
+def within_slo(sweep: Sweep) -> Iterator[Figure]:
+    """Nothing without an SLO. A rate above one that failed may have met it: that is told too."""
+    plan = sweep.closed.plan
+    if plan.slo_ms is None:
+        return
+    told = f"had {IN_TIME_SHARE:.0%} of the requests within {plan.in_time_limit}"
+    failed, higher_passed = f"{sweep.beyond_slo:.1f}/s", bool(doubtful(sweep.points))
+    if higher_passed:
+        told += f"; {failed} failed, though a higher one passed"
+    if sweep.within_slo is not None:
+        yield f"up to {sweep.within_slo:.1f} images/s", f"all rates tried {told}"
+    else:
+        yield f"no rate up to {failed}" if higher_passed else "no rate tried", told
+
+
 def _of_run(run: LoadReport) -> Iterator[Figure]:
     yield (
         f"{run.answers.mean:.1f} images/s",
         f"answered; 95 % interval {interval_text(run.answers.interval)}",
     )
-    if (slo_ms := run.plan.slo_ms) is not None:
+    if run.plan.slo_ms is not None:
         yield (
             f"{run.goodput.mean:.1f} images/s",
-            f"goodput, within {slo_ms:g} ms; {interval_text(run.goodput.interval)}",
+            f"goodput, within {run.plan.in_time_limit}; {interval_text(run.goodput.interval)}",
         )
     yield _time(run, "p50", "p50 latency")
     yield _time(run, "p99", "p99 latency")

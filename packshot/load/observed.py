@@ -3,7 +3,7 @@
 import time
 import urllib.request
 from collections.abc import Mapping
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from typing import NamedTuple
 
 import msgspec
@@ -70,10 +70,14 @@ def read_metrics(url: str) -> Reading:
     try:
         with DIRECT.open(url, timeout=TIMEOUT_SECONDS) as page:
             families = list(text_string_to_metric_families(page.read().decode()))
-    except (OSError, HTTPException) as error:  # the latter: it is not HTTP that is spoken there
+    except (OSError, InvalidURL) as error:
         raise InvalidInput(f"{url} cannot be read: {error}; check --metrics-url") from error
+    except HTTPException as error:  # its text is what came, such as bytes of gRPC
+        raise InvalidInput(f"{url} gives no answer in HTTP/1: check --metrics-url") from error
     except ValueError as error:
-        raise InvalidInput(f"{url} has no metrics of a packshot server: {error}") from error
+        raise InvalidInput(
+            f"{url} has no metrics of a packshot server: {str(error)!r}; check --metrics-url"
+        ) from error
     samples = {
         (one.name, tuple(sorted(one.labels.items()))): one.value
         for family in families

@@ -34,8 +34,8 @@ class Doubt(msgspec.Struct, frozen=True, kw_only=True):
     """Why something else than the server may be what was measured."""
 
     kind: Literal[
-        "client_busy", "sent_late", "tail_late", "not_sent", "too_many", "failed", "silent",
-        "unusable", "server_unseen", "stopped", "given_up",
+        "client_busy", "sent_late", "tail_late", "not_sent", "too_many", "failed",
+        "cancelled", "silent", "unusable", "server_unseen", "stopped", "given_up",
     ]  # fmt: skip
     text: str
     size: float = 0.0
@@ -245,7 +245,7 @@ def _doubts_of_client(
             kind="not_sent",
             size=not_sent,
             text=f"{_were(not_sent, 'request')} never sent, as the deadline had passed by then: "
-            "the client cannot offer this rate",
+            f"{_why_not_sent(plan, lag_ms)}",
         )
     if too_many := tally.errors.get("TOO_MANY_IN_FLIGHT"):
         yield Doubt(
@@ -256,13 +256,31 @@ def _doubts_of_client(
         )
 
 
+def _why_not_sent(plan: LoadPlan, lag_ms: Mapping[str, float]) -> str:
+    if not lag_ms or lag_ms["p99"] > LATE_MS:
+        return "the client cannot offer this rate"
+    return (
+        f"{plan.timeout_seconds * 1000:g} ms are less than the client's own delay, which is up to "
+        f"{lag_ms['p100']:.1f} ms; give it a longer --timeout"
+    )
+
+
 def _doubts_of_answers(plan: LoadPlan, tally: Tally) -> Iterator[Doubt]:
-    if faults := _faults(tally.errors):
+    faults = _faults(tally.errors)
+    cancelled = faults.pop("CANCELLED", 0)
+    if faults:
         yield Doubt(
             kind="failed",
             size=(failed := sum(faults.values())),
             text=f"{_counted(failed, 'request')} failed, which is no overload: "
-            f"{with_details(faults, tally.error_details)}{_explained(faults)}",
+            f"{with_details(faults, tally.error_details)}",
+        )
+    if cancelled:  # the load tester itself cancels nothing
+        yield Doubt(
+            kind="cancelled",
+            size=cancelled,
+            text=f"{_were(cancelled, 'request')} ended as CANCELLED, but not by this client: gRPC "
+            "does so while a thousand wait for a server to take them, and as a server stops",
         )
     expired = tally.errors.get("DEADLINE_EXCEEDED", 0)
     if expired and not tally.answered and "RESOURCE_EXHAUSTED" not in tally.errors:
@@ -288,13 +306,6 @@ def _counted(count: int, noun: str) -> str:
 
 def _were(count: int, noun: str) -> str:
     return f"{_counted(count, noun)} {'was' if count == 1 else 'were'}"
-
-
-def _explained(faults: Mapping[str, int]) -> str:
-    """The load tester itself cancels nothing."""
-    if "CANCELLED" not in faults:
-        return ""
-    return "; CANCELLED may be: gRPC ends calls so while a thousand wait for a server to take them"
 
 
 def _lateness(plan: LoadPlan, ms: float, of: str) -> str:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from packshot.load.caution import cut_short, doubts_told, shortages
+from packshot.load.headline import within_slo
 from packshot.load.observed import ServerWindow
 from packshot.load.report import LoadReport, with_details
 from packshot.load.results import Results
@@ -29,10 +30,7 @@ def _sweep_lines(sweep: Sweep) -> list[str]:
         lines.append(f"saturates at {sweep.saturation:.1f} images/s")
     if sweep.kept_up_with is not None:
         lines.append(f"keeps up with {sweep.kept_up_with:.1f} images/s (95 % answered)")
-    if (slo_ms := sweep.closed.plan.slo_ms) is not None:
-        within = sweep.within_slo
-        rate = "no rate that was tried" if within is None else f"up to {within:.1f} images/s"
-        lines.append(f"within {slo_ms:g} ms for 99 % of the requests: {rate}")
+    lines += [f"{rate} {told}" for rate, told in within_slo(sweep)]
     return [
         *lines,
         *(f"WARNING {text}" for text in (*cut_short(sweep), *doubts_told(sweep.runs))),
@@ -67,7 +65,9 @@ def report_text(report: LoadReport) -> str:
         f"images/s ({max(0.0, low):.1f} to {high:.1f})",
     ]
     if plan.slo_ms is not None:
-        lines.append(f"  goodput     {report.goodput.mean:.1f} images/s within {plan.slo_ms:g} ms")
+        lines.append(
+            f"  goodput     {report.goodput.mean:.1f} images/s within {plan.in_time_limit}"
+        )
     lines += [
         f"  latency ms  {_listed(report.latency_ms) or 'no answer'}",
         f"  errors      {errors_text(report)}",
