@@ -1,12 +1,14 @@
 """Follows the store: another version is loaded beside the one that serves, proved, and swapped in.
 
 Requests that were let in are answered by the version that let them in. A version that does not pass
-stays out, and the old one goes on. While one model is loaded, the others are followed.
+stays out, and the old one goes on. While one model takes long to load, the others are followed.
 """
 
 import asyncio
 import logging
+import math
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +32,7 @@ REASONS: dict[type[Exception], str] = {
 }
 
 NOTHING: Content = frozenset()
+ALONE_SECONDS = 10.0  # for a load that ends in time: two take twice the cores and the memory
 
 
 class Reloader:
@@ -61,6 +64,7 @@ class Reloader:
         self._unreadable = ""
         self._running: asyncio.Task[None] | None = None
         self._loads: dict[str, asyncio.Task[None]] = {}  # one a model
+        self._last_began = -math.inf
 
     async def load_all(self) -> None:
         """The first version of each. Raises PackshotError if one that was asked for fails."""
@@ -126,10 +130,22 @@ class Reloader:
 
     async def _look_through(self) -> None:
         for name in await self._present():
-            if len(self._loads) == LOADS:  # what would be found could not be loaded
-                await asyncio.wait(self._loads.values(), return_when=asyncio.FIRST_COMPLETED)
+            await self._may_load()
             if name not in self._loads:
                 await self._look(name)
+
+    async def _may_load(self) -> None:
+        """Until no load is in progress, or only one that takes long: it may hang."""
+        while self._loads:
+            left = self._last_began + ALONE_SECONDS - time.monotonic()
+            full = len(self._loads) == LOADS
+            if left <= 0 and not full:
+                return
+            await asyncio.wait(
+                self._loads.values(),
+                timeout=None if full else left,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
 
     async def _present(self) -> list[str]:
         try:
@@ -168,6 +184,7 @@ class Reloader:
             self._tell_if_changed(name, attempt)
             rejected.clear()  # what is chosen serves: nobody waits for the others
         elif not self._known(name, attempt):
+            self._last_began = time.monotonic()
             self._loads[name] = asyncio.create_task(self._load(name, attempt))
 
     async def _load(self, name: str, attempt: Attempt) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from serving import listening
+from serving import listening, reload
 from serving.__main__ import main
 from serving.engines import Answer, Engine, Images
 from serving.engines.open import ENGINES, Wanted
@@ -73,6 +73,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--held", choices=ENGINES)
     parser.add_argument("--control", type=Path, required=True)
     parser.add_argument("--run-ms", type=float, default=0.0)
+    parser.add_argument("--alone-ms", type=int, help="that a load has to itself")
     parser.add_argument("--patience-ms", type=int, help="with clients that are silent")
     return parser.parse_known_args()
 
@@ -85,6 +86,8 @@ if __name__ == "__main__":
     if known.held:
         kind = ENGINES[known.held]
         ENGINES[known.held] = kind._replace(open=held(kind.open, known.control))
+    if known.alone_ms is not None:
+        reload.ALONE_SECONDS = known.alone_ms / 1000
     if known.patience_ms:
         listening.HELLO_MS = listening.SILENCE_MS = known.patience_ms
         listening.PONG_MS = known.patience_ms // 3  # a client that lives is quick

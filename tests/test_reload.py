@@ -220,7 +220,9 @@ def slow_to_load(folder, *options):
 
 def test_a_load_that_takes_long_holds_up_its_own_model_only(tmp_path):
     models = tmp_path / "models"
-    with slow_to_load(tmp_path, "--reload-seconds", 0.05) as (server, apples, boots):
+    with slow_to_load(tmp_path, "--reload-seconds", 0.05, "--alone-ms", 0) as (
+        server, apples, boots,
+    ):  # fmt: skip
         slow = tiny_bundle(models, "apples", int8=colour_network())
         until(lambda: f"loading {slow}" in server.log)
         tiny_bundle(models, "boots")
@@ -235,9 +237,22 @@ def test_a_load_that_takes_long_holds_up_its_own_model_only(tmp_path):
         assert server.stop() == 0
 
 
+def test_a_load_has_the_machine_to_itself_unless_it_takes_long(tmp_path):
+    models = tmp_path / "models"
+    with slow_to_load(tmp_path, "--reload-seconds", 0.005) as (server, _, boots):
+        slow = tiny_bundle(models, "apples", int8=colour_network())
+        until(lambda: f"loading {slow}" in server.log)
+        second = tiny_bundle(models, "boots")
+        (tmp_path / "closed").unlink()
+        until(lambda: boots.model().version == 2)
+        before, _ = server.log.split(f"loading {second}")
+        assert "apples: version 2 serves" in before
+
+
 def test_two_are_loaded_at_once_and_the_next_when_one_of_them_is(tmp_path):
     models = tmp_path / "models"
-    with slow_to_load(tmp_path, "--reload-seconds", 0.005) as (server, apples, _):
+    options = ("--reload-seconds", 0.005, "--alone-ms", 0)
+    with slow_to_load(tmp_path, *options) as (server, apples, _):
         (tmp_path / "held").touch()
         slow = tiny_bundle(models, "apples", int8=colour_network())
         held = tiny_bundle(models, "boots")
