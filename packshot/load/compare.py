@@ -20,9 +20,9 @@ HEAD = ("", "BEFORE", "AFTER", "CHANGE", "")
 PERCENTILES = ("p50", "p90", "p99", "p99.9")
 FOOT = (
     "Latencies are those of answered requests. Intervals hold 95 % and know the noise within a "
-    "test, not that between two: repeat both before a small difference is believed. What another "
-    "rate was asked for, or another number in flight, has other figures for that alone, and the "
-    "latencies of answers are others where clearly more or fewer requests had one: no verdict."
+    "test, not that between two: repeat both before a small difference is believed. Where another "
+    "rate or another number in flight was asked for, all figures are others for that alone, and "
+    "where clearly more or fewer requests were answered, the latencies are: they have no verdict."
 )
 SWEEP_FOOT = (
     "Rates that were kept up with, or within the SLO, lie between the highest that passed and the "
